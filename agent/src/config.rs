@@ -1,0 +1,565 @@
+//! The command line, the environment's settings, and the token.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use clap::Parser;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use isthmus_proto::MediatorId;
+use isthmus_proto::policy::AllowRule;
+use isthmus_proto::record::{BadPin, parse_pin};
+use serde::Deserialize;
+use tracing::level_filters::LevelFilter;
+
+use crate::resolve::{BadHostPort, HostPort};
+
+/// Longest token in bytes. Token, rules, service and addresses together must fit one frame.
+pub const TOKEN_LEN_MAX: usize = 4096;
+
+/// Most `--allow` rules.
+pub const RULES_MAX: usize = 64;
+
+/// Longest `--service` text in bytes.
+pub const SERVICE_LEN_MAX: usize = 256;
+
+/// Longest name of a congestion control: the kernel's TCP_CA_NAME_MAX less the final zero (linux/tcp.h).
+const CONGESTION_LEN_MAX: usize = 15;
+
+/// What the mediator runs with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The relay's service port.
+    pub relay: HostPort,
+    /// How the relay proves itself.
+    pub trust: Trust,
+    /// Where the token comes from; read again at each connection, so that it can be renewed in place.
+    pub token: TokenSource,
+    /// The owner's rules; none for the default policy.
+    pub allow: Vec<AllowRule>,
+    /// UDP channels to ask for, 0 to 16.
+    pub udp_channels: u8,
+    /// The service that the owner wishes to use.
+    pub service: String,
+    /// TCP congestion control of the mediator's sockets; the system's default if none.
+    pub congestion: Option<String>,
+    /// Least important level that is logged.
+    pub log: LevelFilter,
+}
+
+/// How the relay proves itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// By a certificate with this SHA-256 over its DER form.
+    Pin([u8; 32]),
+    /// By a certificate that one of this PEM file's authorities signed for the relay's name.
+    Ca(PathBuf),
+    /// Not at all: no TLS. For benchmarks and closed networks.
+    Plaintext,
+}
+
+/// Where the token comes from. Its debug form keeps the token to itself.
+#[derive(Clone, PartialEq, Eq)]
+pub enum TokenSource {
+    /// From the command line or the environment.
+    Text(String),
+    /// From a file.
+    File(PathBuf),
+}
+
+/// A mediator's token. Its debug form keeps the text to itself.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    /// The signed text (JWT), as the relay wants it.
+    pub text: String,
+    /// The mediator that it names.
+    pub mediator: MediatorId,
+}
+
+/// The settings cannot be used; the text names the flag and the cure.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No relay is given.
+    #[error("which relay? give --relay HOST:PORT or set ISTHMUS_RELAY")]
+    NoRelay,
+    /// The relay's address is none.
+    #[error("--relay (or ISTHMUS_RELAY): {0}")]
+    BadRelay(#[from] BadHostPort),
+    /// Nothing says how the relay proves itself.
+    #[error(
+        "how does the relay prove itself? give --pin FINGERPRINT (`isthmus-relay fingerprint` prints it), set ISTHMUS_PIN, \
+         or give --ca FILE"
+    )]
+    NoTrust,
+    /// The fingerprint is none.
+    #[error("--pin (or ISTHMUS_PIN): {0}")]
+    BadPin(#[from] BadPin),
+    /// The authorities' file cannot be opened.
+    #[error("--ca: cannot read {}: {error}; give the relay's ca.pem", path.display())]
+    BadCa {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// No token is given.
+    #[error(
+        "who is this? give --token-file FILE or --token TOKEN, or set ISTHMUS_TOKEN (`isthmus-relay token --mediator ID` makes one)"
+    )]
+    NoToken,
+    /// The token cannot be used.
+    #[error(transparent)]
+    BadToken(#[from] TokenError),
+    /// Too many rules.
+    #[error("--allow: {0} rules, but at most {RULES_MAX} are possible; join neighbouring networks")]
+    TooManyRules(usize),
+    /// The service's description cannot be sent.
+    #[error("--service: at most {SERVICE_LEN_MAX} bytes without control characters; shorten the text")]
+    BadService,
+    /// Not the name of a congestion control.
+    #[error("--congestion: '{0}' is no name; see /proc/sys/net/ipv4/tcp_allowed_congestion_control for those possible")]
+    BadCongestion(String),
+}
+
+/// Why a token cannot be used; the text names the flag and the cure.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The file cannot be read.
+    #[error("--token-file: cannot read {}: {error}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// Longer than [`TOKEN_LEN_MAX`].
+    #[error("{0}: longer than {TOKEN_LEN_MAX} bytes, so no token; `isthmus-relay token --mediator ID` makes one")]
+    TooLong(&'static str),
+    /// Not a JWT in compact form (RFC 7515 section 7.1).
+    #[error("{0}: not a token (a JWT: three parts with dots between); `isthmus-relay token --mediator ID` makes one")]
+    NotJwt(&'static str),
+    /// A token of another role.
+    #[error("{flag}: a {role}'s token, but a mediator's is needed; `isthmus-relay token --mediator ID` makes one")]
+    OtherRole {
+        /// Where the token came from.
+        flag: &'static str,
+        /// Its role.
+        role: String,
+    },
+    /// A mediator's token without a good mediator's name.
+    #[error("{0}: the token names no mediator; `isthmus-relay token --mediator ID` makes one that does")]
+    NoMediator(&'static str),
+}
+
+impl Config {
+    /// From this process's command line and environment; help, version and misspelt flags end the process as
+    /// command lines do (0 or 2).
+    ///
+    /// # Errors
+    /// Whatever cannot be used. The token is read once, so that a bad one shows at the start.
+    pub fn from_process() -> Result<Self, ConfigError> {
+        Self::resolve(Args::parse(), |name| std::env::var_os(name))
+    }
+
+    /// The command line wins over the environment; an empty variable counts as none.
+    fn resolve(args: Args, environment: impl Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
+        let variable = |name: &str| {
+            let value = environment(name)?.to_string_lossy().trim().to_owned();
+            Some(value).filter(|value| !value.is_empty())
+        };
+        let relay = args.relay.or_else(|| variable("ISTHMUS_RELAY")).ok_or(ConfigError::NoRelay)?.parse()?;
+        let trust = match (args.plaintext, args.pin, args.ca) {
+            (true, ..) => Trust::Plaintext,
+            (false, Some(pin), _) => Trust::Pin(parse_pin(&pin)?),
+            (false, None, Some(ca)) => Trust::Ca(readable(ca)?),
+            (false, None, None) => Trust::Pin(parse_pin(&variable("ISTHMUS_PIN").ok_or(ConfigError::NoTrust)?)?),
+        };
+        let token = match (args.token, args.token_file) {
+            (Some(text), _) => TokenSource::Text(text),
+            (None, Some(path)) => TokenSource::File(path),
+            (None, None) => TokenSource::Text(variable("ISTHMUS_TOKEN").ok_or(ConfigError::NoToken)?),
+        };
+        token.load()?;
+        if args.allow.len() > RULES_MAX {
+            return Err(ConfigError::TooManyRules(args.allow.len()));
+        }
+        if args.service.len() > SERVICE_LEN_MAX || args.service.chars().any(char::is_control) {
+            return Err(ConfigError::BadService);
+        }
+        if let Some(name) = args.congestion.as_ref().filter(|name| !is_congestion_name(name)) {
+            return Err(ConfigError::BadCongestion(name.clone()));
+        }
+        Ok(Self {
+            relay,
+            trust,
+            token,
+            allow: args.allow,
+            udp_channels: args.udp_channels,
+            service: args.service,
+            congestion: args.congestion,
+            log: args.log,
+        })
+    }
+}
+
+impl TokenSource {
+    /// The token as it is now. Its signature and time are not verified: the relay does that.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is no mediator's.
+    pub fn load(&self) -> Result<Token, TokenError> {
+        match self {
+            Self::Text(text) => parse_token(text, "--token (or ISTHMUS_TOKEN)"),
+            Self::File(path) => {
+                let text = read_bounded(path).map_err(|error| TokenError::Unreadable { path: path.clone(), error })?;
+                parse_token(&text, "--token-file")
+            }
+        }
+    }
+}
+
+impl fmt::Debug for TokenSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(_) => f.write_str("Text(..)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").field("mediator", &self.mediator).finish_non_exhaustive()
+    }
+}
+
+/// Lends this machine's network to terminals, through a relay, within what you allow.
+#[derive(Parser)]
+#[command(name = "isthmus-agent", version)]
+struct Args {
+    /// The relay's service port [env: ISTHMUS_RELAY]
+    #[arg(long, value_name = "HOST:PORT")]
+    relay: Option<String>,
+
+    /// Fingerprint of the relay's certificate, as `isthmus-relay fingerprint` prints it [env: ISTHMUS_PIN]
+    #[arg(long, value_name = "FINGERPRINT", conflicts_with = "ca")]
+    pin: Option<String>,
+
+    /// PEM file of the authority that signed the relay's certificate, instead of a fingerprint
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+
+    /// The mediator's token; other users of this machine can see it on the command line [env: ISTHMUS_TOKEN]
+    #[arg(long, value_name = "TOKEN", conflicts_with = "token_file")]
+    token: Option<String>,
+
+    /// File with the mediator's token, read again at each connection
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// Destinations that may be reached, instead of the attached subnets: 10.0.0.0/8, 192.168.1.5:22, [fd00::/8]:80-90,
+    /// *:443. A rule that covers loopback (as * does) opens this machine's own services. May be repeated
+    #[arg(long, value_name = "CIDR[:PORTS]")]
+    allow: Vec<AllowRule>,
+
+    /// UDP channels to the relay; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=CHANNELS_MAX))]
+    udp_channels: u8,
+
+    /// No TLS: for benchmarks and closed networks; the relay must have it too
+    #[arg(long, conflicts_with_all = ["pin", "ca"])]
+    plaintext: bool,
+
+    /// The service that you wish to use, in your own words
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    service: String,
+
+    /// TCP congestion control of this program's sockets, such as cubic; the system's default if not given
+    #[arg(long, value_name = "NAME")]
+    congestion: Option<String>,
+
+    /// What is logged
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = level_parser())]
+    log: LevelFilter,
+}
+
+const CHANNELS_MAX: i64 = isthmus_proto::limits::CHANNELS_MAX as i64;
+
+fn level_parser() -> impl TypedValueParser<Value = LevelFilter> {
+    PossibleValuesParser::new(["off", "error", "warn", "info", "debug", "trace"])
+        .try_map(|level| LevelFilter::from_str(&level))
+}
+
+fn readable(path: PathBuf) -> Result<PathBuf, ConfigError> {
+    let read = File::open(&path).and_then(|mut file| file.read(&mut [0]));
+    match read {
+        Ok(_) => Ok(path),
+        Err(error) => Err(ConfigError::BadCa { path, error }),
+    }
+}
+
+/// The file's text, cut right after what [`parse_token`] finds too long: the path may name something endless.
+fn read_bounded(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    // Room for white space at the end besides.
+    File::open(path)?.take(2 * TOKEN_LEN_MAX as u64).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The claims that a mediator needs; the relay looks at the others.
+#[derive(Deserialize)]
+struct Claims {
+    role: Option<String>,
+    /// The mediator's name, in a mediator's token.
+    sub: Option<String>,
+}
+
+fn parse_token(text: &str, flag: &'static str) -> Result<Token, TokenError> {
+    let text = text.trim();
+    if text.len() > TOKEN_LEN_MAX {
+        return Err(TokenError::TooLong(flag));
+    }
+    let claims = payload(text).ok_or(TokenError::NotJwt(flag))?;
+    match (claims.role.as_deref(), claims.sub.and_then(|id| id.parse().ok())) {
+        (Some("mediator"), Some(mediator)) => Ok(Token { text: text.to_owned(), mediator }),
+        (Some("mediator") | None, _) => Err(TokenError::NoMediator(flag)),
+        (Some(role), _) => Err(TokenError::OtherRole { flag, role: printable(role) }),
+    }
+}
+
+/// The claims of a JWT: the middle one of three parts, base64url of JSON (RFC 7519 section 3).
+fn payload(text: &str) -> Option<Claims> {
+    let mut parts = text.split('.');
+    let (head, body, signature) = (parts.next()?, parts.next()?, parts.next()?);
+    if parts.next().is_some() || head.is_empty() || signature.is_empty() {
+        return None;
+    }
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(body).ok()?).ok()
+}
+
+fn is_congestion_name(text: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    !text.is_empty() && text.len() <= CONGESTION_LEN_MAX && text.bytes().all(good)
+}
+
+/// The start of a text that came from a token, fit for a terminal's screen.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use isthmus_proto::hello::{Hello, Interface, Report, Role};
+    use isthmus_proto::limits::FRAME_PAYLOAD_MAX;
+
+    use super::*;
+
+    const PIN: &str = "SHA256:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1eff";
+
+    fn jwt(claims: &str) -> String {
+        format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims))
+    }
+
+    fn good_token() -> String {
+        jwt(r#"{"role":"mediator","sub":"m1","exp":1}"#)
+    }
+
+    /// Settings from these flags, with a good token, and these variables.
+    fn config(flags: &[&str], environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let token = good_token();
+        exact(&[flags, &["--token", &token]].concat(), environment)
+    }
+
+    fn exact(flags: &[&str], environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let args = Args::try_parse_from([&["isthmus-agent"], flags].concat()).expect("flags that clap takes");
+        Config::resolve(args, |name| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()))
+    }
+
+    /// What clap says to flags that it refuses.
+    fn refusal(flags: &[&str]) -> String {
+        match Args::try_parse_from([&["isthmus-agent"], flags].concat()) {
+            Ok(_) => panic!("{flags:?} was taken"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn the_smallest_command_line_gives_the_defaults() {
+        let config = config(&["--relay", "relay.test:4470", "--pin", PIN], &[]).unwrap();
+        assert_eq!(config.relay.to_string(), "relay.test:4470");
+        assert!(matches!(config.trust, Trust::Pin(pin) if pin[..3] == [0, 1, 2] && pin[31] == 0xff));
+        assert_eq!(config.token.load().unwrap().mediator.as_str(), "m1");
+        assert_eq!((config.allow.len(), config.udp_channels, config.service.as_str()), (0, 2, ""));
+        assert_eq!((config.congestion, config.log), (None, LevelFilter::INFO));
+    }
+
+    #[test]
+    fn every_flag_arrives() {
+        let ca = tempfile::NamedTempFile::new().unwrap();
+        let flags = "--relay [::1]:1 --allow 10.0.0.0/8 --allow [fd00::/8]:22 --udp-channels 16 --service print \
+                     --congestion cubic --log debug --ca";
+        let mut flags: Vec<_> = flags.split_ascii_whitespace().collect();
+        flags.push(ca.path().to_str().unwrap());
+        let config = config(&flags, &[]).unwrap();
+        assert_eq!(config.trust, Trust::Ca(ca.path().to_owned()));
+        assert_eq!(config.allow.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "[fd00::/8]:22"]);
+        assert_eq!((config.udp_channels, config.service.as_str(), config.log), (16, "print", LevelFilter::DEBUG));
+        assert_eq!(config.congestion.as_deref(), Some("cubic"));
+    }
+
+    #[test]
+    fn the_environment_fills_in_and_the_command_line_wins() {
+        let token = good_token();
+        let all = [("ISTHMUS_RELAY", "env.test:1"), ("ISTHMUS_PIN", PIN), ("ISTHMUS_TOKEN", &token)];
+        let from_environment = exact(&[], &all).unwrap();
+        assert_eq!(from_environment.relay.host(), "env.test");
+        assert!(matches!(from_environment.trust, Trust::Pin(_)));
+        assert_eq!(from_environment.token.load().unwrap().mediator.as_str(), "m1");
+
+        let other = jwt(r#"{"role":"mediator","sub":"m2"}"#);
+        let both = exact(&["--relay", "flag.test:1", "--plaintext", "--token", &other], &all).unwrap();
+        assert_eq!((both.relay.host(), both.trust), ("flag.test", Trust::Plaintext));
+        assert_eq!(both.token.load().unwrap().mediator.as_str(), "m2");
+        let ca = tempfile::NamedTempFile::new().unwrap();
+        let with_ca = exact(&["--ca", ca.path().to_str().unwrap()], &all).unwrap();
+        assert_eq!(with_ca.trust, Trust::Ca(ca.path().to_owned()));
+    }
+
+    #[test]
+    fn what_is_missing_is_asked_for_by_flag_and_variable() {
+        let (relay, token) = (["--relay", "r:1"], good_token());
+        for (result, words) in [
+            (config(&["--pin", PIN], &[("ISTHMUS_RELAY", "")]), ["--relay", "ISTHMUS_RELAY"]),
+            (config(&relay, &[("ISTHMUS_PIN", " ")]), ["--pin", "--ca"]),
+            (exact(&[&relay[..], &["--plaintext"]].concat(), &[]), ["--token-file", "ISTHMUS_TOKEN"]),
+            (exact(&["--pin", "x", "--relay", "r:1", "--token", &token], &[]), ["--pin", "isthmus-relay fingerprint"]),
+            (config(&["--relay", "r", "--plaintext"], &[]), ["--relay", "relay.example.net:4470"]),
+            (config(&[&relay[..], &["--ca", "/nowhere/ca.pem"]].concat(), &[]), ["--ca", "/nowhere/ca.pem"]),
+            (config(&[&relay[..], &["--ca", "/"]].concat(), &[]), ["--ca", "ca.pem"]),
+            (
+                config(&[&relay[..], &["--plaintext", "--congestion", "a/b"]].concat(), &[]),
+                ["--congestion", "tcp_allowed_congestion_control"],
+            ),
+            (config(&[&relay[..], &["--plaintext", "--service", "a\nb"]].concat(), &[]), ["--service", "shorten"]),
+        ] {
+            let text = result.unwrap_err().to_string();
+            assert!(words.iter().all(|word| text.contains(word)), "{text}");
+        }
+    }
+
+    #[test]
+    fn contradictions_and_values_out_of_range_are_refused_by_flag() {
+        for (flags, word) in [
+            (&["--pin", "a", "--ca", "b"][..], "--ca"),
+            (&["--plaintext", "--pin", "a"], "--plaintext"),
+            (&["--plaintext", "--ca", "b"], "--plaintext"),
+            (&["--token", "a", "--token-file", "b"], "--token-file"),
+            (&["--udp-channels", "17"], "--udp-channels"),
+            (&["--allow", "10.0.0.0/33"], "CIDR[:PORTS], as in"),
+            (&["--log", "loud"], "--log"),
+        ] {
+            let text = refusal(flags);
+            assert!(text.contains(word), "{text}");
+        }
+        assert_eq!(config(&["--relay", "r:1", "--plaintext", "--udp-channels", "0"], &[]).unwrap().udp_channels, 0);
+    }
+
+    #[test]
+    fn limits_hold_on_both_sides_of_their_edges() {
+        let with = |flag: &str, value: &str| config(&["--relay", "r:1", "--plaintext", flag, value], &[]);
+        assert!(with("--service", &"s".repeat(SERVICE_LEN_MAX)).is_ok());
+        assert!(matches!(with("--service", &"s".repeat(SERVICE_LEN_MAX + 1)), Err(ConfigError::BadService)));
+        assert!(with("--congestion", &"c".repeat(CONGESTION_LEN_MAX)).is_ok());
+        assert!(matches!(
+            with("--congestion", &"c".repeat(CONGESTION_LEN_MAX + 1)),
+            Err(ConfigError::BadCongestion(_))
+        ));
+        let rules =
+            |count| config(&[&["--relay", "r:1", "--plaintext"], &["--allow", "*"].repeat(count)[..]].concat(), &[]);
+        assert_eq!(rules(RULES_MAX).unwrap().allow.len(), RULES_MAX);
+        assert!(matches!(rules(RULES_MAX + 1), Err(ConfigError::TooManyRules(_))));
+    }
+
+    #[test]
+    fn the_greatest_hello_fits_one_frame() {
+        let net = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128".parse().unwrap();
+        let interface = |_| Interface { name: "n".repeat(15), mtu: u32::MAX, addresses: vec![net] };
+        let rule: AllowRule = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128]:64000-65535".parse().unwrap();
+        let report = Report {
+            interfaces: (0..crate::environment::ADDRESSES_MAX).map(interface).collect(),
+            gateways: vec![net.addr(); crate::environment::GATEWAYS_MAX],
+            os: "o".repeat(130),
+            version: "v".repeat(32),
+            hostname: "h".repeat(64),
+            policy: vec![rule; RULES_MAX.max(crate::environment::ADDRESSES_MAX)],
+            // Escapes double it.
+            service: "\"".repeat(SERVICE_LEN_MAX),
+        };
+        let role = Role::Mediator { id: "m".repeat(MediatorId::LEN_MAX).parse().unwrap(), report: Box::new(report) };
+        let hello = Hello { token: "t".repeat(TOKEN_LEN_MAX), role, udp_channels: 16 };
+        let len = serde_json::to_vec(&hello).unwrap().len();
+        // The version stands before the JSON.
+        assert!(len + size_of::<u16>() <= FRAME_PAYLOAD_MAX, "{len} of {FRAME_PAYLOAD_MAX}");
+    }
+
+    #[test]
+    fn tokens_that_are_no_mediators_say_what_they_are() {
+        let error = |text: &str| TokenSource::Text(text.to_owned()).load().unwrap_err();
+        for text in [
+            "",
+            "x",
+            "a.b",
+            "a.!!.c",
+            "a..c",
+            &format!("{}.x", good_token()),
+            &jwt("7"),
+            &jwt("{"),
+            &jwt("{\"role\":1}"),
+        ] {
+            let error = error(text);
+            assert!(
+                matches!(error, TokenError::NotJwt(_)) && error.to_string().starts_with("--token"),
+                "{text}: {error}"
+            );
+        }
+        let terminal = error(&jwt(r#"{"role":"terminal","mediators":"*"}"#)).to_string();
+        assert!(terminal.contains("a terminal's token") && terminal.contains("--mediator ID"), "{terminal}");
+        for claims in [r#"{"role":"mediator"}"#, r#"{"sub":"m1"}"#, "{}", r#"{"role":"mediator","sub":"-"}"#] {
+            assert!(matches!(error(&jwt(claims)), TokenError::NoMediator(_)), "{claims}");
+        }
+        assert!(matches!(error(&"x".repeat(TOKEN_LEN_MAX + 1)), TokenError::TooLong(_)));
+        assert!(matches!(error(&"x".repeat(TOKEN_LEN_MAX)), TokenError::NotJwt(_)));
+    }
+
+    #[test]
+    fn a_token_file_is_read_anew_each_time() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let source = TokenSource::File(file.path().to_owned());
+        for id in ["m1", "m2"] {
+            let token = jwt(&format!(r#"{{"role":"mediator","sub":"{id}"}}"#));
+            fs::write(file.path(), format!("{token}\n")).unwrap();
+            let got = source.load().unwrap();
+            assert_eq!((got.mediator.as_str(), got.text), (id, token));
+        }
+        fs::write(file.path(), jwt(r#"{"role":"terminal"}"#)).unwrap();
+        assert!(source.load().unwrap_err().to_string().starts_with("--token-file: a terminal's"));
+        drop(file);
+        assert!(matches!(source.load(), Err(TokenError::Unreadable { .. })));
+        assert!(matches!(TokenSource::File("/dev/zero".into()).load(), Err(TokenError::TooLong(_))));
+    }
+
+    #[test]
+    fn debug_forms_keep_the_token_to_themselves() {
+        let token = good_token();
+        let config = config(&["--relay", "r:1", "--plaintext"], &[]).unwrap();
+        let text = format!("{config:?} {:?}", config.token.load().unwrap());
+        assert!(!text.contains(&token) && text.contains("m1"), "{text}");
+    }
+}

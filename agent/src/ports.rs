@@ -1,0 +1,366 @@
+//! The relay's requests carried out: open, redirect, connect, make server, close, switch; each refused
+//! with its own code.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use isthmus_engine::{Ask, Engine, Key, PortRoute, TimerId, UdpRole, What};
+use isthmus_proto::Code;
+use isthmus_proto::limits::CONNECT_TIMEOUT;
+use isthmus_proto::link::Slot;
+use isthmus_proto::wire::{OpenFlags, RequestKind};
+use isthmus_ring::{Family, Socket};
+use slab::Slab;
+
+use crate::bind::{self, code_of, connect_code};
+use crate::mediator::{Mediator, TIMER_CONNECT};
+
+/// Connections that may wait at a server port.
+const BACKLOG: u32 = 1024;
+
+/// Longest wait that a request may ask for.
+const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(120);
+
+/// What the mediator keeps of its ports beside the engine.
+#[derive(Default)]
+pub(crate) struct Ports {
+    /// Opened TCP ports that are neither connected nor servers, by the number in their owner's key.
+    opened: Slab<Opened>,
+    connecting: Slab<Connecting>,
+    by_stream: HashMap<Key, usize>,
+    /// Server ports, by their listener's number.
+    servers: Slab<Server>,
+}
+
+/// An opened TCP port.
+struct Opened {
+    /// Its socket, bound where a number was asked for.
+    socket: Option<Socket>,
+    /// The address that it is bound to.
+    local: Option<SocketAddr>,
+}
+
+struct Connecting {
+    stream: Key,
+    request: u16,
+    timer: TimerId,
+    /// To be bound again if the connect fails and the port stays.
+    local: Option<SocketAddr>,
+}
+
+struct Server {
+    link: Key,
+    slot: Slot,
+    listener: Option<Key>,
+}
+
+impl Ports {
+    /// An opened port has ended without a close.
+    pub(crate) fn forget(&mut self, owner: Key) {
+        match owner.what() {
+            What::Control if owner.index() > 0 => {
+                self.opened.try_remove(owner.index() as usize - 1);
+            }
+            What::Listener => self.servers.retain(|_, server| server.listener != Some(owner)),
+            _ => {}
+        }
+    }
+
+    /// A stream ended: if it was still connecting, nobody waits for that any more.
+    pub(crate) fn forget_connect(&mut self, engine: &mut Engine, stream: Key) {
+        if let Some(place) = self.by_stream.remove(&stream)
+            && let Some(connecting) = self.connecting.try_remove(place)
+        {
+            engine.remove_timer(connecting.timer);
+        }
+    }
+
+    /// The tunnel is gone, and every port with it.
+    pub(crate) fn clear(&mut self, engine: &mut Engine) {
+        for connecting in self.connecting.drain() {
+            engine.remove_timer(connecting.timer);
+        }
+        for listener in self.servers.drain().filter_map(|server| server.listener) {
+            engine.remove_listener(listener);
+        }
+        self.by_stream.clear();
+        self.opened.clear();
+    }
+
+    pub(crate) fn on_connect_timeout(&mut self, engine: &mut Engine, place: u32) {
+        if let Some(connecting) = self.connecting.get(place as usize) {
+            engine.cancel_connect(connecting.stream);
+        }
+    }
+
+    /// Owner key of an opened port: a number of the control's, above zero.
+    fn insert(&mut self, opened: Opened) -> Key {
+        Key::control(self.opened.insert(opened) as u32 + 1)
+    }
+
+    fn opened_mut(&mut self, owner: Key) -> Option<&mut Opened> {
+        if owner.what() != What::Control {
+            return None;
+        }
+        self.opened.get_mut((owner.index() as usize).checked_sub(1)?)
+    }
+}
+
+/// What a request comes to at once: an answer, or one that comes later.
+type Outcome = Result<Option<SocketAddr>, Code>;
+
+impl Mediator {
+    pub(crate) fn on_request(
+        &mut self,
+        engine: &mut Engine,
+        link: Key,
+        slot: Slot,
+        owner: Key,
+        request: u16,
+        ask: Ask,
+    ) {
+        let (to, outcome) = match ask {
+            Ask::Open { flags, local, peer } if flags.has(OpenFlags::UDP) => {
+                (RequestKind::Open, self.open_udp(engine, link, slot, flags, local, peer))
+            }
+            Ask::Open { flags, local, .. } => (RequestKind::Open, self.open_tcp(engine, link, slot, flags, local)),
+            Ask::Connect { to, timeout_ms } => match self.connect(engine, link, slot, owner, request, to, timeout_ms) {
+                Ok(()) => return,
+                Err(code) => (RequestKind::Connect, Err(code)),
+            },
+            Ask::Serve => (RequestKind::Serve, self.serve(engine, link, slot, owner)),
+            Ask::Close => (RequestKind::Close, self.close(engine, owner)),
+            Ask::Switch { flags } => (RequestKind::Switch, self.switch(engine, link, owner, flags)),
+        };
+        if let Err(code) = outcome {
+            tracing::debug!(port = %slot.id(), request = ?to, reason = code.word(), "request refused");
+        }
+        if let Some(machine) = engine.link(link) {
+            match outcome {
+                Ok(local) => machine.answer(slot, to, request, Code::Ok, local),
+                Err(code) => machine.answer(slot, to, request, code, None),
+            }
+            engine.touch(link);
+        }
+        self.forget_ended(engine, link, slot, owner);
+    }
+
+    /// A failed connect of an ephemeral port, answered, has ended it.
+    fn forget_ended(&mut self, engine: &mut Engine, link: Key, slot: Slot, owner: Key) {
+        if engine.link(link).is_none_or(|machine| machine.kind(slot).is_none()) {
+            self.ports.forget(owner);
+        }
+    }
+
+    fn open_tcp(&mut self, engine: &mut Engine, link: Key, slot: Slot, flags: OpenFlags, local: SocketAddr) -> Outcome {
+        let anywhere = local.ip().is_unspecified() && local.port() == 0;
+        let opened = if anywhere && flags.has(OpenFlags::QUIET) {
+            // Nobody wants to know the number: the system chooses it when the port connects.
+            Opened { socket: None, local: None }
+        } else {
+            let congestion = self.config.congestion.as_deref();
+            let socket = bind::bind(&self.policy.borrow(), flags, local, |addr| bind::tcp(addr, congestion))?;
+            let local = socket.local_addr().map_err(|error| code_of(&error))?;
+            Opened { socket: Some(socket), local: Some(local) }
+        };
+        let bound = opened.local;
+        let owner = self.ports.insert(opened);
+        if let Some(machine) = engine.link(link) {
+            machine.set_owner(slot, owner.to_bits());
+        }
+        Ok(bound)
+    }
+
+    fn open_udp(
+        &mut self,
+        engine: &mut Engine,
+        link: Key,
+        slot: Slot,
+        flags: OpenFlags,
+        local: SocketAddr,
+        peer: Option<SocketAddr>,
+    ) -> Outcome {
+        let route = self.route(engine, link, flags)?;
+        if peer.is_some_and(|peer| !self.policy.borrow().permits(peer)) {
+            return Err(Code::Denied);
+        }
+        // Towards one party the socket speaks that party's family.
+        let local = match peer {
+            Some(peer) if local.ip().is_unspecified() => SocketAddr::new(any_like(peer), local.port()),
+            _ => local,
+        };
+        let socket = bind::bind(&self.policy.borrow(), flags, local, bind::udp)?;
+        if let Some(peer) = peer {
+            socket.connect_udp(peer).map_err(|error| connect_code(&error))?;
+        }
+        let bound = socket.local_addr().map_err(|error| code_of(&error))?;
+        engine.add_udp(socket, UdpRole::Port { link, slot, route, peer });
+        Ok(Some(bound))
+    }
+
+    /// How a UDP port shall reach the relay, if it can.
+    fn route(&self, engine: &Engine, link: Key, flags: OpenFlags) -> Result<PortRoute, Code> {
+        let route = PortRoute { redirect: flags.has(OpenFlags::REDIRECT), fallback: flags.has(OpenFlags::FALLBACK) };
+        if route.redirect && !route.fallback && engine.channels_of(link).1 == 0 {
+            return Err(Code::NoUdpChannel);
+        }
+        Ok(route)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn connect(
+        &mut self,
+        engine: &mut Engine,
+        link: Key,
+        slot: Slot,
+        owner: Key,
+        request: u16,
+        to: SocketAddr,
+        timeout_ms: u32,
+    ) -> Result<(), Code> {
+        let permitted = self.policy.borrow().permits(to);
+        let congestion = self.config.congestion.clone();
+        let opened = self.ports.opened_mut(owner).ok_or(Code::Dedicated)?;
+        if !permitted {
+            return Err(Code::Denied);
+        }
+        let local = opened.local;
+        let socket = match (opened.socket.take(), local) {
+            (Some(socket), _) => socket,
+            // An earlier connect failed and used the socket up.
+            (None, Some(local)) => bind::tcp(local, congestion.as_deref()).map_err(|error| code_of(&error))?,
+            (None, None) => unbound(to, congestion.as_deref()).map_err(|error| code_of(&error))?,
+        };
+        let target = match (to, local) {
+            (SocketAddr::V4(v4), Some(SocketAddr::V6(_))) => {
+                SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())
+            }
+            _ => to,
+        };
+        self.ports.forget(owner);
+        let stream = engine.connect_stream(socket, target, link, slot, 0);
+        let place = self.ports.connecting.vacant_key();
+        let timer = engine.add_timer(TIMER_CONNECT + place as u32);
+        let timeout = match timeout_ms {
+            0 => CONNECT_TIMEOUT,
+            ms => Duration::from_millis(u64::from(ms)).min(CONNECT_TIMEOUT_MAX),
+        };
+        engine.set_timer(timer, engine.now() + timeout);
+        self.ports.connecting.insert(Connecting { stream, request, timer, local });
+        self.ports.by_stream.insert(stream, place);
+        Ok(())
+    }
+
+    pub(crate) fn on_connected(
+        &mut self,
+        engine: &mut Engine,
+        stream: Key,
+        link: Key,
+        slot: Slot,
+        result: std::io::Result<()>,
+    ) {
+        let Some(place) = self.ports.by_stream.remove(&stream) else { return };
+        let Some(connecting) = self.ports.connecting.try_remove(place) else { return };
+        engine.remove_timer(connecting.timer);
+        let local = engine.stream_local_addr(stream);
+        let code = match &result {
+            Ok(()) => Code::Ok,
+            Err(error) => connect_code(error),
+        };
+        if !code.is_ok() {
+            tracing::debug!(port = %slot.id(), reason = code.word(), "connect failed");
+            // The port stays opened, unless it is an ephemeral one.
+            let owner = self.ports.insert(Opened { socket: None, local: connecting.local });
+            if let Some(machine) = engine.link(link) {
+                machine.set_owner(slot, owner.to_bits());
+                machine.answer(slot, RequestKind::Connect, connecting.request, code, None);
+            }
+            self.forget_ended(engine, link, slot, owner);
+        } else if let Some(machine) = engine.link(link) {
+            machine.answer(slot, RequestKind::Connect, connecting.request, code, local);
+        }
+        engine.touch(link);
+    }
+
+    fn serve(&mut self, engine: &mut Engine, link: Key, slot: Slot, owner: Key) -> Outcome {
+        let opened = self.ports.opened_mut(owner).ok_or(Code::Dedicated)?;
+        let Some(local) = opened.local else { return Err(Code::Unsupported) };
+        let socket = match opened.socket.take() {
+            Some(socket) => socket,
+            None => bind::tcp(local, None).map_err(|error| code_of(&error))?,
+        };
+        if let Err(error) = socket.listen(BACKLOG) {
+            // Another socket that is bound to the number listens already.
+            opened.socket = Some(socket);
+            return Err(code_of(&error));
+        }
+        self.ports.forget(owner);
+        let tag = self.ports.servers.insert(Server { link, slot, listener: None });
+        let listener = engine.add_listener(socket, tag as u32);
+        self.ports.servers[tag].listener = Some(listener);
+        if let Some(machine) = engine.link(link) {
+            machine.set_owner(slot, listener.to_bits());
+        }
+        Ok(Some(local))
+    }
+
+    /// A host connected to a server port.
+    pub(crate) fn on_host(&mut self, engine: &mut Engine, tag: u32, socket: Socket, peer: SocketAddr) {
+        let Some(&Server { link, slot: parent, .. }) = self.ports.servers.get(tag as usize) else { return };
+        let local = socket.local_addr().unwrap_or(peer);
+        let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+        let now = engine.now();
+        let Some(machine) = engine.link(link) else { return };
+        match machine.accepted(parent, 0, peer, local, now) {
+            Ok(slot) => {
+                engine.add_stream(socket, link, slot, 0);
+                engine.touch(link);
+            }
+            Err(code) => {
+                tracing::debug!(%peer, reason = code.word(), "host refused");
+                let _ = socket.set_reset_on_close();
+            }
+        }
+    }
+
+    fn close(&mut self, engine: &mut Engine, owner: Key) -> Outcome {
+        match owner.what() {
+            What::Stream => {
+                engine.drop_stream(self, owner, Code::Closed);
+            }
+            What::Listener => {
+                self.ports.forget(owner);
+                engine.remove_listener(owner);
+            }
+            What::Udp => engine.remove_udp(owner),
+            _ => self.ports.forget(owner),
+        }
+        Ok(None)
+    }
+
+    fn switch(&mut self, engine: &mut Engine, link: Key, owner: Key, flags: OpenFlags) -> Outcome {
+        let route = self.route(engine, link, flags)?;
+        if owner.what() != What::Udp {
+            return Err(Code::NotUdp);
+        }
+        engine.set_route(owner, route);
+        Ok(engine.udp_addr(owner))
+    }
+}
+
+/// A socket for a destination, whose own address is the system's choice.
+fn unbound(to: SocketAddr, congestion: Option<&str>) -> std::io::Result<Socket> {
+    let socket = Socket::tcp(Family::from(to))?;
+    if let Some(name) = congestion {
+        socket.set_congestion(name)?;
+    }
+    Ok(socket)
+}
+
+fn any_like(peer: SocketAddr) -> std::net::IpAddr {
+    match peer {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}

@@ -1,0 +1,133 @@
+//! Dialling the relay, the greeting, and the UDP channels of a new session.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use isthmus_engine::{Caller, Engine, Key};
+use isthmus_proto::Code;
+use isthmus_proto::hello::{self, Hello, Role, Welcome};
+use isthmus_proto::link::{ChannelClock, LinkConfig, Maintain, Side};
+use isthmus_proto::record::{self, ClientHandshake};
+use isthmus_proto::wire::Frame;
+use isthmus_ring::{Family, Socket, UdpOptions};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+
+use crate::config::Trust;
+use crate::mediator::Mediator;
+
+/// The service port's UDP sockets of one session are the relay's single number from several local ones.
+const CHANNEL_BUFFER: usize = 2 << 20;
+
+impl Mediator {
+    pub(crate) fn dial(&mut self, engine: &mut Engine, relay: SocketAddr) {
+        match self.begin(engine, relay) {
+            Ok(link) => self.link = Some(link),
+            Err(error) => self.try_later(engine, &format!("{error:#}"), 0),
+        }
+    }
+
+    fn begin(&self, engine: &mut Engine, relay: SocketAddr) -> anyhow::Result<Key> {
+        let caller = match &self.config.trust {
+            Trust::Plaintext => Caller::Plaintext,
+            Trust::Pin(pin) => tls_caller(record::Trust::Pin(*pin))?,
+            Trust::Ca(path) => {
+                let authorities: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
+                    .with_context(|| format!("--ca: cannot read {}", path.display()))?
+                    .collect();
+                let authorities = authorities.with_context(|| format!("--ca: {} is no PEM file", path.display()))?;
+                tls_caller(record::Trust::Ca(authorities))?
+            }
+        };
+        let socket = Socket::tcp(Family::from(relay)).context("cannot make a socket")?;
+        if let Some(name) = &self.config.congestion {
+            socket.set_congestion(name).with_context(|| format!("--congestion: the system does not offer {name}"))?;
+        }
+        tracing::debug!(%relay, "dialling");
+        Ok(engine.dial_link(socket, relay, caller))
+    }
+
+    pub(crate) fn say_hello(&mut self, engine: &mut Engine, link: Key) {
+        let token = match self.config.token.load() {
+            Ok(token) => token,
+            Err(error) => return engine.farewell(link, Code::BadToken, 0, &error.to_string()),
+        };
+        let hello = Hello {
+            token: token.text,
+            role: Role::Mediator { id: token.mediator, report: Box::new(self.report.clone()) },
+            udp_channels: self.config.udp_channels,
+        };
+        // Plain data: it always serialises.
+        let json = serde_json::to_vec(&hello).unwrap_or_default();
+        engine.greet(link, &Frame::Hello { version: hello::VERSION, json: &json });
+    }
+
+    pub(crate) fn on_welcome(&mut self, engine: &mut Engine, link: Key, frame: Frame<'_>) {
+        if let Err(error) = self.accept_welcome(engine, link, frame) {
+            engine.farewell(link, Code::ProtocolError, 0, &format!("{error:#}"));
+        }
+    }
+
+    fn accept_welcome(&mut self, engine: &mut Engine, link: Key, frame: Frame<'_>) -> anyhow::Result<()> {
+        let Frame::Welcome { version, json } = frame else { bail!("the relay's first frame is no welcome") };
+        if version != hello::VERSION {
+            bail!("the relay speaks version {version}, this mediator version {}", hello::VERSION);
+        }
+        let welcome: Welcome = serde_json::from_slice(json).context("the relay's welcome is not valid")?;
+        let millis = |ms: u32| Duration::from_millis(u64::from(ms.max(1)));
+        let dead = millis(welcome.dead_ms);
+        let maintain = Maintain::Caller { interval: millis(welcome.keepalive_tcp_ms), dead };
+        engine.establish(link, LinkConfig { side: Side::Responder, ports_max: welcome.ports_max, maintain });
+        self.succeeded();
+        tracing::info!(session = welcome.session, observed = %welcome.observed, channels = welcome.channels.len(), "tunnel up");
+        if let Err(error) =
+            self.open_channels(engine, link, &welcome, ChannelClock::new(millis(welcome.keepalive_udp_ms), dead))
+        {
+            tracing::warn!("without UDP channels: {error:#}");
+        }
+        Ok(())
+    }
+
+    fn open_channels(
+        &self,
+        engine: &mut Engine,
+        link: Key,
+        welcome: &Welcome,
+        clock: ChannelClock,
+    ) -> anyhow::Result<()> {
+        let secret = match (engine.udp_secret(link), &welcome.udp_secret) {
+            (Some(secret), _) => secret,
+            (None, Some(hex)) => from_hex(hex).context("the welcome's UDP secret is not valid")?,
+            (None, None) => return Ok(()),
+        };
+        let relay = engine.link_peer(link).context("the tunnel is gone")?;
+        let any: SocketAddr = if relay.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+        for &id in &welcome.channels {
+            let socket = Socket::udp(any, UdpOptions { gro: true, ..UdpOptions::default() })
+                .context("cannot make a UDP socket")?;
+            let _ = socket.set_buffers(Some(CHANNEL_BUFFER), Some(CHANNEL_BUFFER));
+            socket.connect_udp(relay).with_context(|| format!("no route for UDP to {relay}"))?;
+            engine.add_caller_channel(link, socket, welcome.shard, id, &secret, clock)?;
+        }
+        Ok(())
+    }
+}
+
+fn tls_caller(trust: record::Trust) -> anyhow::Result<Caller> {
+    let config = record::client_config(trust).context("the relay's authority cannot be used")?;
+    let name = ServerName::try_from(hello::SERVER_NAME).context("a relay's name is not valid")?;
+    Ok(Caller::Tls(Box::new(ClientHandshake::new(config, name)?)))
+}
+
+fn from_hex(text: &str) -> Option<[u8; 32]> {
+    let mut secret = [0; 32];
+    let bytes = text.as_bytes();
+    if bytes.len() != 64 {
+        return None;
+    }
+    for (byte, pair) in secret.iter_mut().zip(bytes.chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(secret)
+}

@@ -1,0 +1,122 @@
+//! The stats socket, as an operator uses it.
+
+use isthmus_e2e::{Agent, Keys, Ns, Relay, SOON, World};
+use serde_json::Value;
+
+struct Operated {
+    agent: Agent,
+    relay: Relay,
+    _services: [isthmus_e2e::Process; 2],
+    keys: Keys,
+    world: World,
+}
+
+impl Operated {
+    fn new() -> Option<Self> {
+        let world = World::new()?;
+        let services = [
+            world.serve(Ns::Host, &["tcp-echo", "10.77.0.3:5001"]),
+            world.serve(Ns::Host, &["udp-echo", "10.77.0.3:5300"]),
+        ];
+        let keys = Keys::new();
+        let args = "--publish tcp:0.0.0.0:5001=cpe/10.77.0.3:5001 --publish udp:0.0.0.0:5300=cpe/10.77.0.3:5300";
+        let relay = Relay::start(&world, &keys, &args.split_whitespace().collect::<Vec<_>>());
+        let agent = Agent::start(&world, &keys, "cpe", &["--service", "meter reading"]);
+        relay.process.wait_for_line("tunnel attached mediator=cpe", SOON);
+        Some(Self { agent, relay, _services: services, keys, world })
+    }
+
+    #[track_caller]
+    fn text(&self, command: &str) -> String {
+        self.relay.ctl(&self.world, &self.keys, &command.split(' ').collect::<Vec<_>>()).ok().text()
+    }
+
+    #[track_caller]
+    fn json(&self, command: &str) -> Value {
+        let text = self.text(&format!("{command} json"));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{command}: {error} in {text}"))
+    }
+}
+
+#[test]
+fn info_tunnels_and_publishes_show_what_is_there() {
+    let Some(it) = Operated::new() else { return };
+    let info = it.json("show info");
+    assert_eq!((&info["tunnels_live"], &info["shards"]), (&Value::from(1), &Value::from(2)), "{info}");
+    assert_eq!(info["fingerprint"], Value::from(it.keys.pin()));
+    assert!(it.text("show info").contains("tunnels_live: 1"));
+
+    let tunnels = it.json("show tunnels");
+    let tunnel = &tunnels["tunnels"][0];
+    assert_eq!((&tunnel["id"], &tunnels["more"]), (&Value::from("cpe"), &Value::from(false)), "{tunnels}");
+    assert!(tunnel["observed"].as_str().is_some_and(|address| address.contains("198.51.100.10")), "{tunnel}");
+    let table = it.text("show tunnels");
+    assert!(table.contains("cpe") && table.contains("meter reading"), "{table}");
+    assert_eq!(it.json("show tunnels id=hub-*")["tunnels"], Value::Array(Vec::new()));
+
+    let publishes = it.text("show publishes");
+    assert!(
+        publishes.contains("tcp:0.0.0.0:5001=cpe/10.77.0.3:5001") && publishes.contains("connected"),
+        "{publishes}"
+    );
+}
+
+#[test]
+fn figures_follow_the_traffic_and_live_ones_go_back_to_zero() {
+    let Some(it) = Operated::new() else { return };
+    let bytes = |it: &Operated| {
+        let tunnels = it.json("show tunnels");
+        let tunnel = &tunnels["tunnels"][0];
+        ["bytes_in", "bytes_out", "datagrams_in", "datagrams_out"].map(|name| tunnel[name].as_u64().expect("a figure"))
+    };
+    let before = bytes(&it);
+    it.world.run_tool(Ns::Public, &["tcp-ping", "--bytes", "500000", "198.51.100.1:5001"]).ok();
+    it.world.run_tool(Ns::Public, &["udp-ping", "--count", "50", "198.51.100.1:5300"]).ok();
+    let mut visitor = it.world.tool(Ns::Public, &["pipe", "198.51.100.1:5001"]);
+    visitor.write(b"here\n");
+    visitor.wait_for_line("here", SOON);
+    let after = bytes(&it);
+    let grown: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+    assert!(grown[0] >= 500_000 && grown[1] >= 500_000, "bytes: {grown:?}");
+    assert!(grown[2] >= 50 && grown[3] >= 50, "datagrams: {grown:?}");
+    assert_eq!(it.json("show info")["visitors_live"], 1);
+
+    visitor.close_input();
+    visitor.wait_exit(SOON);
+    let deadline = std::time::Instant::now() + SOON;
+    while it.json("show info")["visitors_live"] != 0 {
+        assert!(std::time::Instant::now() < deadline, "a visitor that is gone still counts");
+    }
+    let stat = it.json("show stat");
+    let shards = stat["shards"].as_array().expect("a list of shards");
+    assert_eq!(shards.len(), 2);
+    for (name, total) in stat["total"].as_object().expect("counters") {
+        if let Some(total) = total.as_u64() {
+            let sum: u64 = shards.iter().filter_map(|shard| shard[name].as_u64()).sum();
+            assert_eq!(sum, total, "{name}");
+        }
+    }
+}
+
+#[test]
+fn killed_tunnel_ends_for_that_reason_and_may_come_back() {
+    let Some(it) = Operated::new() else { return };
+    let (agent, relay) = (it.agent.process.mark(), it.relay.process.mark());
+    assert!(it.text("kill tunnel cpe").contains("killed"));
+    it.agent.process.wait_for_line_after(agent, "tunnel down reason=killed", SOON);
+    it.relay.process.wait_for_line_after(relay, "tunnel ended mediator=cpe reason=killed", SOON);
+    it.agent.process.wait_for_line_after(agent, "tunnel up", SOON * 3);
+    it.world.run_tool(Ns::Public, &["tcp-ping", "198.51.100.1:5001"]).ok();
+    let nobody = it.relay.ctl(&it.world, &it.keys, &["kill", "tunnel", "nobody"]).failed().all();
+    assert!(nobody.contains("error: no tunnel of nobody"), "{nobody}");
+}
+
+#[test]
+fn commands_can_be_joined_and_bad_ones_say_what_to_write() {
+    let Some(it) = Operated::new() else { return };
+    let both = it.text("show info ; show tunnels");
+    assert!(both.contains("uptime_s") && both.contains("meter reading"), "{both}");
+    let bad = it.relay.ctl(&it.world, &it.keys, &["shwo", "info"]).failed().all();
+    assert!(bad.contains("error:") && bad.contains("help"), "{bad}");
+    assert!(it.text("help").contains("kill tunnel ID"));
+}

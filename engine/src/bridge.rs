@@ -1,0 +1,135 @@
+//! Two ports on two links joined: a terminal's port and the mediator's behind it. Frames change their
+//! port identifier and go on; a stream's bytes stay in the buffer that they came in.
+
+use std::net::SocketAddr;
+
+use isthmus_proto::Code;
+use isthmus_proto::link::Slot;
+use isthmus_proto::wire::{HEADER_LEN, write_data_header};
+use isthmus_ring::Piece;
+
+use crate::Engine;
+use crate::key::{Key, What};
+
+/// A port on a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BridgeEnd {
+    /// The link.
+    pub link: Key,
+    /// The port.
+    pub slot: Slot,
+}
+
+pub(crate) struct Bridge {
+    a: BridgeEnd,
+    b: BridgeEnd,
+    /// Which directions of a stream have ended: from A, from B.
+    ended: [bool; 2],
+}
+
+impl Engine {
+    /// Joins two ports; their owners become the bridge's ends.
+    pub fn add_bridge(&mut self, a: BridgeEnd, b: BridgeEnd) -> Key {
+        let key = self.bridges.insert(Bridge { a, b, ended: [false; 2] });
+        if let Some(link) = self.link(a.link) {
+            link.set_owner(a.slot, key.to_bits());
+        }
+        if let Some(link) = self.link(b.link) {
+            link.set_owner(b.slot, key.renamed(What::BridgeB).to_bits());
+        }
+        key
+    }
+
+    /// The port at the other end of the bridge from `owner`, which is one of its ends.
+    pub fn bridge_other(&self, owner: Key) -> Option<BridgeEnd> {
+        let bridge = self.bridges.get(owner)?;
+        match owner.what() {
+            What::BridgeA => Some(bridge.b),
+            What::BridgeB => Some(bridge.a),
+            _ => None,
+        }
+    }
+
+    /// Forgets a bridge whose ports have ended by an answer.
+    pub fn remove_bridge(&mut self, owner: Key) {
+        self.bridges.remove(owner);
+    }
+
+    pub(crate) fn bridge_data(&mut self, owner: Key, mut payload: Piece) {
+        let Some(other) = self.bridge_other(owner) else { return };
+        let len = payload.len();
+        if payload.headroom() < HEADER_LEN {
+            payload = Piece::copy_from(&payload, 64, 64);
+            self.counts.payloads_copied += 1;
+        }
+        if let Some(header) = payload.prepend(HEADER_LEN).first_chunk_mut() {
+            write_data_header(header, other.slot.id(), len as u16);
+        }
+        self.counts.bridge_bytes += len as u64;
+        let now = self.now;
+        if let Some(link) = self.link(other.link) {
+            link.enqueue(other.slot, payload, now);
+            self.touch(other.link);
+        }
+    }
+
+    /// The other end's frame has left its queue: its source may be granted more.
+    pub(crate) fn bridge_consumed(&mut self, owner: Key, bytes: usize) {
+        let Some(source) = self.bridge_other(owner) else { return };
+        let now = self.now;
+        if let Some(link) = self.link(source.link) {
+            link.consumed(source.slot, bytes, now);
+            if link.wants_to_send() {
+                self.touch(source.link);
+            }
+        }
+        self.sweep_bridge(owner);
+    }
+
+    pub(crate) fn bridge_fin(&mut self, owner: Key) {
+        let Some(other) = self.bridge_other(owner) else { return };
+        if let Some(link) = self.link(other.link) {
+            link.finish(other.slot);
+            self.touch(other.link);
+        }
+        let direction = usize::from(owner.what() == What::BridgeB);
+        if let Some(bridge) = self.bridges.get_mut(owner) {
+            bridge.ended[direction] = true;
+            if bridge.ended == [true; 2] && self.bridge_is_drained(owner) {
+                self.bridges.remove(owner);
+            }
+        }
+    }
+
+    /// Both ports are gone from their links: nothing of the bridge is queued any more.
+    fn bridge_is_drained(&mut self, owner: Key) -> bool {
+        let Some(Bridge { a, b, .. }) = self.bridges.get(owner) else { return true };
+        let (a, b) = (*a, *b);
+        [a, b].into_iter().all(|end| self.link(end.link).is_none_or(|link| link.owner(end.slot).is_none()))
+    }
+
+    /// Drops bridges whose streams have ended in order once their last frame is sent.
+    pub(crate) fn sweep_bridge(&mut self, owner: Key) {
+        if self.bridges.get(owner).is_some_and(|bridge| bridge.ended == [true; 2]) && self.bridge_is_drained(owner) {
+            self.bridges.remove(owner);
+        }
+    }
+
+    /// One port was cut: so is the other.
+    pub(crate) fn end_bridge(&mut self, owner: Key, code: Code) {
+        let Some(other) = self.bridge_other(owner) else { return };
+        self.bridges.remove(owner);
+        if let Some(link) = self.link(other.link) {
+            link.reset(other.slot, code);
+            self.touch(other.link);
+        }
+    }
+
+    /// Part of a datagram over TCP on its way through.
+    pub(crate) fn bridge_datagram_part(&mut self, owner: Key, remote: Option<SocketAddr>, more: bool, payload: Piece) {
+        if let Some(other) = self.bridge_other(owner) {
+            self.counts.bridge_bytes += payload.len() as u64;
+            self.queue_datagram_parts(other.link, other.slot, remote, more, payload);
+        }
+    }
+}

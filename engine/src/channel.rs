@@ -1,0 +1,414 @@
+//! UDP channels: sealing into open batches, opening, maintain packets, and adopting a changed address.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use isthmus_proto::link::{ChannelAction, ChannelClock, Slot};
+use isthmus_proto::record::{ChannelKeys, DATAGRAM_OVERHEAD, DatagramError, DatagramHeader, End};
+use isthmus_proto::time::Instant;
+use isthmus_proto::wire::{InnerDatagrams, channel_kind as kind};
+use isthmus_proto::{ChannelId, ShardId};
+use isthmus_ring::{Datagrams, Piece, Socket};
+use slab::Slab;
+
+use crate::Engine;
+use crate::event::{Control, Event};
+use crate::key::{Key, What};
+use crate::timers::TimerId;
+use crate::udp::{UdpRole, canonical};
+
+#[derive(Default)]
+pub(crate) struct Channels {
+    table: Slab<Channel>,
+    generation: u8,
+}
+
+struct Channel {
+    id: ChannelId,
+    shard: ShardId,
+    link: Key,
+    keys: ChannelKeys,
+    /// Of the epoch before, for what was still on its way.
+    old_keys: Option<Box<ChannelKeys>>,
+    end: End,
+    socket: Key,
+    /// Where the other end is; a caller's socket is connected and needs none.
+    peer: Option<SocketAddr>,
+    /// The maintaining (calling) end's.
+    clock: Option<(ChannelClock, TimerId)>,
+    /// Whether it worked when that was last told.
+    told_live: bool,
+    last_heard: Option<Instant>,
+    /// The relay's end: dead when nothing was heard for this long.
+    silence: Duration,
+    /// Largest authentic packet number: only a newer packet changes the address.
+    newest: u64,
+    /// Sealed datagrams of one size that go out together.
+    out: Option<Piece>,
+    segment: usize,
+    count: usize,
+    closed: bool,
+}
+
+/// At most this many datagrams and bytes in one send: UDP_SEGMENT's limits.
+const SEGMENTS_MAX: usize = 64;
+const BATCH_BYTES_MAX: usize = 65_000;
+
+impl Channels {
+    /// Frees a place; the link's own list names it.
+    pub(crate) fn remove(&mut self, index: u32) -> Option<(Option<TimerId>, Key)> {
+        let channel = self.table.try_remove(index as usize)?;
+        Some((channel.clock.map(|(_, timer)| timer), channel.socket))
+    }
+}
+
+impl Channel {
+    fn is_live(&self, now: Instant) -> bool {
+        match &self.clock {
+            Some((clock, _)) => clock.is_live(now),
+            None => self.peer.is_some() && self.last_heard.is_some_and(|heard| now.since(heard) < self.silence),
+        }
+    }
+
+    /// Keys of the epoch after this one.
+    fn next_keys(&self, secret: &[u8; 32]) -> Result<ChannelKeys, DatagramError> {
+        ChannelKeys::derive(secret, self.id, self.keys.epoch().wrapping_add(1), self.end)
+    }
+
+    fn turn_epoch(&mut self, next: ChannelKeys) {
+        let old = std::mem::replace(&mut self.keys, next);
+        self.old_keys = Some(Box::new(old));
+        self.newest = 0;
+    }
+
+    /// Opens a packet of this epoch, the one before, or the next, which an authentic packet begins.
+    fn open(
+        &mut self,
+        packet: &mut Piece,
+        header: DatagramHeader,
+        secret: Option<&[u8; 32]>,
+    ) -> Result<std::ops::Range<usize>, DatagramError> {
+        let epoch = header.epoch;
+        if epoch == self.keys.epoch() & 0xf {
+            return self.keys.open(packet);
+        }
+        if let Some(old) = &mut self.old_keys
+            && epoch == old.epoch() & 0xf
+        {
+            return old.open(packet);
+        }
+        let mut next = self.next_keys(secret.ok_or(DatagramError::WrongEpoch)?)?;
+        if epoch != next.epoch() & 0xf {
+            return Err(DatagramError::WrongEpoch);
+        }
+        let range = next.open(packet)?;
+        self.turn_epoch(next);
+        Ok(range)
+    }
+
+    fn takes(&self, size: usize) -> bool {
+        self.out.as_ref().is_some_and(|out| {
+            !self.closed
+                && size <= self.segment
+                && self.count < SEGMENTS_MAX
+                && out.len() + size <= BATCH_BYTES_MAX
+                && out.tailroom() >= size
+        })
+    }
+}
+
+impl Engine {
+    /// The relay's end of a new channel of `link`, on the shard's service socket. Its name goes into
+    /// the welcome; the keys come from the link's secret.
+    pub fn add_relay_channel(
+        &mut self,
+        link: Key,
+        service: Key,
+        shard: ShardId,
+        secret: &[u8; 32],
+        silence: Duration,
+    ) -> Result<ChannelId, DatagramError> {
+        self.channels.generation = self.channels.generation.wrapping_add(1);
+        let id = ChannelId::new(self.channels.table.vacant_key() as u32, self.channels.generation);
+        let keys = ChannelKeys::derive(secret, id, 0, End::Relay)?;
+        self.insert_channel(link, service, shard, id, (keys, End::Relay), secret, silence);
+        Ok(id)
+    }
+
+    /// A caller's end of a channel that the welcome named, on a socket of its own, connected to the relay.
+    pub fn add_caller_channel(
+        &mut self,
+        link: Key,
+        socket: Socket,
+        shard: ShardId,
+        id: ChannelId,
+        secret: &[u8; 32],
+        clock: ChannelClock,
+    ) -> Result<(), DatagramError> {
+        let keys = ChannelKeys::derive(secret, id, 0, End::Caller)?;
+        let index = self.channels.table.vacant_key() as u32;
+        let socket = self.add_udp(socket, UdpRole::Channel(index));
+        self.insert_channel(link, socket, shard, id, (keys, End::Caller), secret, Duration::ZERO);
+        let timer = self.timers.add(socket);
+        self.timers.set(timer, self.now);
+        if let Some(channel) = self.channels.table.get_mut(index as usize) {
+            channel.clock = Some((clock, timer));
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn insert_channel(
+        &mut self,
+        link: Key,
+        socket: Key,
+        shard: ShardId,
+        id: ChannelId,
+        (keys, end): (ChannelKeys, End),
+        secret: &[u8; 32],
+        silence: Duration,
+    ) {
+        let index = self.channels.table.insert(Channel {
+            id,
+            shard,
+            link,
+            keys,
+            old_keys: None,
+            end,
+            socket,
+            peer: None,
+            clock: None,
+            told_live: false,
+            last_heard: None,
+            silence,
+            newest: 0,
+            out: None,
+            segment: 0,
+            count: 0,
+            closed: false,
+        });
+        if let Some(io) = self.links.get_mut(link) {
+            io.channels.push(index as u32);
+            io.udp_secret.get_or_insert_with(|| Box::new(*secret));
+        }
+    }
+
+    /// How many UDP channels of a link there are, and how many work.
+    pub fn channels_of(&self, link: Key) -> (usize, usize) {
+        let Some(io) = self.links.get(link) else { return (0, 0) };
+        let live = |index: &&u32| self.channels.table.get(**index as usize).is_some_and(|c| c.is_live(self.now));
+        (io.channels.len(), io.channels.iter().filter(live).count())
+    }
+
+    /// Ends a link's channels; a caller's sockets with them.
+    pub(crate) fn end_channels(&mut self, indexes: &[u32]) {
+        for &index in indexes {
+            if let Some((timer, socket)) = self.channels.remove(index)
+                && let Some(timer) = timer
+            {
+                self.timers.remove(timer);
+                self.remove_udp(socket);
+            }
+        }
+    }
+
+    /// Seals a datagram into the open batch of one of the link's working channels: always the same one
+    /// for a port while it works, so that its datagrams keep their order. `false` when none works.
+    pub(crate) fn seal_datagram(&mut self, link: Key, slot: Slot, payload: &[u8], trailer: &[u8]) -> bool {
+        let now = self.now;
+        let Some(io) = self.links.get(link) else { return false };
+        let count = io.channels.len();
+        let first = slot.id().index();
+        let mut indexes = (0..count).map(|n| io.channels[(first + n) % count]);
+        let live = |index: &u32| self.channels.table.get(*index as usize).is_some_and(|c| c.is_live(now));
+        let Some(index) = indexes.find(live) else { return false };
+        self.seal_on(index, kind::DATA, payload, trailer)
+    }
+
+    fn seal_on(&mut self, index: u32, kind: u8, payload: &[u8], trailer: &[u8]) -> bool {
+        let size = DATAGRAM_OVERHEAD + payload.len() + trailer.len();
+        let Some(channel) = self.channels.table.get(index as usize) else { return false };
+        if !channel.takes(size) && channel.out.is_some() {
+            self.flush_channel(index);
+        }
+        let Some(channel) = self.channels.table.get_mut(index as usize) else { return false };
+        if channel.out.is_none() {
+            let Some(out) = self.ring.alloc_datagram() else {
+                self.counts.datagrams_dropped_full += 1;
+                return true;
+            };
+            channel.out = Some(out);
+            channel.segment = size;
+            channel.count = 0;
+            channel.closed = false;
+            self.dirty.channels.push(index);
+        }
+        if channel.keys.epoch_due()
+            && let Some(secret) = self.links.get(channel.link).and_then(|io| io.udp_secret.as_deref())
+            && let Ok(next) = channel.next_keys(secret)
+        {
+            channel.turn_epoch(next);
+        }
+        let Some(out) = &mut channel.out else { return false };
+        let header = DatagramHeader { shard: channel.shard, kind, epoch: 0, channel: channel.id, packet: 0 };
+        let before = out.len();
+        match channel.keys.seal_into(header, payload, trailer, out.append(size)) {
+            Ok(_) => {
+                channel.count += 1;
+                channel.closed = size < channel.segment;
+                self.counts.channel_datagrams_out += 1;
+                true
+            }
+            // Packet numbers are used up: after 2^48 packets the tunnel must be made anew.
+            Err(_) => {
+                out.truncate(before);
+                false
+            }
+        }
+    }
+
+    pub(crate) fn flush_channel(&mut self, index: u32) {
+        let Some(channel) = self.channels.table.get_mut(index as usize) else { return };
+        let Some(out) = channel.out.take() else { return };
+        if out.is_empty() {
+            return;
+        }
+        if let Some(udp) = self.sockets.get(channel.socket) {
+            let mut batch = self.ring.datagram_batch();
+            batch.set_to(channel.peer);
+            batch.set_segment((channel.count > 1).then_some(channel.segment as u16));
+            batch.push(out);
+            self.ring.send_datagrams(&udp.socket, batch, Key::control(0).to_bits());
+        }
+    }
+
+    /// Datagrams from a channel's other end. `own`: they came on a caller's socket of that channel.
+    pub(crate) fn on_channel_datagrams(&mut self, own: Option<u32>, datagrams: Datagrams) {
+        let from = datagrams.peer;
+        let size = if datagrams.segment == 0 { datagrams.payload.len() } else { usize::from(datagrams.segment) };
+        let mut rest = datagrams.payload;
+        while !rest.is_empty() {
+            let packet = rest.split_to(size.clamp(1, rest.len()));
+            self.on_channel_packet(own, from, packet);
+        }
+    }
+
+    fn on_channel_packet(&mut self, own: Option<u32>, from: SocketAddr, mut packet: Piece) {
+        let now = self.now;
+        let header = match DatagramHeader::parse(&packet) {
+            Ok(header) => header,
+            Err(_) => {
+                self.counts.datagrams_unknown_channel += 1;
+                return;
+            }
+        };
+        let index = own.unwrap_or(header.channel.index() as u32);
+        let Some(channel) = self.channels.table.get_mut(index as usize).filter(|c| c.id == header.channel) else {
+            self.counts.datagrams_unknown_channel += 1;
+            return;
+        };
+        let opened =
+            channel.open(&mut packet, header, self.links.get(channel.link).and_then(|io| io.udp_secret.as_deref()));
+        let plain = match opened {
+            Ok(range) => range,
+            Err(DatagramError::Replayed | DatagramError::TooOld) => {
+                self.counts.datagrams_replayed += 1;
+                return;
+            }
+            Err(_) => {
+                self.counts.datagrams_forged += 1;
+                return;
+            }
+        };
+        self.counts.channel_datagrams_in += 1;
+        channel.last_heard = Some(now);
+        // An older packet that took a longer way must not take the address back.
+        let newer = channel.peer.is_none() || header.packet >= channel.newest;
+        if own.is_none()
+            && newer
+            && channel.peer != Some(from)
+            && let Some(old) = channel.peer.replace(from)
+        {
+            self.counts.channels_roamed += 1;
+            let (old, new) = (canonical(old), canonical(from));
+            tracing::info!(channel = channel.id.0, %old, %new, "UDP channel moved to another address");
+        }
+        channel.newest = channel.newest.max(header.packet);
+        if let Some((clock, timer)) = &mut channel.clock {
+            clock.heard(now);
+            let deadline = clock.deadline();
+            self.timers.set(*timer, deadline);
+        }
+        let link = channel.link;
+        packet.truncate(plain.end);
+        packet.advance(plain.start);
+        match header.kind {
+            kind::DATA => self.on_inner(link, packet),
+            // The echo is as long as the question: nothing is amplified.
+            kind::PING => {
+                self.seal_on(index, kind::PONG, &packet, &[]);
+            }
+            _ => {}
+        }
+    }
+
+    /// The inner datagrams of an opened packet to their ports.
+    fn on_inner(&mut self, link: Key, mut packet: Piece) {
+        let mut inner = InnerDatagrams::new(&packet);
+        let Some(mut one) = inner.next() else { return };
+        // The usual packet carries one: the last one read is the first in the packet.
+        let mut all = Vec::new();
+        for next in inner {
+            all.push(std::mem::replace(&mut one, next));
+        }
+        all.push(one);
+        let (mut taken, now) = (0, self.now);
+        for inner in all.into_iter().rev() {
+            let mut payload = packet.split_to(inner.payload.end - taken);
+            payload.advance(inner.payload.start - taken);
+            taken = inner.payload.end;
+            let Some(io) = self.links.get_mut(link) else { return };
+            let Some(live) = io.live() else { return };
+            let Some((_, owner)) = live.datagram_received(inner.port, payload.len(), now) else {
+                self.counts.datagrams_unknown_port += 1;
+                continue;
+            };
+            let owner = Key::from_bits(owner);
+            if matches!(owner.what(), What::BridgeA | What::BridgeB) {
+                self.bridge_datagram(link, owner, inner.remote, payload);
+            } else {
+                self.deliver_datagram(owner, inner.remote, payload);
+            }
+        }
+    }
+
+    /// From one link's channel to the other's.
+    fn bridge_datagram(&mut self, link: Key, owner: Key, remote: Option<SocketAddr>, payload: Piece) {
+        let Some(other) = self.bridge_other(owner) else { return };
+        let Some(remote) = remote else { return };
+        if !self.link_permits(link, remote) {
+            return;
+        }
+        self.counts.bridge_bytes += payload.len() as u64;
+        self.send_datagram(other.link, other.slot, crate::datagram::Way::Channel { fallback: true }, remote, &payload);
+    }
+
+    /// A caller's channel's clock.
+    pub(crate) fn on_channel_timer(&mut self, control: &mut impl Control, timer: TimerId, socket: Key) {
+        let now = self.now;
+        let Some(UdpRole::Channel(index)) = self.udp_role(socket) else { return };
+        let Some(channel) = self.channels.table.get_mut(index as usize) else { return };
+        let Some((clock, _)) = &mut channel.clock else { return };
+        let action = clock.on_deadline(now);
+        let deadline = clock.deadline();
+        self.timers.set(timer, deadline);
+        let (link, live) = (channel.link, channel.is_live(now));
+        let changed = std::mem::replace(&mut channel.told_live, live) != live;
+        if action == ChannelAction::Ping {
+            self.seal_on(index, kind::PING, &now.0.to_be_bytes(), &[]);
+        }
+        if changed {
+            control.on_event(self, Event::ChannelsChanged { link });
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The data plane that relay and mediator share: one [`Engine`] per thread drives links (tunnels and
+//! terminal connections), plain TCP streams and UDP sockets over one ring.
+//!
+//! What the parties do differently is in their [`Control`]: the engine moves bytes between the two
+//! ends of a port without asking it, and tells it everything else as an [`Event`].
+//!
+//! **Invariant:** on the way from one socket to another a payload byte is never copied in user space,
+//! but for frames of at most [`isthmus_proto::limits::GATHER_MAX`] bytes, which share a record, and the
+//! part of a record that straddles a receive buffer's end.
+//!
+//! **Invariant:** one receive and one send are in flight per TCP socket, so nothing overtakes.
+
+#![forbid(unsafe_code)]
+
+mod bridge;
+mod channel;
+mod counts;
+mod datagram;
+mod event;
+mod flow;
+mod handshake;
+mod key;
+mod link;
+mod link_receive;
+mod link_transmit;
+mod stream;
+mod timers;
+mod turn;
+mod udp;
+
+use std::time::Instant as Clock;
+
+use isthmus_proto::time::Instant;
+use isthmus_ring::{Piece, Ring};
+
+pub use bridge::BridgeEnd;
+pub use counts::Counts;
+pub use event::{Ask, Control, Event};
+pub use flow::FlowSpec;
+pub use handshake::{Caller, Detached};
+pub use key::{Key, What};
+pub use link::LinkRole;
+pub use timers::TimerId;
+pub use udp::{PortRoute, UdpRole};
+
+use key::Table;
+
+/// Bounds and intervals that the parties set.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineConfig {
+    /// TLS and greeting together end within this.
+    pub handshake_timeout: std::time::Duration,
+    /// A visitor's UDP flow without a datagram for this long is closed.
+    pub flow_idle: std::time::Duration,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: isthmus_proto::limits::HANDSHAKE_TIMEOUT,
+            flow_idle: std::time::Duration::from_secs(60),
+        }
+    }
+}
+
+/// One thread's data plane. See the crate's text.
+pub struct Engine {
+    pub(crate) ring: Ring,
+    config: EngineConfig,
+    start: Clock,
+    now: Instant,
+    links: Table<link::LinkIo>,
+    streams: Table<stream::Stream>,
+    listeners: Table<turn::Listener>,
+    sockets: Table<udp::UdpSocket>,
+    flows: Table<flow::Flow>,
+    bridges: Table<bridge::Bridge>,
+    watches: Table<turn::Watch>,
+    channels: channel::Channels,
+    timers: timers::Timers,
+    /// Which destinations a mediator allows.
+    destination_filter: Option<Box<dyn Fn(std::net::SocketAddr) -> bool>>,
+    dirty: turn::Dirty,
+    /// Sockets to be closed once every operation on them has been submitted: a number that is free
+    /// again before that could make a queued operation reach another socket. Whether to shut down first.
+    graveyard: Vec<(isthmus_ring::Socket, bool)>,
+    /// Scratch for received pieces.
+    received: Vec<Piece>,
+    /// What happened, counted.
+    pub counts: Counts,
+}
+
+impl Engine {
+    /// An engine on a ring of its own thread.
+    pub fn new(ring: Ring, config: EngineConfig) -> Self {
+        Self {
+            ring,
+            config,
+            start: Clock::now(),
+            now: Instant(1),
+            links: Table::new(What::Link),
+            streams: Table::new(What::Stream),
+            listeners: Table::new(What::Listener),
+            sockets: Table::new(What::Udp),
+            flows: Table::new(What::Flow),
+            bridges: Table::new(What::BridgeA),
+            watches: Table::new(What::Watch),
+            channels: channel::Channels::default(),
+            timers: timers::Timers::default(),
+            destination_filter: None,
+            dirty: turn::Dirty::default(),
+            graveyard: Vec::new(),
+            received: Vec::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// This turn's time.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// The ring, for its waker and its pools' figures.
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Live links, streams and flows.
+    pub fn sizes(&self) -> (usize, usize, usize) {
+        (self.links.len(), self.streams.len(), self.flows.len())
+    }
+}

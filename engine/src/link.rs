@@ -1,0 +1,230 @@
+//! A link's socket side: the record layer, what is being received and sent, and its life.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use isthmus_proto::Code;
+use isthmus_proto::link::{Link, LinkConfig, Slot};
+use isthmus_proto::record::Session;
+use isthmus_proto::wire::{ControlBuf, Frame};
+use isthmus_ring::{OpId, Piece, Socket};
+
+use crate::Engine;
+use crate::event::{Control, Event};
+use crate::handshake::Tls;
+use crate::key::{Key, What};
+use crate::timers::TimerId;
+
+/// Which end of the connection this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkRole {
+    /// It dialled.
+    Caller,
+    /// It was called: the relay.
+    Relay,
+}
+
+pub(crate) enum Phase {
+    /// TCP connects (a caller's).
+    Connecting,
+    /// TLS goes on.
+    Tls(Box<Tls>),
+    /// The record layer stands; hello and welcome pass.
+    Greeting,
+    /// Established.
+    Live(Box<Link<Piece>>),
+}
+
+pub(crate) struct LinkIo {
+    pub(crate) socket: Socket,
+    pub(crate) role: LinkRole,
+    pub(crate) peer: SocketAddr,
+    pub(crate) phase: Phase,
+    pub(crate) session: Option<Box<Session>>,
+    pub(crate) udp_secret: Option<Box<[u8; 32]>>,
+    pub(crate) timer: TimerId,
+
+    pub(crate) receive_op: Option<OpId>,
+    /// The front of a record whose rest has not come.
+    pub(crate) partial: Option<Piece>,
+
+    pub(crate) send_op: Option<OpId>,
+    /// Bytes to be sent before any record: handshake messages, key updates.
+    pub(crate) raw: Vec<u8>,
+    /// Frames before the link is established.
+    pub(crate) greeting: ControlBuf,
+    /// Streams that wait until the egress queue is short again.
+    pub(crate) paused: Vec<Key>,
+    pub(crate) dirty: bool,
+    /// End it once everything queued is sent.
+    pub(crate) closing: Option<Code>,
+    /// Parts of datagrams that come over TCP in several frames.
+    pub(crate) assembling: Vec<crate::datagram::Assembly>,
+    /// Its UDP channels, by their place in the table.
+    pub(crate) channels: Vec<u32>,
+    /// Which destinations its datagrams may go to; without one, all.
+    pub(crate) permits: Option<Rc<dyn Fn(SocketAddr) -> bool>>,
+}
+
+/// A link without payload for this long gives its key contexts' memory back.
+const CONTEXT_KEPT: std::time::Duration = std::time::Duration::from_secs(5);
+
+impl LinkIo {
+    pub(crate) fn live(&mut self) -> Option<&mut Link<Piece>> {
+        match &mut self.phase {
+            Phase::Live(link) => Some(link),
+            _ => None,
+        }
+    }
+}
+
+impl Engine {
+    /// The state machine of an established link.
+    pub fn link(&mut self, key: Key) -> Option<&mut Link<Piece>> {
+        self.links.get_mut(key)?.live()
+    }
+
+    /// The other end's address.
+    pub fn link_peer(&self, key: Key) -> Option<SocketAddr> {
+        self.links.get(key).map(|io| io.peer)
+    }
+
+    /// What is queued on a link will go out this turn. Call after using [`Engine::link`] to send.
+    pub fn touch(&mut self, key: Key) {
+        if let Some(io) = self.links.get_mut(key)
+            && !io.dirty
+        {
+            io.dirty = true;
+            self.dirty.links.push(key);
+        }
+    }
+
+    /// Sends a frame on a link that is not yet established.
+    pub fn greet(&mut self, key: Key, frame: &Frame<'_>) {
+        if let Some(io) = self.links.get_mut(key) {
+            io.greeting.push(frame);
+            self.touch(key);
+        }
+    }
+
+    /// Establishes a greeted link.
+    pub fn establish(&mut self, key: Key, config: LinkConfig) {
+        let now = self.now;
+        let Some(io) = self.links.get_mut(key) else { return };
+        let link = Link::new(config, now);
+        self.timers.set(io.timer, link.deadline());
+        io.phase = Phase::Live(Box::new(link));
+        self.touch(key);
+    }
+
+    /// Tells the other end why, sends what is queued, and ends the link.
+    pub fn farewell(&mut self, key: Key, code: Code, retry_after_ms: u32, text: &str) {
+        let Some(io) = self.links.get_mut(key) else { return };
+        let frame = Frame::Goodbye { code: Some(code), retry_after_ms, text };
+        match &mut io.phase {
+            Phase::Live(link) => link.control().push(&frame),
+            _ => io.greeting.push(&frame),
+        }
+        io.closing = Some(code);
+        // What the other end does with it is its own affair: after a while the socket goes anyway.
+        let deadline = self.now + isthmus_proto::limits::DEAD_AFTER;
+        self.timers.set(io.timer, deadline);
+        self.touch(key);
+    }
+
+    /// Ends a link right after its farewell: what is queued goes out as far as the socket takes it at once.
+    pub fn end_link_after_farewell(&mut self, control: &mut impl Control, key: Key, code: Code) {
+        self.flush_link(control, key);
+        self.end_link(control, key, code, "", 0);
+    }
+
+    /// Ends a link now. Streams and flows on it end, bridged ports are reset.
+    pub fn end_link(&mut self, control: &mut impl Control, key: Key, code: Code, text: &str, retry_after_ms: u32) {
+        let Some(io) = self.links.remove(key) else { return };
+        for op in [io.receive_op, io.send_op].into_iter().flatten() {
+            self.ring.cancel(op);
+        }
+        self.timers.remove(io.timer);
+        self.end_channels(&io.channels);
+        self.counts_on_link_end(&io);
+        let mut ended = Vec::new();
+        if let Phase::Live(link) = &io.phase {
+            ended.extend(link.live().map(|(slot, owner)| (slot, Key::from_bits(owner))));
+        }
+        // Dropping a socket with an armed receive would not close it: the other end is told.
+        self.graveyard.push((io.socket, true));
+        for (slot, owner) in ended {
+            self.end_port_owner(control, key, slot, owner, Code::PeerGone);
+        }
+        control.on_event(self, Event::LinkEnded { link: key, code, text: text.to_owned(), retry_after_ms });
+    }
+
+    /// Which destinations a terminal's datagrams may go to.
+    pub fn set_link_filter(&mut self, key: Key, permits: Rc<dyn Fn(SocketAddr) -> bool>) {
+        if let Some(io) = self.links.get_mut(key) {
+            io.permits = Some(permits);
+        }
+    }
+
+    pub(crate) fn link_permits(&self, key: Key, to: SocketAddr) -> bool {
+        self.links.get(key).is_some_and(|io| io.permits.as_ref().is_none_or(|permits| permits(to)))
+    }
+
+    fn counts_on_link_end(&mut self, io: &LinkIo) {
+        if let Phase::Live(link) = &io.phase {
+            self.counts.datagrams_dropped_full += link.stats().datagrams_dropped;
+        }
+    }
+
+    /// A port is gone (its link ended, or the other end reset it): whoever it belonged to ends too.
+    pub(crate) fn end_port_owner(
+        &mut self,
+        control: &mut impl Control,
+        link: Key,
+        _slot: Slot,
+        owner: Key,
+        code: Code,
+    ) {
+        match owner.what() {
+            What::Stream => self.abort_stream(control, owner, code),
+            What::BridgeA | What::BridgeB => self.end_bridge(owner, code),
+            What::Flow => self.end_flow(control, owner, false),
+            What::Udp => self.remove_udp(owner),
+            What::Listener => {
+                self.remove_listener(owner);
+                control.on_event(self, Event::PortEnded { link, owner, code });
+            }
+            What::Control | What::Link | What::Watch => {
+                control.on_event(self, Event::PortEnded { link, owner, code });
+            }
+        }
+    }
+
+    /// A link's timer.
+    pub(crate) fn on_link_timer(&mut self, control: &mut impl Control, key: Key) {
+        let now = self.now;
+        let Some(io) = self.links.get_mut(key) else { return };
+        if let Some(code) = io.closing {
+            return self.end_link(control, key, code, "", 0);
+        }
+        match &mut io.phase {
+            Phase::Live(link) => match link.on_deadline(now) {
+                Ok(()) => {
+                    // A quiet link builds its key contexts again when it needs them.
+                    if now.since(link.stats().last_payload) > CONTEXT_KEPT
+                        && let Some(session) = &mut io.session
+                    {
+                        session.release_context();
+                    }
+                    let deadline = link.deadline();
+                    self.timers.set(io.timer, deadline);
+                    self.touch(key);
+                }
+                Err(code) => self.end_link(control, key, code, "", 0),
+            },
+            Phase::Connecting | Phase::Tls(_) | Phase::Greeting => {
+                self.end_link(control, key, Code::HandshakeTimeout, "", 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Tunnel socket -> contiguous run of records -> opened in place -> payloads to their owners.
+
+use isthmus_proto::Code;
+use isthmus_proto::link::Input;
+use isthmus_proto::record::{Opened, RECORD_MAX, parse_header};
+use isthmus_proto::wire::{Frame, HEADER_LEN, read_header};
+use isthmus_ring::Piece;
+
+use crate::Engine;
+use crate::event::{Ask, Control, Event};
+use crate::key::{Key, What};
+use crate::link::{LinkIo, Phase};
+
+impl Engine {
+    /// Arms the receive, unless it is. `quiet`: nothing more is expected at once.
+    pub(crate) fn receive_link(&mut self, key: Key, quiet: bool) {
+        if let Some(io) = self.links.get_mut(key)
+            && io.receive_op.is_none()
+            && io.closing.is_none()
+        {
+            io.receive_op = Some(self.ring.recv_bulk(&io.socket, quiet, key.to_bits()));
+        }
+    }
+
+    /// A receive ended.
+    pub(crate) fn on_link_received(&mut self, control: &mut impl Control, key: Key, result: std::io::Result<usize>) {
+        let Some(io) = self.links.get_mut(key) else { return };
+        io.receive_op = None;
+        match result {
+            Ok(0) => self.end_link(control, key, Code::ConnectionLost, "the other end closed the connection", 0),
+            Ok(_) => {
+                let Some(mut piece) = self.received.pop() else { return };
+                // A full buffer means that more waits; asking whether it does costs less than being woken.
+                let full = piece.tailroom() < 1024;
+                if let Some(partial) = io.partial.take() {
+                    self.counts.partial_bytes_moved += partial.len() as u64;
+                    piece.prepend(partial.len()).copy_from_slice(&partial);
+                }
+                self.on_link_bytes(control, key, piece);
+                self.receive_link(key, !full);
+            }
+            Err(error) if error.raw_os_error() == Some(ENOBUFS) => {
+                self.counts.buffers_exhausted += 1;
+                self.dirty.starved.push(key);
+            }
+            Err(error) => self.end_link(control, key, Code::ConnectionLost, &error.to_string(), 0),
+        }
+    }
+
+    /// Opens the whole records of `bytes` and keeps the front of the one that is not whole.
+    pub(crate) fn on_link_bytes(&mut self, control: &mut impl Control, key: Key, mut bytes: Piece) {
+        if let Some(LinkIo { phase: Phase::Tls(_), .. }) = self.links.get(key) {
+            return self.on_handshake_bytes(control, key, &bytes);
+        }
+        loop {
+            let Some(io) = self.links.get_mut(key) else { return };
+            let Some(session) = &mut io.session else { return };
+            let len = match parse_header(&bytes) {
+                Ok(Some(len)) if len <= bytes.len() => len,
+                Ok(_) => break,
+                Err(error) => return self.end_link(control, key, Code::ProtocolError, &error.to_string(), 0),
+            };
+            let mut record = bytes.split_to(len);
+            let opened = session.open(&mut record);
+            self.counts.records_opened += 1;
+            match opened {
+                Ok(Opened::Data(range)) => {
+                    record.truncate(range.end);
+                    record.advance(range.start);
+                    self.on_record(control, key, record);
+                }
+                Ok(Opened::KeyUpdate { .. }) => {
+                    self.counts.key_updates += 1;
+                    self.touch(key);
+                }
+                Ok(Opened::CloseNotify) => {
+                    return self.end_link(control, key, Code::PeerClosed, "the other end closed", 0);
+                }
+                Ok(Opened::Alert(alert)) => {
+                    let text = format!("the other end sent TLS alert {alert}");
+                    return self.end_link(control, key, Code::TlsFailed, &text, 0);
+                }
+                Ok(Opened::Ignored) => {}
+                Err(error) => return self.end_link(control, key, Code::ProtocolError, &error.to_string(), 0),
+            }
+        }
+        if let Some(io) = self.links.get_mut(key)
+            && !bytes.is_empty()
+        {
+            debug_assert!(bytes.len() < RECORD_MAX);
+            io.partial = Some(bytes);
+        }
+    }
+
+    /// The frames of one record.
+    fn on_record(&mut self, control: &mut impl Control, key: Key, record: Piece) {
+        let mut rest = Some(record).filter(|record| !record.is_empty());
+        while let Some(mut record) = rest.take() {
+            let header = match read_header(&record) {
+                Ok(header) => header,
+                Err(error) => return self.end_link(control, key, Code::ProtocolError, &error.to_string(), 0),
+            };
+            let frame_len = HEADER_LEN + usize::from(header.len);
+            // The usual record of a bulk stream is one frame: it keeps the record's room on both sides.
+            let mut frame = if frame_len == record.len() {
+                record
+            } else {
+                let frame = record.split_to(frame_len);
+                rest = Some(record);
+                frame
+            };
+            frame.advance(HEADER_LEN);
+            let now = self.now;
+            let Some(io) = self.links.get_mut(key) else { return };
+            let decoded = match Frame::decode(header, &frame) {
+                Ok(decoded) => decoded,
+                Err(error) => return self.end_link(control, key, Code::ProtocolError, &error.to_string(), 0),
+            };
+            match &mut io.phase {
+                Phase::Live(link) => match link.receive(decoded, now) {
+                    Ok(input) => match Delivery::of(input) {
+                        Ok(delivery) => self.deliver(control, key, delivery, frame),
+                        Err(event) => self.on_input(control, key, event),
+                    },
+                    Err(violation) => {
+                        return self.end_link(control, key, Code::ProtocolError, &violation.to_string(), 0);
+                    }
+                },
+                _ => {
+                    if let Frame::Goodbye { code, retry_after_ms, text } = decoded {
+                        return self.end_link(control, key, code.unwrap_or(Code::Failed), text, retry_after_ms);
+                    }
+                    if io.closing.is_none() {
+                        control.on_event(self, Event::Greeting { link: key, frame: decoded });
+                    }
+                }
+            }
+            // A link that was detached by its greeting takes the rest of the record along.
+            if self.links.get(key).is_none() {
+                return;
+            }
+        }
+    }
+
+    /// The data path: the frame's payload goes on.
+    fn deliver(&mut self, control: &mut impl Control, key: Key, delivery: Delivery, mut frame: Piece) {
+        match delivery {
+            Delivery::Data { owner, slot, len } => {
+                let owner = Key::from_bits(owner);
+                frame.advance(frame.len() - len);
+                match owner.what() {
+                    What::Stream => self.write_stream(owner, frame),
+                    What::BridgeA | What::BridgeB => self.bridge_data(owner, frame),
+                    // The port is not connected to anything (yet): the bytes have nowhere to go.
+                    _ => {
+                        if let Some(link) = self.link(key) {
+                            link.reset(slot, Code::NotTcp);
+                            self.touch(key);
+                            control.on_event(self, Event::PortEnded { link: key, owner, code: Code::NotTcp });
+                        }
+                    }
+                }
+            }
+            Delivery::Datagram { owner, remote, more, len } => {
+                frame.advance(frame.len() - len);
+                self.on_datagram_frame(key, Key::from_bits(owner), remote, more, frame);
+            }
+        }
+    }
+
+    /// Everything that is no payload.
+    fn on_input(&mut self, control: &mut impl Control, key: Key, input: Input<'_>) {
+        // Answers, credit or pongs may have been queued.
+        self.touch(key);
+        let ask =
+            |slot, owner, request, ask| Event::Request { link: key, slot, owner: Key::from_bits(owner), request, ask };
+        let event = match input {
+            Input::None | Input::Data { .. } | Input::Datagram { .. } => return,
+            Input::Writable { owner, .. } => return self.on_credit(Key::from_bits(owner)),
+            Input::Fin { owner, slot, over } => return self.on_fin(control, key, Key::from_bits(owner), slot, over),
+            Input::Reset { owner, code } => {
+                return self.end_port_owner(control, key, NO_SLOT, Key::from_bits(owner), code);
+            }
+            Input::Open { slot, request, flags, local, peer } => {
+                ask(slot, 0, request, Ask::Open { flags, local, peer })
+            }
+            Input::Connect { owner, slot, request, to, timeout_ms } => {
+                ask(slot, owner, request, Ask::Connect { to, timeout_ms })
+            }
+            Input::Serve { owner, slot, request } => ask(slot, owner, request, Ask::Serve),
+            Input::Close { owner, slot, request } => ask(slot, owner, request, Ask::Close),
+            Input::Switch { owner, slot, request, flags } => ask(slot, owner, request, Ask::Switch { flags }),
+            Input::Answer { owner, slot, to, request, code, local, over } => {
+                Event::Answered { link: key, slot, owner: Key::from_bits(owner), to, request, code, local, over }
+            }
+            Input::Accepted { owner, parent, slot, peer, local } => {
+                Event::PortAccepted { link: key, owner: Key::from_bits(owner), slot, parent, peer, local }
+            }
+            Input::UdpError { owner, slot, code, remote } => {
+                Event::UdpError { link: key, owner: Key::from_bits(owner), slot, code, remote }
+            }
+            Input::Report(json) => Event::Report { link: key, json },
+            Input::Query { query, json } => Event::Query { link: key, query, json },
+            Input::QueryAnswer { .. } => return,
+            Input::Goodbye { code, retry_after_ms, text } => {
+                return self.end_link(control, key, code.unwrap_or(Code::Failed), text, retry_after_ms);
+            }
+        };
+        control.on_event(self, event);
+    }
+
+    fn on_credit(&mut self, owner: Key) {
+        match owner.what() {
+            What::Stream => self.receive_stream(owner),
+            What::BridgeA | What::BridgeB => {}
+            _ => {}
+        }
+    }
+
+    fn on_fin(
+        &mut self,
+        control: &mut impl Control,
+        link: Key,
+        owner: Key,
+        slot: isthmus_proto::link::Slot,
+        over: bool,
+    ) {
+        match owner.what() {
+            What::Stream => self.finish_stream(control, owner),
+            What::BridgeA | What::BridgeB => self.bridge_fin(owner),
+            _ if over => control.on_event(self, Event::PortEnded { link, owner, code: Code::Closed }),
+            _ => {
+                if let Some(link) = self.link(link) {
+                    link.reset(slot, Code::NotTcp);
+                }
+                control.on_event(self, Event::PortEnded { link, owner, code: Code::NotTcp });
+            }
+        }
+    }
+}
+
+/// `ENOBUFS`: no buffer was free for a receive.
+pub(crate) const ENOBUFS: i32 = 105;
+
+/// For owners that know their port themselves.
+const NO_SLOT: isthmus_proto::link::Slot = isthmus_proto::link::Slot::NONE;
+
+/// An [`Input`] whose payload is in the frame's piece, without the borrow of it.
+enum Delivery {
+    Data { owner: u64, slot: isthmus_proto::link::Slot, len: usize },
+    Datagram { owner: u64, remote: Option<std::net::SocketAddr>, more: bool, len: usize },
+}
+
+impl Delivery {
+    fn of(input: Input<'_>) -> Result<Self, Input<'_>> {
+        match input {
+            Input::Data { owner, slot, len } => Ok(Self::Data { owner, slot, len }),
+            Input::Datagram { owner, remote, more, len, .. } => Ok(Self::Datagram { owner, remote, more, len }),
+            other => Err(other),
+        }
+    }
+}

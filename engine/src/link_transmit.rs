@@ -1,0 +1,206 @@
+//! Frames -> records, sealed in place -> one gathered send.
+
+use isthmus_proto::Code;
+use isthmus_proto::limits::GATHER_MAX;
+use isthmus_proto::link::Transmit;
+use isthmus_proto::record::{PLAINTEXT_MAX, RECORD_HEADER};
+use isthmus_proto::wire::HEADER_LEN;
+use isthmus_ring::{BATCH_PIECES_MAX, Piece, SendBatch, SendMode};
+
+use crate::Engine;
+use crate::event::Control;
+use crate::key::{Key, What};
+use crate::link::{LinkIo, Phase};
+
+/// Most bytes of one send: a quarter of what the socket's buffer may grow to; more would only make
+/// an interactive frame wait longer behind it.
+const BATCH_MAX: usize = 256 * 1024;
+
+/// Room for a record around its frames: header before, content type and tag after.
+const ROOM_BEFORE: usize = HEADER_LEN + RECORD_HEADER;
+
+impl Engine {
+    /// Sends what a link has to send, unless a send is in flight: its end comes back here.
+    pub(crate) fn flush_link(&mut self, control: &mut impl Control, key: Key) {
+        let mut batch = self.ring.send_batch();
+        let mut freed = std::mem::take(&mut self.dirty.freed);
+        let Some(io) = self.links.get_mut(key) else { return };
+        io.dirty = false;
+        if io.send_op.is_some() {
+            self.dirty.freed = freed;
+            return;
+        }
+        let built =
+            Builder { ring: &mut self.ring, counts: &mut self.counts, batch: &mut batch, freed: &mut freed }.build(io);
+        if let Err(error) = built {
+            self.dirty.freed = freed;
+            return self.end_link(control, key, Code::ProtocolError, &error.to_string(), 0);
+        }
+        let overrun = io.live().is_some_and(|link| link.is_overrun());
+        if !batch.is_empty() {
+            io.send_op = Some(self.ring.send(&io.socket, batch, SendMode::WaitAll, key.to_bits()));
+        } else if let Some(code) = io.closing {
+            self.dirty.freed = freed;
+            return self.end_link(control, key, code, "", 0);
+        }
+        if io.live().is_some_and(|link| link.is_relaxed()) && !io.paused.is_empty() {
+            for stream in std::mem::take(&mut io.paused) {
+                self.receive_stream(stream);
+            }
+        }
+        for (owner, bytes) in freed.drain(..) {
+            self.bridge_consumed(Key::from_bits(owner), bytes);
+        }
+        self.dirty.freed = freed;
+        if overrun {
+            self.end_link(control, key, Code::Overloaded, "the other end asks without reading the answers", 0);
+        }
+    }
+
+    /// A send ended.
+    pub(crate) fn on_link_sent(
+        &mut self,
+        control: &mut impl Control,
+        key: Key,
+        mut batch: SendBatch,
+        result: std::io::Result<usize>,
+    ) {
+        let Some(io) = self.links.get_mut(key) else { return };
+        io.send_op = None;
+        match result {
+            Ok(sent) if sent < batch.bytes() => {
+                batch.advance(sent);
+                io.send_op = Some(self.ring.send(&io.socket, batch, SendMode::WaitAll, key.to_bits()));
+            }
+            Ok(_) => {
+                drop(batch);
+                self.flush_link(control, key);
+            }
+            Err(error) => self.end_link(control, key, Code::ConnectionLost, &error.to_string(), 0),
+        }
+    }
+}
+
+struct Builder<'a> {
+    ring: &'a mut isthmus_ring::Ring,
+    counts: &'a mut crate::Counts,
+    batch: &'a mut SendBatch,
+    freed: &'a mut Vec<(u64, usize)>,
+}
+
+impl Builder<'_> {
+    /// Fills the batch. Strictly in order: what is gathered goes before the next record of its own.
+    fn build(mut self, io: &mut LinkIo) -> Result<(), isthmus_proto::record::RecordError> {
+        if let Some(session) = &mut io.session
+            && session.key_update_due()
+        {
+            session.write_key_update(false, &mut io.raw)?;
+            self.counts.key_updates += 1;
+        }
+        if !io.raw.is_empty() {
+            self.batch.push(Piece::copy_from(&io.raw, 0, 0));
+            io.raw = Vec::new();
+        }
+        let Some(session) = &mut io.session else { return Ok(()) };
+        let tail = session.tail();
+        let mut gather: Option<Piece> = None;
+        while !io.greeting.is_empty() {
+            let frames = io.greeting.take(PLAINTEXT_MAX);
+            if frames.is_empty() {
+                break;
+            }
+            let mut record = Piece::with_capacity(RECORD_HEADER, frames.len() + tail);
+            record.append(frames.len()).copy_from_slice(frames);
+            self.seal(session, record, tail)?;
+        }
+        io.greeting.reclaim();
+        let Phase::Live(link) = &mut io.phase else { return Ok(()) };
+        while self.batch.bytes() < BATCH_MAX && self.batch.len() + 2 < BATCH_PIECES_MAX {
+            let small = match link.transmit() {
+                None => break,
+                Some(Transmit::Control) => None,
+                Some(Transmit::Frame { owner, frame }) => {
+                    if Key::from_bits(owner).what() != What::Stream {
+                        self.freed.push((owner, frame.len() - HEADER_LEN));
+                    }
+                    if frame.len() > GATHER_MAX + HEADER_LEN {
+                        if let Some(record) = gather.take() {
+                            self.seal(session, record, tail)?;
+                        }
+                        let record = self.with_room(frame, tail);
+                        self.seal(session, record, tail)?;
+                        continue;
+                    }
+                    Some(frame)
+                }
+            };
+            let need = small.as_ref().map_or(HEADER_LEN, Piece::len);
+            if gather
+                .as_ref()
+                .is_some_and(|record| record.tailroom() < need + tail || record.len() + need > PLAINTEXT_MAX)
+                && let Some(record) = gather.take()
+            {
+                self.seal(session, record, tail)?;
+            }
+            let record = match &mut gather {
+                Some(record) => record,
+                None => gather.insert(
+                    self.ring.alloc_stream().unwrap_or_else(|| Piece::with_capacity(ROOM_BEFORE, PLAINTEXT_MAX)),
+                ),
+            };
+            let room = (record.tailroom() - tail).min(PLAINTEXT_MAX - record.len());
+            match small {
+                Some(frame) => {
+                    self.counts.frames_gathered += 1;
+                    record.append(frame.len()).copy_from_slice(&frame);
+                }
+                None => {
+                    let frames = link.control().take(room);
+                    if frames.is_empty() {
+                        // The next control frame needs a record of its own.
+                        if let Some(record) = gather.take() {
+                            if record.is_empty() {
+                                let frames = link.control().take(PLAINTEXT_MAX);
+                                let mut own = Piece::with_capacity(RECORD_HEADER, frames.len() + tail);
+                                own.append(frames.len()).copy_from_slice(frames);
+                                self.seal(session, own, tail)?;
+                            } else {
+                                self.seal(session, record, tail)?;
+                            }
+                        }
+                        continue;
+                    }
+                    record.append(frames.len()).copy_from_slice(frames);
+                }
+            }
+        }
+        if let Some(record) = gather {
+            self.seal(session, record, tail)?;
+        }
+        link.control().reclaim();
+        Ok(())
+    }
+
+    fn seal(
+        &mut self,
+        session: &mut isthmus_proto::record::Session,
+        mut record: Piece,
+        tail: usize,
+    ) -> Result<(), isthmus_proto::record::RecordError> {
+        record.prepend(RECORD_HEADER);
+        record.append(tail);
+        session.seal(&mut record)?;
+        self.counts.records_sealed += 1;
+        self.batch.push(record);
+        Ok(())
+    }
+
+    /// A frame from another record's middle has no room around it: it moves.
+    fn with_room(&mut self, frame: Piece, tail: usize) -> Piece {
+        if frame.headroom() >= RECORD_HEADER && frame.tailroom() >= tail {
+            return frame;
+        }
+        self.counts.payloads_copied += 1;
+        Piece::copy_from(&frame, ROOM_BEFORE, tail)
+    }
+}

@@ -1,0 +1,348 @@
+//! Plain TCP connections: a visitor's on the relay, a host's on the mediator. Each is one end of a port.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use isthmus_proto::Code;
+use isthmus_proto::link::Slot;
+use isthmus_proto::wire::{HEADER_LEN, write_data_header};
+use isthmus_ring::{OpId, Piece, PollEvents, SendBatch, SendMode, Socket};
+
+use crate::Engine;
+use crate::event::{Control, Event};
+use crate::key::Key;
+use crate::link_receive::ENOBUFS;
+
+/// Most bytes of one receive: one noisy peer never owns a turn.
+const RECEIVE_MAX: usize = 128 * 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Incoming {
+    /// Nothing is armed: no connection yet, no credit, or the link's queue is long.
+    Paused,
+    Armed(OpId),
+    /// Its end was reached and told.
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outgoing {
+    Open,
+    /// Shut down after what is queued.
+    Finishing,
+    Finished,
+}
+
+pub(crate) struct Stream {
+    socket: Socket,
+    link: Key,
+    slot: Slot,
+    tag: u32,
+    connecting: Option<OpId>,
+    incoming: Incoming,
+    /// The last receive left nothing behind.
+    drained: bool,
+    outgoing: Outgoing,
+    queue: VecDeque<Piece>,
+    queued: usize,
+    send_op: Option<OpId>,
+    /// The socket's buffer is full: waiting for room, with nothing of ours in the kernel's hands.
+    stalled: Option<OpId>,
+    dirty: bool,
+}
+
+impl Engine {
+    /// Joins a connected socket to a port, and begins to receive.
+    pub fn add_stream(&mut self, socket: Socket, link: Key, slot: Slot, tag: u32) -> Key {
+        let key = self.insert_stream(socket, link, slot, tag);
+        if let Some(link) = self.link(link) {
+            link.set_owner(slot, key.to_bits());
+        }
+        self.receive_stream(key);
+        key
+    }
+
+    /// Joins a socket that is to be connected to a port; [`Event::Connected`] tells the result. Bytes
+    /// may come for it at once.
+    pub fn connect_stream(&mut self, socket: Socket, to: SocketAddr, link: Key, slot: Slot, tag: u32) -> Key {
+        let key = self.insert_stream(socket, link, slot, tag);
+        if let Some(link) = self.link(link) {
+            link.set_owner(slot, key.to_bits());
+        }
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.connecting = Some(self.ring.connect(&stream.socket, to, key.to_bits()));
+        }
+        key
+    }
+
+    fn insert_stream(&mut self, socket: Socket, link: Key, slot: Slot, tag: u32) -> Key {
+        self.streams.insert(Stream {
+            socket,
+            link,
+            slot,
+            tag,
+            connecting: None,
+            incoming: Incoming::Paused,
+            drained: false,
+            outgoing: Outgoing::Open,
+            queue: VecDeque::new(),
+            queued: 0,
+            send_op: None,
+            stalled: None,
+            dirty: false,
+        })
+    }
+
+    /// The stream's local address.
+    pub fn stream_local_addr(&self, key: Key) -> Option<SocketAddr> {
+        self.streams.get(key)?.socket.local_addr().ok()
+    }
+
+    /// Gives up a connect that takes too long: [`Event::Connected`] will tell.
+    pub fn cancel_connect(&mut self, key: Key) {
+        if let Some(op) = self.streams.get(key).and_then(|stream| stream.connecting) {
+            self.ring.cancel(op);
+        }
+    }
+
+    pub(crate) fn on_stream_connected(&mut self, control: &mut impl Control, key: Key, result: std::io::Result<()>) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        stream.connecting = None;
+        let (link, slot) = (stream.link, stream.slot);
+        let failed = result.is_err();
+        if failed && let Some(stream) = self.streams.remove(key) {
+            self.graveyard.push((stream.socket, false));
+        }
+        control.on_event(self, Event::Connected { stream: key, link, slot, result });
+        if !failed {
+            self.receive_stream(key);
+            self.touch_stream(key);
+        }
+    }
+
+    /// Arms the receive if the port has credit and its link's queue is short.
+    pub(crate) fn receive_stream(&mut self, key: Key) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        if stream.incoming != Incoming::Paused || stream.connecting.is_some() {
+            return;
+        }
+        let Some(io) = self.links.get_mut(stream.link) else { return };
+        let Some(link) = io.live() else { return };
+        if link.is_congested() {
+            io.paused.push(key);
+            return;
+        }
+        let room = link.room(stream.slot).min(RECEIVE_MAX);
+        if room > 0 {
+            let op = self.ring.recv_stream(&stream.socket, room as u32, stream.drained, key.to_bits());
+            stream.incoming = Incoming::Armed(op);
+        }
+    }
+
+    pub(crate) fn on_stream_received(&mut self, control: &mut impl Control, key: Key, result: std::io::Result<usize>) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        stream.incoming = Incoming::Paused;
+        let (link_key, slot) = (stream.link, stream.slot);
+        let length = match result {
+            Ok(length) => length,
+            Err(error) if error.raw_os_error() == Some(ENOBUFS) => {
+                self.counts.buffers_exhausted += 1;
+                self.dirty.starved.push(key);
+                return;
+            }
+            Err(_) => return self.reset_stream(control, key, Code::Reset),
+        };
+        if length == 0 {
+            stream.incoming = Incoming::Ended;
+            if let Some(link) = self.link(link_key) {
+                link.finish(slot);
+                self.touch(link_key);
+            }
+            return self.end_stream_if_over(control, key);
+        }
+        stream.drained = length < RECEIVE_MAX;
+        self.counts.stream_bytes_in += length as u64;
+        let now = self.now;
+        let mut received = std::mem::take(&mut self.received);
+        if let Some(link) = self.link(link_key) {
+            for mut piece in received.drain(..) {
+                let len = piece.len() as u16;
+                if let Some(header) = piece.prepend(HEADER_LEN).first_chunk_mut() {
+                    write_data_header(header, slot.id(), len);
+                }
+                link.enqueue(slot, piece, now);
+            }
+        }
+        received.clear();
+        self.received = received;
+        self.touch(link_key);
+        self.receive_stream(key);
+    }
+
+    /// Bytes from the link for the stream's socket; they go out at the turn's end.
+    pub(crate) fn write_stream(&mut self, key: Key, piece: Piece) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        stream.queued += piece.len();
+        stream.queue.push_back(piece);
+        self.touch_stream(key);
+    }
+
+    fn touch_stream(&mut self, key: Key) {
+        if let Some(stream) = self.streams.get_mut(key)
+            && !stream.dirty
+        {
+            stream.dirty = true;
+            self.dirty.streams.push(key);
+        }
+    }
+
+    /// The link's end of the stream: shut down after what is queued.
+    pub(crate) fn finish_stream(&mut self, control: &mut impl Control, key: Key) {
+        if let Some(stream) = self.streams.get_mut(key) {
+            if stream.outgoing == Outgoing::Open {
+                stream.outgoing = Outgoing::Finishing;
+            }
+            self.flush_stream(control, key);
+        }
+    }
+
+    /// Sends what is queued, unless a send is in flight or the socket is full.
+    pub(crate) fn flush_stream(&mut self, control: &mut impl Control, key: Key) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        stream.dirty = false;
+        if stream.send_op.is_some() || stream.stalled.is_some() || stream.connecting.is_some() {
+            return;
+        }
+        if stream.queue.is_empty() {
+            if stream.outgoing == Outgoing::Finishing {
+                stream.outgoing = Outgoing::Finished;
+                // An error here is the connection's end, which the receive tells.
+                let _ = stream.socket.shutdown_write();
+                self.end_stream_if_over(control, key);
+            }
+            return;
+        }
+        let mut batch = self.ring.send_batch();
+        while !batch.is_full()
+            && let Some(piece) = stream.queue.pop_front()
+        {
+            batch.push(piece);
+        }
+        stream.send_op = Some(self.ring.send(&stream.socket, batch, SendMode::TryNow, key.to_bits()));
+    }
+
+    pub(crate) fn on_stream_sent(
+        &mut self,
+        control: &mut impl Control,
+        key: Key,
+        mut batch: SendBatch,
+        result: std::io::Result<usize>,
+    ) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        stream.send_op = None;
+        let sent = match result {
+            Ok(sent) => sent,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => 0,
+            Err(_) => return self.reset_stream(control, key, Code::Reset),
+        };
+        let short = sent < batch.bytes();
+        if short {
+            batch.advance(sent);
+            for piece in batch.drain().rev() {
+                stream.queue.push_front(piece);
+            }
+            stream.stalled = Some(self.ring.poll(&stream.socket, PollEvents::WRITABLE, key.to_bits()));
+        }
+        drop(batch);
+        stream.queued -= sent;
+        let (link_key, slot) = (stream.link, stream.slot);
+        if !short && stream.queue.is_empty() && stream.queue.capacity() > 256 {
+            stream.queue = VecDeque::new();
+        }
+        self.counts.stream_bytes_out += sent as u64;
+        let now = self.now;
+        if let Some(link) = self.link(link_key) {
+            link.consumed(slot, sent, now);
+            if link.wants_to_send() {
+                self.touch(link_key);
+            }
+        }
+        if !short {
+            self.flush_stream(control, key);
+        }
+    }
+
+    /// The socket has room again.
+    pub(crate) fn on_stream_writable(&mut self, control: &mut impl Control, key: Key) {
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.stalled = None;
+            self.flush_stream(control, key);
+        }
+    }
+
+    /// The socket failed: the other end of the port is told.
+    fn reset_stream(&mut self, control: &mut impl Control, key: Key, code: Code) {
+        let Some(stream) = self.streams.get(key) else { return };
+        let (link_key, slot) = (stream.link, stream.slot);
+        if let Some(link) = self.link(link_key) {
+            link.reset(slot, code);
+            self.touch(link_key);
+        }
+        self.remove_stream(control, key, code);
+    }
+
+    /// The port was cut: the socket's peer sees RST, never an orderly end.
+    pub(crate) fn abort_stream(&mut self, control: &mut impl Control, key: Key, code: Code) {
+        if let Some(stream) = self.streams.get(key) {
+            // Where the socket is gone already there is nobody left to be told.
+            let _ = stream.socket.set_reset_on_close();
+            self.remove_stream(control, key, code);
+        }
+    }
+
+    /// Ends a stream and its port, from the control: RST to the socket's peer; the link is not told.
+    pub fn drop_stream(&mut self, control: &mut impl Control, key: Key, code: Code) {
+        self.abort_stream(control, key, code);
+    }
+
+    fn end_stream_if_over(&mut self, control: &mut impl Control, key: Key) {
+        let over = self.streams.get(key).is_some_and(|stream| {
+            stream.incoming == Incoming::Ended && stream.outgoing == Outgoing::Finished && stream.queue.is_empty()
+        });
+        if over {
+            self.remove_stream(control, key, Code::Closed);
+        }
+    }
+
+    fn remove_stream(&mut self, control: &mut impl Control, key: Key, code: Code) {
+        let Some(stream) = self.streams.remove(key) else { return };
+        let armed = match stream.incoming {
+            Incoming::Armed(op) => Some(op),
+            Incoming::Paused | Incoming::Ended => None,
+        };
+        for op in [armed, stream.send_op, stream.stalled, stream.connecting].into_iter().flatten() {
+            self.ring.cancel(op);
+        }
+        let tag = stream.tag;
+        self.graveyard.push((stream.socket, false));
+        control.on_event(self, Event::StreamEnded { stream: key, tag, code });
+    }
+
+    /// Moves what stalled sockets hold of the shared receive buffers into memory of its own size.
+    /// Only when the buffers run out: credit bounds how much that can be.
+    pub(crate) fn compact_stalled(&mut self) {
+        let keys: Vec<Key> = self.streams.keys().collect();
+        for key in keys {
+            let Some(stream) = self.streams.get_mut(key) else { continue };
+            if stream.stalled.is_none() && stream.connecting.is_none() {
+                continue;
+            }
+            for piece in &mut stream.queue {
+                if piece.is_pooled() {
+                    self.counts.stalled_bytes_compacted += piece.len() as u64;
+                    *piece = Piece::copy_from(piece, 0, 0);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The loop: one turn takes every completion, lets the control act, sends what became due, and waits.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+use isthmus_proto::time::Instant;
+use isthmus_ring::{Completion, OpId, PollEvents, Socket};
+
+use crate::Engine;
+use crate::event::{Control, Event};
+use crate::key::{Key, What};
+
+/// Longest sleep without any timer, so that a lost wake-up could never be for ever.
+const SLEEP_MAX: Duration = Duration::from_secs(5);
+
+/// Completions handled before what they made due goes out: bounds how long one turn can be.
+const COMPLETIONS_MAX: usize = 1024;
+
+/// What is to be done at the turn's end.
+#[derive(Default)]
+pub(crate) struct Dirty {
+    pub(crate) links: Vec<Key>,
+    pub(crate) streams: Vec<Key>,
+    pub(crate) sockets: Vec<Key>,
+    pub(crate) flows: Vec<Key>,
+    pub(crate) channels: Vec<u32>,
+    /// Receives that found no buffer.
+    pub(crate) starved: Vec<Key>,
+    /// Scratch: bytes that left a bridge.
+    pub(crate) freed: Vec<(u64, usize)>,
+    pub(crate) due: Vec<(crate::TimerId, Key)>,
+}
+
+pub(crate) struct Listener {
+    socket: Socket,
+    tag: u32,
+    op: Option<OpId>,
+}
+
+pub(crate) struct Watch {
+    fd: RawFd,
+    number: u32,
+    op: Option<OpId>,
+}
+
+impl Engine {
+    /// One turn. Returns after at least one completion, a timer or a wake-up.
+    ///
+    /// # Errors
+    /// The ring failed: the thread cannot go on.
+    pub fn turn(&mut self, control: &mut impl Control) -> std::io::Result<()> {
+        self.counts.turns += 1;
+        for (socket, shutdown) in self.graveyard.drain(..) {
+            if shutdown {
+                // Gone already: nobody is left to be told.
+                let _ = socket.shutdown_both();
+            }
+        }
+        self.now = Instant(self.start.elapsed().as_nanos() as u64 + 1);
+        for _ in 0..COMPLETIONS_MAX {
+            let mut received = std::mem::take(&mut self.received);
+            let completion = self.ring.next(&mut received);
+            self.received = received;
+            let Some(completion) = completion else { break };
+            self.on_completion(control, completion);
+        }
+        self.received.clear();
+        control.on_turn(self);
+        self.run_timers(control);
+        self.retry_starved();
+        self.flush(control);
+        let timeout = self.sleep_for();
+        self.ring.enter(Some(timeout), || control.has_work())
+    }
+
+    fn sleep_for(&self) -> Duration {
+        let until = self
+            .timers
+            .next_deadline()
+            .map_or(SLEEP_MAX, |deadline| deadline.since(Instant(self.start.elapsed().as_nanos() as u64 + 1)));
+        if self.dirty.starved.is_empty() { until.min(SLEEP_MAX) } else { until.min(Duration::from_millis(5)) }
+    }
+
+    fn run_timers(&mut self, control: &mut impl Control) {
+        let mut due = std::mem::take(&mut self.dirty.due);
+        self.timers.expire(self.now, &mut due);
+        for (id, owner) in due.drain(..) {
+            match owner.what() {
+                What::Control => control.on_event(self, Event::Timer { number: owner.index() }),
+                What::Link => self.on_link_timer(control, owner),
+                What::Flow => self.on_flow_timer(control, owner),
+                What::Udp => self.on_channel_timer(control, id, owner),
+                _ => {}
+            }
+        }
+        self.dirty.due = due;
+    }
+
+    /// Receives that found no buffer try again; what stalled sockets hold makes room first.
+    fn retry_starved(&mut self) {
+        if self.dirty.starved.is_empty() {
+            return;
+        }
+        self.compact_stalled();
+        for key in std::mem::take(&mut self.dirty.starved) {
+            match key.what() {
+                What::Link => self.receive_link(key, false),
+                What::Stream => self.receive_stream(key),
+                What::Udp => self.receive_udp(key),
+                What::Listener => self.accept_on(key),
+                _ => {}
+            }
+        }
+    }
+
+    /// Everything that became due goes out. What that queues anew on links (credit) goes out as well.
+    fn flush(&mut self, control: &mut impl Control) {
+        self.flush_datagrams();
+        loop {
+            let mut idle = true;
+            for key in std::mem::take(&mut self.dirty.streams) {
+                idle = false;
+                self.flush_stream(control, key);
+            }
+            for key in std::mem::take(&mut self.dirty.links) {
+                idle = false;
+                self.flush_link(control, key);
+            }
+            if idle {
+                break;
+            }
+        }
+    }
+
+    fn on_completion(&mut self, control: &mut impl Control, completion: Completion) {
+        match completion {
+            Completion::Recv { user, result, .. } => match Key::from_bits(user) {
+                key if key.what() == What::Link => self.on_link_received(control, key, result),
+                key => self.on_stream_received(control, key, result),
+            },
+            Completion::Send { user, batch, result } => match Key::from_bits(user) {
+                key if key.what() == What::Link => self.on_link_sent(control, key, batch, result),
+                key => self.on_stream_sent(control, key, batch, result),
+            },
+            Completion::Connect { user, result } => match Key::from_bits(user) {
+                key if key.what() == What::Link => self.on_link_connected(control, key, result),
+                key => self.on_stream_connected(control, key, result),
+            },
+            Completion::Poll { user, .. } => match Key::from_bits(user) {
+                key if key.what() == What::Watch => self.on_watched(control, key),
+                key => self.on_stream_writable(control, key),
+            },
+            Completion::Accept { user, result, more } => self.on_accept(control, Key::from_bits(user), result, more),
+            Completion::Datagrams { user, result, more } => {
+                self.on_datagrams(control, Key::from_bits(user), result, more);
+            }
+            Completion::SentDatagrams { user, batch, result } => {
+                drop(batch);
+                self.on_datagrams_sent(Key::from_bits(user), result);
+            }
+        }
+    }
+
+    /// Accepts on a listening socket; each connection comes as [`Event::Accepted`] with `tag`.
+    pub fn add_listener(&mut self, socket: Socket, tag: u32) -> Key {
+        let key = self.listeners.insert(Listener { socket, tag, op: None });
+        self.accept_on(key);
+        key
+    }
+
+    /// A listener's local address.
+    pub fn listener_addr(&self, key: Key) -> Option<std::net::SocketAddr> {
+        self.listeners.get(key)?.socket.local_addr().ok()
+    }
+
+    /// Closes a listener.
+    pub fn remove_listener(&mut self, key: Key) {
+        if let Some(listener) = self.listeners.remove(key) {
+            if let Some(op) = listener.op {
+                self.ring.cancel(op);
+            }
+            self.graveyard.push((listener.socket, true));
+        }
+    }
+
+    fn accept_on(&mut self, key: Key) {
+        if let Some(listener) = self.listeners.get_mut(key) {
+            listener.op = Some(self.ring.accept(&listener.socket, key.to_bits()));
+        }
+    }
+
+    fn on_accept(
+        &mut self,
+        control: &mut impl Control,
+        key: Key,
+        result: std::io::Result<(Socket, std::net::SocketAddr)>,
+        more: bool,
+    ) {
+        let Some(listener) = self.listeners.get_mut(key) else { return };
+        let tag = listener.tag;
+        match result {
+            Ok((socket, peer)) => {
+                let peer = crate::udp::canonical(peer);
+                // It fails only on a connection that is gone already, which the first receive tells.
+                let _ = socket.set_nodelay();
+                control.on_event(self, Event::Accepted { tag, socket, peer });
+            }
+            // Gone before its address could be read.
+            Err(error) if error.kind() == std::io::ErrorKind::NotConnected => {}
+            Err(error) => {
+                self.counts.accept_errors += 1;
+                tracing::warn!(%error, "cannot accept a connection");
+                // Out of descriptors, most likely: asking again at once would only spin.
+                if !more {
+                    self.dirty.starved.push(key);
+                    return;
+                }
+            }
+        }
+        if !more {
+            self.accept_on(key);
+        }
+    }
+
+    /// Watches a descriptor of the control's for readability: [`Event::Watched`], again and again.
+    /// The descriptor must live until [`Engine::unwatch`].
+    pub fn watch(&mut self, fd: &impl AsRawFd, number: u32) -> Key {
+        let key = self.watches.insert(Watch { fd: fd.as_raw_fd(), number, op: None });
+        self.arm_watch(key);
+        key
+    }
+
+    /// Ends a watch.
+    pub fn unwatch(&mut self, key: Key) {
+        if let Some(op) = self.watches.remove(key).and_then(|watch| watch.op) {
+            self.ring.cancel(op);
+        }
+    }
+
+    fn arm_watch(&mut self, key: Key) {
+        if let Some(watch) = self.watches.get_mut(key) {
+            watch.op = Some(self.ring.poll(&watch.fd, PollEvents::READABLE, key.to_bits()));
+        }
+    }
+
+    fn on_watched(&mut self, control: &mut impl Control, key: Key) {
+        if let Some(watch) = self.watches.get(key) {
+            control.on_event(self, Event::Watched { number: watch.number });
+            self.arm_watch(key);
+        }
+    }
+}

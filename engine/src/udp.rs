@@ -1,0 +1,382 @@
+//! UDP sockets: the service port's, a caller's channels', published ones, and a mediator's ports.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+use isthmus_proto::Code;
+use isthmus_proto::link::Slot;
+use isthmus_ring::{DatagramBatch, Datagrams, OpId, Piece, Ring, Socket};
+
+use crate::Engine;
+use crate::datagram::Way;
+use crate::event::{Control, Event};
+use crate::key::{Key, What};
+use crate::link_receive::ENOBUFS;
+
+/// How a mediator's UDP port reaches the relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRoute {
+    /// Over UDP channels.
+    pub redirect: bool,
+    /// Over TCP while none works.
+    pub fallback: bool,
+}
+
+/// What a UDP socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UdpRole {
+    /// The relay's service port: datagrams name their channel.
+    Service,
+    /// One channel of a caller, by its place in the table.
+    Channel(u32),
+    /// Visitors; the control's number.
+    Published(u32),
+    /// A mediator's port.
+    Port {
+        /// The tunnel.
+        link: Key,
+        /// The port.
+        slot: Slot,
+        /// How it reaches the relay.
+        route: PortRoute,
+        /// Its only party (the socket is connected to it).
+        peer: Option<SocketAddr>,
+    },
+}
+
+pub(crate) struct UdpSocket {
+    pub(crate) socket: Socket,
+    /// Speaks IPv6 (and IPv4 by mapped addresses).
+    ipv6: bool,
+    pub(crate) role: UdpRole,
+    op: Option<OpId>,
+    pub(crate) out: OutBatch,
+    out_to: Option<SocketAddr>,
+    /// The destination that was allowed last.
+    allowed: Option<SocketAddr>,
+    /// Visitors' flows of a published socket.
+    pub(crate) flows: HashMap<SocketAddr, Key>,
+}
+
+/// An open batch to one destination: equal sizes, but for a shorter last one (RFC-less; UDP_SEGMENT's rule).
+#[derive(Default)]
+pub(crate) struct OutBatch {
+    batch: Option<DatagramBatch>,
+    segment: usize,
+    bytes: usize,
+    closed: bool,
+}
+
+/// UDP_SEGMENT takes at most 64 segments (128 on newer kernels) and 64 KiB.
+const SEGMENTS_MAX: usize = 64;
+const BATCH_BYTES_MAX: usize = 65_000;
+
+impl OutBatch {
+    /// Whether `len` more bytes may join.
+    fn takes(&self, len: usize) -> bool {
+        self.batch.as_ref().is_some_and(|batch| {
+            !self.closed
+                && len > 0
+                && len <= self.segment
+                && batch.len() < SEGMENTS_MAX
+                && self.bytes + len <= BATCH_BYTES_MAX
+        })
+    }
+
+    fn push(&mut self, ring: &mut Ring, payload: Piece) {
+        let len = payload.len();
+        if self.batch.is_none() {
+            self.segment = len;
+            self.bytes = 0;
+            self.closed = len == 0;
+        }
+        self.closed |= len < self.segment;
+        self.bytes += len;
+        self.batch.get_or_insert_with(|| ring.datagram_batch()).push(payload);
+    }
+
+    fn take(&mut self) -> Option<DatagramBatch> {
+        let mut batch = self.batch.take()?;
+        batch.set_segment((batch.len() > 1).then_some(self.segment as u16));
+        Some(batch)
+    }
+}
+
+impl Engine {
+    /// Adds a socket and begins to receive.
+    pub fn add_udp(&mut self, socket: Socket, role: UdpRole) -> Key {
+        let ipv6 = socket.local_addr().is_ok_and(|addr| addr.is_ipv6());
+        let key = self.sockets.insert(UdpSocket {
+            socket,
+            ipv6,
+            role,
+            op: None,
+            out: OutBatch::default(),
+            out_to: None,
+            allowed: None,
+            flows: HashMap::new(),
+        });
+        if let UdpRole::Port { link, slot, .. } = role
+            && let Some(link) = self.link(link)
+        {
+            link.set_owner(slot, key.to_bits());
+        }
+        self.receive_udp(key);
+        key
+    }
+
+    /// Switches a mediator's port between open and redirect, while it carries traffic.
+    pub fn set_route(&mut self, key: Key, to: PortRoute) {
+        if let Some(UdpSocket { role: UdpRole::Port { route, .. }, .. }) = self.sockets.get_mut(key) {
+            *route = to;
+        }
+    }
+
+    /// A socket's role.
+    pub fn udp_role(&self, key: Key) -> Option<UdpRole> {
+        self.sockets.get(key).map(|udp| udp.role)
+    }
+
+    /// A socket's local address.
+    pub fn udp_addr(&self, key: Key) -> Option<SocketAddr> {
+        self.sockets.get(key)?.socket.local_addr().ok()
+    }
+
+    /// Closes a UDP socket.
+    pub fn remove_udp(&mut self, key: Key) {
+        if let Some(udp) = self.sockets.remove(key) {
+            if let Some(op) = udp.op {
+                self.ring.cancel(op);
+            }
+            self.graveyard.push((udp.socket, false));
+        }
+    }
+
+    pub(crate) fn receive_udp(&mut self, key: Key) {
+        if let Some(udp) = self.sockets.get_mut(key)
+            && udp.op.is_none()
+        {
+            udp.op = Some(self.ring.recv_datagrams(&udp.socket, key.to_bits()));
+        }
+    }
+
+    pub(crate) fn on_datagrams(
+        &mut self,
+        control: &mut impl Control,
+        key: Key,
+        result: std::io::Result<Datagrams>,
+        more: bool,
+    ) {
+        let Some(udp) = self.sockets.get_mut(key) else { return };
+        if !more {
+            udp.op = None;
+        }
+        match result {
+            Ok(datagrams) if datagrams.truncated => self.counts.datagrams_truncated += 1,
+            Ok(datagrams) => match udp.role {
+                UdpRole::Service => self.on_channel_datagrams(None, datagrams),
+                UdpRole::Channel(index) => self.on_channel_datagrams(Some(index), datagrams),
+                UdpRole::Published(tag) => self.on_visitor_datagrams(control, key, tag, datagrams),
+                UdpRole::Port { link, slot, route, .. } => self.on_port_datagrams(link, slot, route, datagrams),
+            },
+            Err(error) if error.raw_os_error() == Some(ENOBUFS) => {
+                self.counts.buffers_exhausted += 1;
+                self.dirty.starved.push(key);
+                return;
+            }
+            // What ICMP told of an earlier datagram: the socket goes on.
+            Err(error) => self.on_udp_error(key, &error),
+        }
+        if !more {
+            self.receive_udp(key);
+        }
+    }
+
+    /// Every datagram of a batch, and who sent it, from a mediator's port to the relay.
+    fn on_port_datagrams(&mut self, link: Key, slot: Slot, route: PortRoute, datagrams: Datagrams) {
+        let way = if route.redirect { Way::Channel { fallback: route.fallback } } else { Way::Tcp };
+        let source = canonical(datagrams.peer);
+        for payload in segments(&datagrams) {
+            self.counts.datagrams_in += 1;
+            self.send_datagram(link, slot, way, source, payload);
+        }
+    }
+
+    fn on_udp_error(&mut self, key: Key, error: &std::io::Error) {
+        let Some(udp) = self.sockets.get(key) else { return };
+        let UdpRole::Port { link, slot, peer, .. } = udp.role else { return };
+        let mut told = false;
+        let mut errors = Vec::new();
+        while let Some(error) = udp.socket.take_udp_error() {
+            errors.push((errno_code(error.code), canonical(error.destination)));
+        }
+        if let Some(link) = self.link(link) {
+            for (code, remote) in errors {
+                told = true;
+                link.udp_error(slot, code, remote);
+            }
+            if let (false, Some(peer), Some(errno)) = (told, peer, error.raw_os_error()) {
+                link.udp_error(slot, errno_code(errno), peer);
+            }
+        }
+        self.touch(link);
+    }
+
+    /// A datagram for a mediator's port, out to a host.
+    pub(crate) fn write_port(&mut self, key: Key, remote: Option<SocketAddr>, payload: Piece) {
+        let Some(udp) = self.sockets.get_mut(key) else { return };
+        let UdpRole::Port { link, slot, peer, .. } = udp.role else { return };
+        let to = match (peer, remote) {
+            (Some(_), _) => None,
+            (None, Some(remote)) => Some(remote),
+            (None, None) => {
+                self.counts.datagrams_unknown_port += 1;
+                return;
+            }
+        };
+        if let Some(remote) = to
+            && udp.allowed != Some(remote)
+        {
+            if !self.destination_filter.as_ref().is_none_or(|allows| allows(remote)) {
+                if let Some(link) = self.link(link) {
+                    link.udp_error(slot, Code::Denied, remote);
+                }
+                return self.touch(link);
+            }
+            udp.allowed = Some(remote);
+        }
+        if udp.out_to != to || !udp.out.takes(payload.len()) {
+            if udp.out.batch.is_some() {
+                self.flush_udp(key);
+            } else {
+                self.dirty.sockets.push(key);
+            }
+        }
+        let Some(udp) = self.sockets.get_mut(key) else { return };
+        udp.out_to = to;
+        udp.out.push(&mut self.ring, payload);
+    }
+
+    fn flush_udp(&mut self, key: Key) {
+        let Some(udp) = self.sockets.get_mut(key) else { return };
+        if let Some(mut batch) = udp.out.take() {
+            batch.set_to(udp.out_to.map(|to| for_family(to, udp.ipv6)));
+            self.counts.datagrams_out += batch.len() as u64;
+            self.ring.send_datagrams(&udp.socket, batch, key.to_bits());
+        }
+    }
+
+    /// A datagram out to a flow's visitor.
+    pub(crate) fn write_flow(&mut self, key: Key, payload: Piece) {
+        let now = self.now;
+        let Some(flow) = self.flows.get_mut(key) else { return };
+        flow.last_used = now;
+        if !flow.out.takes(payload.len()) {
+            if flow.out.batch.is_some() {
+                self.flush_flow(key);
+            } else {
+                self.dirty.flows.push(key);
+            }
+        }
+        if let Some(flow) = self.flows.get_mut(key) {
+            flow.out.push(&mut self.ring, payload);
+        }
+    }
+
+    fn flush_flow(&mut self, key: Key) {
+        let Some(flow) = self.flows.get_mut(key) else { return };
+        let Some(mut batch) = flow.out.take() else { return };
+        if let Some(udp) = self.sockets.get(flow.socket) {
+            batch.set_to(Some(for_family(flow.visitor, udp.ipv6)));
+            self.counts.datagrams_out += batch.len() as u64;
+            self.ring.send_datagrams(&udp.socket, batch, flow.socket.to_bits());
+        }
+    }
+
+    /// Sends every open batch.
+    pub(crate) fn flush_datagrams(&mut self) {
+        for key in std::mem::take(&mut self.dirty.sockets) {
+            self.flush_udp(key);
+        }
+        for key in std::mem::take(&mut self.dirty.flows) {
+            self.flush_flow(key);
+        }
+        for index in std::mem::take(&mut self.dirty.channels) {
+            self.flush_channel(index);
+        }
+    }
+
+    pub(crate) fn on_datagrams_sent(&mut self, key: Key, result: std::io::Result<usize>) {
+        let Err(error) = result else { return };
+        self.counts.datagrams_send_failed += 1;
+        if key.what() == What::Udp {
+            self.on_udp_error(key, &error);
+        }
+    }
+
+    /// Tells which destinations a mediator's ports may send to; without one, all.
+    pub fn set_destination_filter(&mut self, allows: Box<dyn Fn(SocketAddr) -> bool>) {
+        self.destination_filter = Some(allows);
+        for key in self.sockets.keys().collect::<Vec<_>>() {
+            if let Some(udp) = self.sockets.get_mut(key) {
+                udp.allowed = None;
+            }
+        }
+    }
+}
+
+impl Engine {
+    fn on_visitor_datagrams(&mut self, control: &mut impl Control, key: Key, tag: u32, datagrams: Datagrams) {
+        let visitor = canonical(datagrams.peer);
+        let mut flow = self.sockets.get(key).and_then(|udp| udp.flows.get(&visitor).copied());
+        if flow.is_none() {
+            control.on_event(self, Event::Visitor { socket: key, tag, visitor });
+            flow = self.sockets.get(key).and_then(|udp| udp.flows.get(&visitor).copied());
+        }
+        let count = segments(&datagrams).count() as u64;
+        let Some(flow) = flow.and_then(|flow| self.flows.get_mut(flow)) else {
+            self.counts.datagrams_refused_flows += count;
+            return;
+        };
+        flow.last_used = self.now;
+        self.counts.datagrams_in += count;
+        // Before the mediator has answered, a datagram over UDP could overtake the request for its port.
+        let way = if flow.opened { Way::Channel { fallback: true } } else { Way::Tcp };
+        let (link, slot, target) = (flow.link, flow.slot, flow.target);
+        for payload in segments(&datagrams) {
+            self.send_datagram(link, slot, way, target, payload);
+        }
+    }
+}
+
+/// The datagrams of a received batch. An empty datagram is one.
+pub(crate) fn segments(datagrams: &Datagrams) -> impl Iterator<Item = &[u8]> {
+    let whole: &[u8] = &datagrams.payload;
+    let size = if datagrams.segment == 0 { whole.len().max(1) } else { usize::from(datagrams.segment) };
+    let empty = whole.is_empty().then_some(whole);
+    whole.chunks(size).chain(empty)
+}
+
+/// IPv4-mapped addresses of dual-stack sockets as IPv4 ones.
+pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+/// An address in the family that the socket speaks.
+fn for_family(to: SocketAddr, ipv6: bool) -> SocketAddr {
+    match to.ip() {
+        IpAddr::V4(v4) if ipv6 => SocketAddr::new(v4.to_ipv6_mapped().into(), to.port()),
+        _ => to,
+    }
+}
+
+fn errno_code(errno: i32) -> Code {
+    // Linux's numbers; the ring's completions carry no others.
+    match errno {
+        111 => Code::Refused,
+        113 => Code::HostUnreachable,
+        101 => Code::NetworkUnreachable,
+        1 | 13 => Code::Denied,
+        _ => Code::Failed,
+    }
+}

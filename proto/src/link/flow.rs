@@ -1,0 +1,87 @@
+//! Credit, as absolute offsets (RFC 9000 section 4.1), and the growth of receive windows.
+//!
+//! A sender sends a frame only when the whole of it fits its credit. That never deadlocks: a receiver
+//! whose window is at least [`WINDOW_START`] has, after each grant, at least three quarters of it
+//! outstanding, which is more than a frame; a smaller window is granted afresh whenever less than a
+//! frame is left of it.
+
+use std::time::Duration;
+
+use super::port::Slot;
+use super::{Link, Payload};
+use crate::limits::{FRAME_PAYLOAD_MAX, LINK_WINDOW_SUM_MAX, WINDOW_EARLY, WINDOW_MAX, WINDOW_START};
+use crate::time::Instant;
+use crate::wire::Frame;
+
+/// Round trip that is assumed before one is measured: windows then grow at once to what a path of
+/// this length needs.
+const RTT_UNKNOWN: Duration = Duration::from_millis(50);
+
+/// Shortest interval over which consumption is measured: shorter ones see single batches, not a rate.
+const RTT_FLOOR: Duration = Duration::from_millis(2);
+
+impl<P: Payload> Link<P> {
+    /// How many more payload bytes the source of this port may read: its credit less what is sent or queued.
+    pub fn room(&self, slot: Slot) -> usize {
+        self.ports.get(slot).map_or(0, |port| {
+            let ahead = port.send_max.saturating_sub(port.sent);
+            usize::try_from(ahead).unwrap_or(usize::MAX).saturating_sub(port.queued)
+        })
+    }
+
+    /// The driver has got rid of `n` received payload bytes of a port; more may be granted. A slot
+    /// that is gone is passed over.
+    pub fn consumed(&mut self, slot: Slot, n: usize, now: Instant) {
+        let rtt = self.pulse.rtt().unwrap_or(RTT_UNKNOWN).max(RTT_FLOOR);
+        let Some(port) = self.ports.get_mut(slot) else { return };
+        port.consumed += n as u64;
+        if port.fin_received {
+            return;
+        }
+        let elapsed = now.since(port.epoch);
+        if elapsed >= rtt {
+            let bytes = port.consumed - port.epoch_consumed;
+            let per_rtt = (u128::from(bytes) * rtt.as_nanos() / elapsed.as_nanos().max(1)) as u64;
+            port.epoch = now;
+            port.epoch_consumed = port.consumed;
+            let wanted = (per_rtt * 2).min(u64::from(WINDOW_MAX));
+            let extra = wanted.saturating_sub(u64::from(port.window));
+            let extra = extra.min(u64::from(LINK_WINDOW_SUM_MAX).saturating_sub(self.window_sum));
+            port.window += extra as u32;
+            self.window_sum += extra;
+        }
+        if self.grant(slot) {
+            self.pulse.sample(now, &mut self.control);
+        }
+    }
+
+    /// Opens a new port's receive window as far as the link's budget lasts.
+    pub(super) fn start_window(&mut self, slot: Slot, now: Instant) {
+        let extra = u64::from(WINDOW_START - WINDOW_EARLY);
+        let Some(port) = self.ports.get_mut(slot) else { return };
+        port.epoch = now;
+        if self.window_sum + extra <= u64::from(LINK_WINDOW_SUM_MAX) {
+            port.window = WINDOW_START;
+            self.window_sum += extra;
+            self.grant(slot);
+        }
+    }
+
+    /// Gives a port's share of the budget back.
+    pub(super) fn end_window(&mut self, window: u32) {
+        self.window_sum -= u64::from(window - WINDOW_EARLY);
+    }
+
+    fn grant(&mut self, slot: Slot) -> bool {
+        let Some(port) = self.ports.get_mut(slot) else { return false };
+        let target = port.consumed + u64::from(port.window);
+        let gain = target.saturating_sub(port.granted);
+        let scarce = port.window < WINDOW_START && port.granted - port.received < FRAME_PAYLOAD_MAX as u64;
+        if gain < u64::from(port.window / 4) && !(scarce && gain > 0) {
+            return false;
+        }
+        port.granted = target;
+        self.control.push(&Frame::Credit { port: port.id, offset: target });
+        true
+    }
+}

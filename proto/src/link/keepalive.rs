@@ -1,0 +1,227 @@
+//! Maintain packets, and when silence means death: of a TCP channel ([`Pulse`]) and of one UDP
+//! channel ([`ChannelClock`]).
+
+use std::time::Duration;
+
+use crate::code::Code;
+use crate::time::Instant;
+use crate::wire::{ControlBuf, Frame};
+
+/// Who maintains the TCP channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maintain {
+    /// The caller: a ping each `interval`; dead when one is unanswered for `dead`.
+    Caller {
+        /// Between pings.
+        interval: Duration,
+        /// From a ping without any answer to the end.
+        dead: Duration,
+    },
+    /// The relay: it only listens, so that an idle tunnel costs it one timer; dead after `silence`.
+    Relay {
+        /// From the last thing heard to the end.
+        silence: Duration,
+    },
+}
+
+/// How often a busy link measures its round trip.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
+
+pub(super) struct Pulse {
+    maintain: Maintain,
+    last_heard: Instant,
+    last_ping: Option<Instant>,
+    /// The ping that nothing was heard since.
+    unanswered: Option<Instant>,
+    rtt: Option<Duration>,
+}
+
+impl Pulse {
+    pub(super) fn new(maintain: Maintain, now: Instant) -> Self {
+        Self { maintain, last_heard: now, last_ping: None, unanswered: None, rtt: None }
+    }
+
+    pub(super) fn rtt(&self) -> Option<Duration> {
+        self.rtt
+    }
+
+    pub(super) fn last_heard(&self) -> Instant {
+        self.last_heard
+    }
+
+    pub(super) fn heard(&mut self, now: Instant) {
+        self.last_heard = now;
+        self.unanswered = None;
+    }
+
+    /// An echo came. One that is not of our last ping is passed over.
+    pub(super) fn pong(&mut self, opaque: u64, now: Instant) {
+        if self.last_ping.is_some_and(|sent| sent.0 == opaque) {
+            let sample = now.since(Instant(opaque));
+            // RFC 6298's gain; the smallest recent value would be better for windows but sticks.
+            self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
+        }
+    }
+
+    /// Bytes flow: measure the round trip now and then.
+    pub(super) fn sample(&mut self, now: Instant, control: &mut ControlBuf) {
+        if self.last_ping.is_none_or(|sent| now.since(sent) >= SAMPLE_INTERVAL) {
+            self.ping(now, control);
+        }
+    }
+
+    fn ping(&mut self, now: Instant, control: &mut ControlBuf) {
+        control.push(&Frame::Ping { opaque: now.0 });
+        self.last_ping = Some(now);
+        self.unanswered.get_or_insert(now);
+    }
+
+    pub(super) fn deadline(&self) -> Instant {
+        match self.maintain {
+            Maintain::Caller { interval, dead } => {
+                let next = self.last_ping.map_or(Instant::ZERO, |sent| sent + interval);
+                self.unanswered.map_or(next, |sent| next.min(sent + dead))
+            }
+            Maintain::Relay { silence } => self.last_heard + silence,
+        }
+    }
+
+    pub(super) fn on_deadline(&mut self, now: Instant, control: &mut ControlBuf) -> Result<(), Code> {
+        match self.maintain {
+            Maintain::Caller { interval, dead } => {
+                if self.unanswered.is_some_and(|sent| now >= sent + dead) {
+                    return Err(Code::Silent);
+                }
+                if self.last_ping.is_none_or(|sent| now >= sent + interval) {
+                    self.ping(now, control);
+                }
+            }
+            Maintain::Relay { silence } => {
+                if now >= self.last_heard + silence {
+                    return Err(Code::Silent);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a UDP channel's clock asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelAction {
+    /// Nothing before [`ChannelClock::deadline`].
+    Wait,
+    /// Send a maintain packet.
+    Ping,
+}
+
+/// The maintaining end of one UDP channel: pings each interval, and each [`PROBE_INTERVAL`] while an
+/// answer is missing, so that one lost packet is no death and a channel that comes back is found soon.
+#[derive(Clone, Copy, Debug)]
+pub struct ChannelClock {
+    interval: Duration,
+    dead: Duration,
+    last_ping: Option<Instant>,
+    last_heard: Option<Instant>,
+    /// The first ping that nothing was heard since.
+    unanswered: Option<Instant>,
+}
+
+/// Interval of pings while a channel does not answer.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+impl ChannelClock {
+    /// A channel that is not known to work yet; the first ping is due at once.
+    pub fn new(interval: Duration, dead: Duration) -> Self {
+        Self { interval, dead, last_ping: None, last_heard: None, unanswered: None }
+    }
+
+    /// Something authentic came.
+    pub fn heard(&mut self, now: Instant) {
+        self.last_heard = Some(now);
+        self.unanswered = None;
+    }
+
+    /// Whether the channel answers: heard ever, and no ping unanswered for the dead time.
+    pub fn is_live(&self, now: Instant) -> bool {
+        self.last_heard.is_some() && self.unanswered.is_none_or(|sent| now.since(sent) < self.dead)
+    }
+
+    /// The time to call [`ChannelClock::on_deadline`].
+    pub fn deadline(&self) -> Instant {
+        let wait = if self.unanswered.is_some() { self.interval.min(PROBE_INTERVAL) } else { self.interval };
+        self.last_ping.map_or(Instant::ZERO, |sent| sent + wait)
+    }
+
+    /// What to do now.
+    pub fn on_deadline(&mut self, now: Instant) -> ChannelAction {
+        if now < self.deadline() {
+            return ChannelAction::Wait;
+        }
+        self.unanswered.get_or_insert(now);
+        self.last_ping = Some(now);
+        ChannelAction::Ping
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(8);
+    const DEAD: Duration = Duration::from_secs(10);
+
+    fn at(seconds: u64) -> Instant {
+        Instant::ZERO + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn an_answered_channel_pings_each_interval_and_a_silent_one_each_second() {
+        let mut clock = ChannelClock::new(INTERVAL, DEAD);
+        assert_eq!(clock.on_deadline(at(100)), ChannelAction::Ping);
+        assert_eq!(clock.deadline(), at(101));
+        clock.heard(at(100));
+        assert_eq!(clock.deadline(), at(108));
+        assert_eq!(clock.on_deadline(at(107)), ChannelAction::Wait);
+        assert_eq!(clock.on_deadline(at(108)), ChannelAction::Ping);
+        assert_eq!(clock.on_deadline(at(109)), ChannelAction::Ping);
+        assert!(clock.is_live(at(117)));
+        assert!(!clock.is_live(at(118)), "dead ten seconds after the first unanswered ping");
+        clock.heard(at(119));
+        assert!(clock.is_live(at(119)));
+    }
+
+    #[test]
+    fn a_silent_relay_is_dead_after_the_dead_time_and_not_before() {
+        let mut control = ControlBuf::default();
+        let mut pulse = Pulse::new(Maintain::Caller { interval: INTERVAL, dead: DEAD }, at(0));
+        assert_eq!(pulse.on_deadline(at(0), &mut control), Ok(()));
+        pulse.heard(at(0));
+        assert_eq!(pulse.deadline(), at(8));
+        assert_eq!(pulse.on_deadline(at(8), &mut control), Ok(()));
+        assert_eq!(pulse.on_deadline(at(17), &mut control), Ok(()));
+        assert_eq!(pulse.on_deadline(at(18), &mut control), Err(Code::Silent));
+    }
+
+    #[test]
+    fn a_listening_relay_sends_nothing_and_ends_after_silence() {
+        let mut control = ControlBuf::default();
+        let mut pulse = Pulse::new(Maintain::Relay { silence: DEAD }, at(0));
+        assert_eq!(pulse.on_deadline(at(9), &mut control), Ok(()));
+        pulse.heard(at(5));
+        assert_eq!(pulse.on_deadline(at(14), &mut control), Ok(()));
+        assert_eq!(pulse.on_deadline(at(15), &mut control), Err(Code::Silent));
+        assert!(control.is_empty());
+    }
+
+    #[test]
+    fn only_the_last_pings_echo_is_a_sample() {
+        let mut control = ControlBuf::default();
+        let mut pulse = Pulse::new(Maintain::Relay { silence: DEAD }, at(0));
+        pulse.sample(at(3), &mut control);
+        pulse.pong(at(1).0, at(4));
+        assert_eq!(pulse.rtt(), None);
+        pulse.pong(at(3).0, at(4));
+        assert_eq!(pulse.rtt(), Some(Duration::from_secs(1)));
+    }
+}

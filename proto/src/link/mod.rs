@@ -1,0 +1,181 @@
+//! One end of a tunnel or terminal connection, once it is authenticated: ports, credit, order of
+//! sending, maintain packets. A mediator's link and a terminal's link are the same machine; only
+//! [`Side`] differs.
+//!
+//! The driver feeds decoded frames to [`Link::receive`] and acts on the [`Input`] that comes back;
+//! it takes whole encoded frames from [`Link::transmit`] and seals them. A payload never enters: a
+//! queued piece is an opaque `P` whose length is known.
+//!
+//! The driver's contract for timers: after [`Link::receive`], [`Link::on_deadline`] and any call that
+//! makes the link send, [`Link::deadline`] may have changed. It never moves to an earlier time but by
+//! [`Link::on_deadline`] itself, so it is enough to look again when the old deadline has come.
+
+mod flow;
+mod keepalive;
+mod port;
+mod receive;
+mod request;
+mod transmit;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+pub use keepalive::{ChannelAction, ChannelClock, Maintain};
+pub use port::{PortKind, Slot};
+pub use receive::{Input, Violation};
+pub use request::UNSPECIFIED;
+pub use transmit::{Payload, Transmit};
+
+use crate::code::Code;
+use crate::time::Instant;
+use crate::wire::ControlBuf;
+use keepalive::Pulse;
+use port::Ports;
+
+/// Which end of a link this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Asks: a terminal, or the relay towards a mediator.
+    Requester,
+    /// Carries out: a mediator, or the relay towards a terminal.
+    Responder,
+}
+
+/// What a link needs to know at its start.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkConfig {
+    /// Which end.
+    pub side: Side,
+    /// Most ports at once.
+    pub ports_max: u32,
+    /// Who maintains it, and when it counts as dead.
+    pub maintain: Maintain,
+}
+
+/// Counts of one link, for its row in the operator's tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkStats {
+    /// Stream and datagram payload bytes handed to [`Link::transmit`]'s caller.
+    pub bytes_out: u64,
+    /// Stream and datagram payload bytes received.
+    pub bytes_in: u64,
+    /// Frames for ports that are gone.
+    pub stale_frames: u64,
+    /// Datagrams dropped since too many waited for the TCP channel.
+    pub datagrams_dropped: u64,
+    /// Datagrams received, over either kind of channel.
+    pub datagrams_in: u64,
+    /// Datagrams sent, over either kind of channel.
+    pub datagrams_out: u64,
+    /// Redirected datagrams sent over TCP since they did not fit a UDP channel.
+    pub datagrams_oversize: u64,
+    /// When payload travelled last.
+    pub last_payload: Instant,
+}
+
+/// One end of an authenticated link. See the module's text.
+pub struct Link<P> {
+    side: Side,
+    ports: Ports<P>,
+    control: ControlBuf,
+    /// Ports with little to send, before all others: an interactive stream never waits behind bulk.
+    fast: VecDeque<u32>,
+    /// Ports with more, in deficit round robin.
+    bulk: VecDeque<u32>,
+    /// What the front of `bulk` may still send in its turn, in bytes.
+    quantum_left: i64,
+    /// Frame bytes queued in all ports.
+    queued: usize,
+    /// Receive windows granted beyond the early ones, in bytes.
+    window_sum: u64,
+    pulse: Pulse,
+    stats: LinkStats,
+    /// Set once by the other end breaking a bound of the control queue.
+    overrun: bool,
+}
+
+impl<P: Payload> Link<P> {
+    /// A link that begins now.
+    pub fn new(config: LinkConfig, now: Instant) -> Self {
+        Self {
+            side: config.side,
+            ports: Ports::new(config.side == Side::Responder, config.ports_max),
+            control: ControlBuf::default(),
+            fast: VecDeque::new(),
+            bulk: VecDeque::new(),
+            quantum_left: 0,
+            queued: 0,
+            window_sum: 0,
+            pulse: Pulse::new(config.maintain, now),
+            stats: LinkStats::default(),
+            overrun: false,
+        }
+    }
+
+    /// Live ports.
+    pub fn ports(&self) -> usize {
+        self.ports.len()
+    }
+
+    /// Counts so far.
+    pub fn stats(&self) -> LinkStats {
+        self.stats
+    }
+
+    /// Counts a datagram sent: over a UDP channel with so many payload bytes, or over TCP (counted
+    /// there) since it did not fit one.
+    pub fn count_datagram_out(&mut self, by_channel: Option<usize>, oversize: bool, now: Instant) {
+        self.stats.datagrams_out += 1;
+        self.stats.bytes_out += by_channel.unwrap_or(0) as u64;
+        self.stats.datagrams_oversize += u64::from(oversize);
+        self.stats.last_payload = now;
+    }
+
+    /// Smoothed round trip of the TCP channel, once measured.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.pulse.rtt()
+    }
+
+    /// When something was received last.
+    pub fn last_heard(&self) -> Instant {
+        self.pulse.last_heard()
+    }
+
+    /// The time to call [`Link::on_deadline`].
+    pub fn deadline(&self) -> Instant {
+        self.pulse.deadline()
+    }
+
+    /// Sends a maintain packet if it is time.
+    ///
+    /// # Errors
+    /// [`Code::Silent`]: the other end is dead; [`Code::Overloaded`]: it asks without reading the answers.
+    pub fn on_deadline(&mut self, now: Instant) -> Result<(), Code> {
+        if self.overrun {
+            return Err(Code::Overloaded);
+        }
+        self.pulse.on_deadline(now, &mut self.control)
+    }
+
+    /// The driver's key of a port, if it lives.
+    pub fn owner(&self, slot: Slot) -> Option<u64> {
+        self.ports.get(slot).map(|port| port.owner)
+    }
+
+    /// Gives a port to another owner. A slot that is gone is passed over.
+    pub fn set_owner(&mut self, slot: Slot, owner: u64) {
+        if let Some(port) = self.ports.get_mut(slot) {
+            port.owner = owner;
+        }
+    }
+
+    /// A port's kind, if it lives.
+    pub fn kind(&self, slot: Slot) -> Option<PortKind> {
+        self.ports.get(slot).map(|port| port.kind)
+    }
+
+    /// Every live port with its owner, in table order: for the end of a link.
+    pub fn live(&self) -> impl Iterator<Item = (Slot, u64)> + '_ {
+        self.ports.iter()
+    }
+}

@@ -1,0 +1,233 @@
+//! What is sent next: control first, then ports with little, then the others in turn.
+
+use super::port::{Listed, Outgoing, Slot};
+use super::{Link, PortKind};
+use crate::code::Code;
+use crate::limits::{CONTROL_QUEUE_MAX, DATAGRAM_QUEUE_MAX, EGRESS_HIGH, EGRESS_LOW, GATHER_MAX};
+use crate::time::Instant;
+use crate::wire::{ControlBuf, Frame, HEADER_LEN};
+
+/// Bytes that a port with much to send may send before the next one: two frames.
+const QUANTUM: i64 = 32 * 1024;
+
+/// A queued piece: the driver's handle of one whole encoded frame.
+pub trait Payload {
+    /// Bytes of the frame, header included.
+    fn len(&self) -> usize;
+
+    /// Whether there are none; never true of a frame.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<B: std::ops::Deref<Target = [u8]>> Payload for B {
+    fn len(&self) -> usize {
+        self.deref().len()
+    }
+}
+
+/// What to put next into a record.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Transmit<P> {
+    /// Encoded control frames wait in [`Link::control`]: take some.
+    Control,
+    /// One frame of a port. The frames of one call after another keep their order on the wire.
+    Frame {
+        /// The port's owner.
+        owner: u64,
+        /// The whole encoded frame.
+        frame: P,
+    },
+}
+
+impl<P: Payload> Link<P> {
+    /// The control frames that wait.
+    pub fn control(&mut self) -> &mut ControlBuf {
+        &mut self.control
+    }
+
+    /// Frame bytes that wait in ports.
+    pub fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// Whether sources should pause.
+    pub fn is_congested(&self) -> bool {
+        self.queued >= EGRESS_HIGH
+    }
+
+    /// Whether paused sources may go on.
+    pub fn is_relaxed(&self) -> bool {
+        self.queued <= EGRESS_LOW
+    }
+
+    /// Whether [`Link::transmit`] would give something.
+    pub fn wants_to_send(&self) -> bool {
+        !self.control.is_empty() || !self.fast.is_empty() || !self.bulk.is_empty()
+    }
+
+    /// Queues a whole data frame (header written) of a stream. After [`Link::finish`], or when the
+    /// port is gone, it is dropped and `false` comes back.
+    pub fn enqueue(&mut self, slot: Slot, frame: P, now: Instant) -> bool {
+        self.stats.last_payload = now;
+        let Some(port) = self.ports.get_mut(slot) else { return false };
+        if port.outgoing != Outgoing::Open || port.closing {
+            return false;
+        }
+        port.queued += frame.len();
+        self.queued += frame.len();
+        port.queue.push_back(frame);
+        self.list(slot);
+        true
+    }
+
+    /// Queues the whole frames of one datagram for the TCP channel; drops and counts it when too much waits.
+    pub fn enqueue_datagram(&mut self, slot: Slot, parts: impl Iterator<Item = P>, now: Instant) -> bool {
+        let full = self.ports.get(slot).is_none_or(|port| port.closing || port.queued > DATAGRAM_QUEUE_MAX);
+        if full {
+            self.stats.datagrams_dropped += 1;
+            return false;
+        }
+        for part in parts {
+            self.enqueue(slot, part, now);
+        }
+        true
+    }
+
+    /// No more bytes come from this stream's source: FIN after what is queued.
+    pub fn finish(&mut self, slot: Slot) {
+        let Some(port) = self.ports.get_mut(slot) else { return };
+        if port.outgoing == Outgoing::Open {
+            port.outgoing = Outgoing::Finishing;
+            self.send_fin_if_drained(slot);
+        }
+    }
+
+    /// Cuts a stream: what is queued is dropped, the other end learns why, the port is gone.
+    pub fn reset(&mut self, slot: Slot, code: Code) {
+        if let Some(port) = self.ports.get(slot) {
+            self.control.push(&Frame::Reset { port: port.id, code });
+            self.forget(slot);
+        }
+    }
+
+    /// Drops a port without a word, as when the other end knows already.
+    pub(super) fn forget(&mut self, slot: Slot) -> Option<u64> {
+        let port = self.ports.remove(slot)?;
+        self.queued -= port.queued;
+        self.end_window(port.window);
+        match port.listed {
+            Listed::No => {}
+            Listed::Fast => self.fast.retain(|&index| index != slot.index()),
+            Listed::Bulk => {
+                if self.bulk.front() == Some(&slot.index()) {
+                    self.quantum_left = 0;
+                }
+                self.bulk.retain(|&index| index != slot.index());
+            }
+        }
+        Some(port.owner)
+    }
+
+    /// Puts a port that can send into its list.
+    pub(super) fn list(&mut self, slot: Slot) {
+        let Some(port) = self.ports.get_mut(slot) else { return };
+        if port.listed != Listed::No || !port.can_send() {
+            return;
+        }
+        if port.queued <= GATHER_MAX {
+            port.listed = Listed::Fast;
+            self.fast.push_back(slot.index());
+        } else {
+            port.listed = Listed::Bulk;
+            self.bulk.push_back(slot.index());
+        }
+    }
+
+    /// The next thing to send. `None`: nothing that credit allows.
+    pub fn transmit(&mut self) -> Option<Transmit<P>> {
+        if !self.control.is_empty() {
+            return Some(Transmit::Control);
+        }
+        while let Some(&index) = self.fast.front() {
+            let port = self.ports.at(index)?;
+            if port.queued > GATHER_MAX {
+                port.listed = Listed::Bulk;
+                self.fast.pop_front();
+                self.bulk.push_back(index);
+            } else if port.can_send() {
+                return self.take_frame(index);
+            } else {
+                port.listed = Listed::No;
+                self.fast.pop_front();
+            }
+        }
+        while let Some(&index) = self.bulk.front() {
+            if !self.ports.at(index)?.can_send() {
+                self.ports.at(index)?.listed = Listed::No;
+                self.bulk.pop_front();
+                self.quantum_left = 0;
+            } else if self.quantum_left <= 0 {
+                self.bulk.rotate_left(1);
+                self.quantum_left = QUANTUM;
+            } else {
+                let frame = self.take_frame(index);
+                if let Some(Transmit::Frame { frame, .. }) = &frame {
+                    self.quantum_left -= frame.len() as i64;
+                }
+                return frame;
+            }
+        }
+        None
+    }
+
+    fn take_frame(&mut self, index: u32) -> Option<Transmit<P>> {
+        let slot = self.ports.slot_at(index)?;
+        let port = self.ports.at(index)?;
+        let frame = port.queue.pop_front()?;
+        let owner = port.owner;
+        port.queued -= frame.len();
+        self.queued -= frame.len();
+        let payload = frame.len() - HEADER_LEN;
+        port.sent += payload as u64;
+        self.stats.bytes_out += payload as u64;
+        if port.queue.is_empty() {
+            // A burst's queue is not kept for an idle port.
+            if port.queue.capacity() > 64 {
+                port.queue = std::collections::VecDeque::new();
+            }
+            self.send_fin_if_drained(slot);
+        }
+        Some(Transmit::Frame { owner, frame })
+    }
+
+    fn send_fin_if_drained(&mut self, slot: Slot) {
+        let Some(port) = self.ports.get_mut(slot) else { return };
+        if port.outgoing == Outgoing::Finishing && port.queue.is_empty() {
+            port.outgoing = Outgoing::Finished;
+            self.control.push(&Frame::Fin { port: port.id });
+            if port.is_over() {
+                self.forget(slot);
+            }
+        }
+    }
+
+    /// Whether the other end makes us queue answers that it does not read.
+    pub(super) fn check_control(&mut self) {
+        self.overrun |= self.control.len() > CONTROL_QUEUE_MAX;
+    }
+
+    /// See [`Link::check_control`]; the driver ends such a link.
+    pub fn is_overrun(&self) -> bool {
+        self.overrun
+    }
+}
+
+impl<P: Payload> super::port::Port<P> {
+    fn can_send(&self) -> bool {
+        self.queue.front().is_some_and(|frame| {
+            self.kind == PortKind::Udp || self.sent + (frame.len() - HEADER_LEN) as u64 <= self.send_max
+        })
+    }
+}

@@ -1,0 +1,88 @@
+//! What both ends agree on: TLS 1.3 only, three suites, two key exchanges, one ALPN name.
+
+use std::sync::Arc;
+
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::NoServerSessionStorage;
+use rustls::version::TLS13;
+use rustls::{ClientConfig, Error, RootCertStore, ServerConfig};
+
+use super::verify::{CaVerifier, PinVerifier};
+
+/// The ALPN name of this protocol.
+pub const ALPN: &[u8] = b"isthmus/1";
+
+/// By what a caller knows its relay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// The [`fingerprint`](super::fingerprint) of its certificate. Names and dates in it do not matter then.
+    Pin([u8; 32]),
+    /// Certification authorities, of which one must have signed it; it must name the relay's host.
+    Ca(Vec<CertificateDer<'static>>),
+}
+
+/// The relay's side. Callers prove who they are by token, not by certificate. No session tickets:
+/// a tunnel lives for days, and a ticket costs each side memory.
+///
+/// # Errors
+/// rustls's, when key and certificate do not fit together.
+pub fn server_config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<ServerConfig>, Error> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.ignore_client_order = true;
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.enable_secret_extraction = true;
+    Ok(Arc::new(config))
+}
+
+/// The side of mediators and terminals.
+///
+/// # Errors
+/// rustls's, when a CA certificate cannot be read or there is none.
+pub fn client_config(trust: Trust) -> Result<Arc<ClientConfig>, Error> {
+    let provider = provider();
+    let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13])?;
+    let verifier: Arc<dyn ServerCertVerifier> = match trust {
+        Trust::Pin(pin) => Arc::new(PinVerifier { pin, provider }),
+        Trust::Ca(certificates) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates {
+                roots.add(certificate)?;
+            }
+            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+                .build()
+                .map_err(|error| Error::General(error.to_string()))?;
+            Arc::new(CaVerifier(verifier))
+        }
+    };
+    let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_secret_extraction = true;
+    Ok(Arc::new(config))
+}
+
+/// AES-128-GCM first: it is the fastest, and strong enough. No post-quantum key exchange: it would
+/// add two kilobytes and a third more CPU to each handshake of a reconnect storm.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        ],
+        kx_groups: vec![kx_group::X25519, kx_group::SECP256R1],
+        ..default_provider()
+    })
+}

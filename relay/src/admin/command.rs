@@ -1,0 +1,206 @@
+//! Where the management plane and the shards meet: commands one way, rows and counters the other.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crossbeam_channel::{Sender, TrySendError};
+use isthmus_proto::hello::Report;
+use isthmus_proto::{MediatorId, ShardId};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use super::counters::ShardCounters;
+use crate::publish::Publish;
+use crate::trust::Glob;
+
+/// Commands that may wait for a shard; one more is refused, and the operator told that the shard is busy.
+pub const COMMANDS_MAX: usize = 256;
+
+/// Most rows that one command asks of a shard. The rows are made within a turn of its loop, so this bounds how
+/// long an operator can hold up the traffic.
+pub const ROWS_MAX: usize = 10_001;
+
+/// What a shard is asked to do, between two turns of its loop.
+///
+/// A reply may have lost its reader (who waits for a bounded time): the shard ignores a failed send.
+#[derive(Debug)]
+pub enum Command {
+    /// The tunnels that pass the filter, in the order of their mediators' names.
+    Tunnels {
+        /// Which ones.
+        filter: TunnelFilter,
+        /// Takes at most `filter.limit` rows.
+        reply: oneshot::Sender<Vec<TunnelRow>>,
+    },
+    /// End a mediator's tunnel ([`isthmus_proto::Code::Killed`]).
+    Kill {
+        /// Whose; only its owner shard is asked.
+        mediator: MediatorId,
+        /// Takes whether there was one.
+        reply: oneshot::Sender<bool>,
+    },
+    /// The published ports that this shard listens on.
+    Publishes {
+        /// Takes all of them.
+        reply: oneshot::Sender<Vec<PublishRow>>,
+    },
+    /// End every tunnel in an orderly way ([`isthmus_proto::Code::Draining`]) and the thread.
+    Stop,
+}
+
+/// Which tunnels a command is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelFilter {
+    /// Mediators of this pattern.
+    pub glob: Glob,
+    /// Names greater than this one only (paging).
+    pub after: Option<MediatorId>,
+    /// Most rows, 1 to [`ROWS_MAX`].
+    pub limit: usize,
+}
+
+impl TunnelFilter {
+    /// Whether a mediator of this name passes; the limit is the caller's to keep.
+    pub fn passes(&self, id: &MediatorId) -> bool {
+        self.after.as_ref().is_none_or(|after| id > after) && self.glob.matches(id)
+    }
+}
+
+/// One tunnel. "In" is from the mediator to the relay, "out" the other way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelRow {
+    /// The mediator.
+    pub id: MediatorId,
+    /// Session number.
+    pub session: u64,
+    /// The shard that owns it.
+    pub shard: ShardId,
+    /// The mediator's public address, as the relay sees its TCP channel.
+    pub observed: SocketAddr,
+    /// Seconds since it connected.
+    pub age_s: u64,
+    /// Seconds since payload last travelled on it.
+    pub idle_s: u64,
+    /// Ports open now.
+    pub ports: u32,
+    /// Terminals attached now.
+    pub terminals: u32,
+    /// UDP channels granted.
+    pub udp_channels: u32,
+    /// Of them, those that answered within the dead time.
+    pub udp_channels_live: u32,
+    /// Smoothed round trip on the TCP channel in microseconds, if measured.
+    pub rtt_us: Option<u64>,
+    /// Payload bytes from the mediator.
+    pub bytes_in: u64,
+    /// Payload bytes to the mediator.
+    pub bytes_out: u64,
+    /// Datagrams from the mediator.
+    pub datagrams_in: u64,
+    /// Datagrams to the mediator.
+    pub datagrams_out: u64,
+    /// Datagrams that travelled over the TCP channel since they did not fit a UDP one.
+    pub oversize: u64,
+    /// What the mediator last reported.
+    pub report: Report,
+}
+
+/// One published port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishRow {
+    /// What is published, with the real port number where 0 was asked for.
+    pub publish: Publish,
+    /// The shard that listens.
+    pub shard: ShardId,
+    /// Whether the mediator is connected now.
+    pub connected: bool,
+    /// TCP visitors now.
+    pub visitors_live: u64,
+    /// TCP visitors since the start.
+    pub visitors_total: u64,
+    /// UDP flows now.
+    pub flows_live: u64,
+    /// UDP flows since the start.
+    pub flows_total: u64,
+}
+
+/// One shard as the management plane sees it.
+#[derive(Clone)]
+pub struct ShardHandle {
+    /// Its bounded queue of commands.
+    pub commands: Sender<Command>,
+    /// Makes a sleeping shard look at its queue; cheap and safe to call at any time, even after the shard's end.
+    pub wake: Arc<dyn Fn() + Send + Sync>,
+    /// Its figures.
+    pub counters: Arc<ShardCounters>,
+}
+
+/// A shard did not take a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotSent {
+    /// Its queue is full.
+    #[error("the shard is busy; try again")]
+    Busy,
+    /// Its thread has ended.
+    #[error("the shard has ended")]
+    Ended,
+}
+
+impl ShardHandle {
+    /// Queues a command and wakes the shard.
+    ///
+    /// # Errors
+    /// See [`NotSent`]; the command is dropped, and with it its reply.
+    pub fn send(&self, command: Command) -> Result<(), NotSent> {
+        self.commands.try_send(command).map_err(|error| match error {
+            TrySendError::Full(_) => NotSent::Busy,
+            TrySendError::Disconnected(_) => NotSent::Ended,
+        })?;
+        (self.wake)();
+        Ok(())
+    }
+}
+
+impl fmt::Debug for ShardHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShardHandle").field("waiting", &self.commands.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn filter(glob: &str, after: Option<&str>) -> TunnelFilter {
+        TunnelFilter { glob: glob.parse().unwrap(), after: after.map(|id| id.parse().unwrap()), limit: 1 }
+    }
+
+    #[test]
+    fn filter_passes_names_of_its_pattern_that_come_after_its_mark() {
+        let passes = |filter: TunnelFilter, id: &str| filter.passes(&id.parse().unwrap());
+        assert!(passes(filter("cpe-*", None), "cpe-1"));
+        assert!(!passes(filter("cpe-*", None), "hub-1"));
+        assert!(!passes(filter("*", Some("cpe-1")), "cpe-1"));
+        assert!(passes(filter("*", Some("cpe-1")), "cpe-10"));
+        assert!(!passes(filter("*", Some("cpe-1")), "cpe-0"));
+    }
+
+    #[test]
+    fn command_wakes_the_shard_unless_it_was_refused() {
+        let (commands, queue) = crossbeam_channel::bounded(1);
+        let wakes = Arc::new(AtomicUsize::new(0));
+        let counted = wakes.clone();
+        let wake = Arc::new(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        let handle = ShardHandle { commands, wake, counters: Arc::default() };
+        assert_eq!(handle.send(Command::Stop), Ok(()));
+        assert_eq!(handle.send(Command::Stop), Err(NotSent::Busy));
+        drop(queue);
+        assert_eq!(handle.send(Command::Stop), Err(NotSent::Ended));
+        assert_eq!(wakes.load(Ordering::Relaxed), 1);
+    }
+}

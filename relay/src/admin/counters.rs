@@ -1,0 +1,235 @@
+//! What a shard counts, and how others read it without a lock.
+//!
+//! The shard adds to plain `u64`s ([`Counters`]) and publishes them once a turn into atomics that it alone
+//! writes ([`ShardCounters`]); readers sum over the shards. A reader may see two counters from different
+//! turns; each by itself is right.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use isthmus_proto::Code;
+
+/// What a counter's value means over time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Goes up and down: what is there now.
+    Gauge,
+    /// Only goes up: what happened since the start.
+    Total,
+}
+
+macro_rules! counters {
+    ($($name:ident = $word:literal, $kind:ident, $help:literal;)*) => {
+        /// One figure of a shard.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(usize)]
+        pub enum Counter { $(#[doc = $help] $name,)* }
+
+        impl Counter {
+            /// Every counter, in the order of display.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// Its name, for operators and scripts.
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$name => $word,)* }
+            }
+
+            /// What it counts.
+            pub fn help(self) -> &'static str {
+                match self { $(Self::$name => $help,)* }
+            }
+
+            /// Gauge or total.
+            pub fn kind(self) -> Kind {
+                match self { $(Self::$name => Kind::$kind,)* }
+            }
+        }
+    };
+}
+
+counters! {
+    TunnelsLive = "tunnels_live", Gauge, "Mediators connected now";
+    TunnelsTotal = "tunnels_total", Total, "Tunnels established";
+    GhostsReplaced = "ghosts_replaced", Total, "Tunnels replaced by a newer session of the same mediator";
+    TerminalsLive = "terminals_live", Gauge, "Terminals connected now";
+    TerminalsTotal = "terminals_total", Total, "Terminals that connected";
+
+    HalfOpen = "half_open", Gauge, "Handshakes going on now";
+    HandshakesTotal = "handshakes_total", Total, "Handshakes begun";
+    HandshakesFailedTls = "handshakes_failed_tls", Total, "Handshakes that failed in TLS";
+    HandshakesFailedTimeout = "handshakes_failed_timeout", Total, "Handshakes that did not end in time";
+    HandshakesFailedToken = "handshakes_failed_token", Total, "Handshakes with a token that is wrong, expired or for something else";
+    HandshakesFailedVersion = "handshakes_failed_version", Total, "Handshakes in another protocol version";
+    HandshakesFailedPlaintext = "handshakes_failed_plaintext", Total, "Handshakes in which only one side asked for plaintext";
+    HandshakesFailedHello = "handshakes_failed_hello", Total, "Handshakes whose first message could not be understood";
+    HandshakesFailedOverload = "handshakes_failed_overload", Total, "Handshakes refused at a limit";
+    HandshakesFailedLost = "handshakes_failed_lost", Total, "Handshakes whose connection was lost";
+
+    VisitorsLive = "visitors_live", Gauge, "TCP visitors of published ports now";
+    VisitorsTotal = "visitors_total", Total, "TCP visitors of published ports";
+    VisitorsRefusedAway = "visitors_refused_away", Total, "Visitors refused since the mediator was not connected";
+    VisitorsRefusedLimit = "visitors_refused_limit", Total, "Visitors refused at a limit";
+    ConnectFailed = "connect_failed", Total, "Connections that the host or the mediator refused";
+
+    BytesToMediators = "bytes_to_mediators", Total, "Payload bytes to mediators";
+    BytesFromMediators = "bytes_from_mediators", Total, "Payload bytes from mediators";
+    DatagramsToMediators = "datagrams_to_mediators", Total, "Datagrams to mediators";
+    DatagramsFromMediators = "datagrams_from_mediators", Total, "Datagrams from mediators";
+    DatagramsOversizeTcp = "datagrams_oversize_tcp", Total, "Datagrams that went over TCP since they did not fit a UDP channel";
+    DatagramsForged = "datagrams_dropped_forged", Total, "Channel datagrams dropped: authentication failed";
+    DatagramsReplayed = "datagrams_dropped_replayed", Total, "Channel datagrams dropped: seen before or too old";
+    DatagramsUnknownChannel = "datagrams_dropped_unknown_channel", Total, "Channel datagrams dropped: no such channel";
+    DatagramsUnknownFlow = "datagrams_dropped_unknown_flow", Total, "Datagrams from mediators dropped: the visitor's flow has ended";
+    DatagramsNoChannel = "datagrams_dropped_no_channel", Total, "Datagrams dropped: no UDP channel works";
+    DatagramsFlowLimit = "datagrams_dropped_flow_limit", Total, "Datagrams of new flows dropped at the limit of flows";
+    DatagramsQueueFull = "datagrams_dropped_queue_full", Total, "Datagrams dropped at a full queue";
+    FlowsLive = "flows_live", Gauge, "UDP flows of visitors now";
+    FlowsTotal = "flows_total", Total, "UDP flows of visitors";
+    ChannelsLive = "channels_live", Gauge, "UDP channels now";
+    Roamed = "roamed", Total, "UDP channels whose peer address changed";
+    KeyUpdates = "key_updates", Total, "TLS key updates, both ways";
+
+    BufferExhausted = "buffer_exhausted", Total, "Times that a receive waited for a buffer";
+    RecordsCopied = "records_copied", Total, "Records that straddled a buffer's end, whose first part was copied";
+    AcceptErrors = "accept_errors", Total, "Connections that the system could not hand over";
+    Loops = "loops", Total, "Turns of the loop";
+    RingEnters = "ring_enters", Total, "System calls to enter the ring";
+}
+
+const COUNT: usize = Counter::ALL.len();
+const CODES: usize = Code::ALL.len();
+
+/// A shard's own figures, not shared.
+#[derive(Clone, Debug)]
+pub struct Counters {
+    values: [u64; COUNT],
+    closed: [u64; CODES],
+    closed_changed: bool,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self { values: [0; COUNT], closed: [0; CODES], closed_changed: false }
+    }
+}
+
+impl Counters {
+    /// Adds to a counter.
+    #[inline]
+    pub fn add(&mut self, counter: Counter, n: u64) {
+        let value = &mut self.values[counter as usize];
+        *value = value.wrapping_add(n);
+    }
+
+    /// Takes from a gauge.
+    #[inline]
+    pub fn sub(&mut self, counter: Counter, n: u64) {
+        let value = &mut self.values[counter as usize];
+        debug_assert!(counter.kind() == Kind::Gauge && *value >= n, "{} falls below zero", counter.word());
+        *value = value.saturating_sub(n);
+    }
+
+    /// Sets a gauge, or a total that is kept elsewhere.
+    #[inline]
+    pub fn set(&mut self, counter: Counter, value: u64) {
+        self.values[counter as usize] = value;
+    }
+
+    /// The value now.
+    #[inline]
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.values[counter as usize]
+    }
+
+    /// Counts a link's end by its reason.
+    pub fn link_closed(&mut self, reason: Code) {
+        self.closed[position(reason)] += 1;
+        self.closed_changed = true;
+    }
+
+    /// Shows the figures to others; once a turn. The shard is the only writer, so plain stores are enough, and
+    /// a value that is stale by one turn harms no reader.
+    pub fn publish(&mut self, shared: &ShardCounters) {
+        for (value, shown) in self.values.iter().zip(&shared.values) {
+            shown.store(*value, Ordering::Relaxed);
+        }
+        if self.closed_changed {
+            self.closed_changed = false;
+            for (value, shown) in self.closed.iter().zip(&shared.closed) {
+                shown.store(*value, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// A shard's figures as others see them. On cache lines of its own, since it is written every turn.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct ShardCounters {
+    values: [AtomicU64; COUNT],
+    closed: [AtomicU64; CODES],
+}
+
+impl Default for ShardCounters {
+    fn default() -> Self {
+        Self { values: [const { AtomicU64::new(0) }; COUNT], closed: [const { AtomicU64::new(0) }; CODES] }
+    }
+}
+
+impl ShardCounters {
+    /// The value that was last published.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.values[counter as usize].load(Ordering::Relaxed)
+    }
+
+    /// Links that ended for this reason.
+    pub fn links_closed(&self, reason: Code) -> u64 {
+        self.closed[position(reason)].load(Ordering::Relaxed)
+    }
+}
+
+/// A code's place in [`Code::ALL`]; its number would leave gaps.
+fn position(code: Code) -> usize {
+    // `ALL` is sorted by number and holds every code, so the search finds it.
+    Code::ALL.partition_point(|&other| other < code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_see_what_was_published_and_nothing_later() {
+        let (mut own, shared) = (Counters::default(), ShardCounters::default());
+        own.add(Counter::TunnelsLive, 3);
+        own.sub(Counter::TunnelsLive, 1);
+        own.set(Counter::Loops, 9);
+        own.link_closed(Code::Silent);
+        assert_eq!(shared.get(Counter::TunnelsLive), 0);
+        own.publish(&shared);
+        own.add(Counter::TunnelsLive, 5);
+        own.link_closed(Code::Silent);
+        assert_eq!((shared.get(Counter::TunnelsLive), shared.get(Counter::Loops)), (2, 9));
+        assert_eq!((shared.links_closed(Code::Silent), shared.links_closed(Code::Killed)), (1, 0));
+        own.publish(&shared);
+        assert_eq!((shared.get(Counter::TunnelsLive), shared.links_closed(Code::Silent)), (7, 2));
+    }
+
+    #[test]
+    fn every_counter_has_its_own_word_and_place() {
+        let mut own = Counters::default();
+        for (n, &counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(counter as usize, n);
+            assert_eq!(Counter::ALL.iter().filter(|other| other.word() == counter.word()).count(), 1);
+            assert!(counter.word().bytes().all(|b| b.is_ascii_lowercase() || b == b'_') && !counter.help().is_empty());
+            own.set(counter, n as u64 + 1);
+        }
+        assert!(Counter::ALL.iter().enumerate().all(|(n, &counter)| own.get(counter) == n as u64 + 1));
+    }
+
+    #[test]
+    fn every_reason_has_its_own_place() {
+        for (n, &code) in Code::ALL.iter().enumerate() {
+            assert_eq!(position(code), n, "{}", code.word());
+        }
+    }
+}

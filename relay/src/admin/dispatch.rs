@@ -1,0 +1,140 @@
+//! What the words of a command mean.
+
+use isthmus_proto::MediatorId;
+
+use super::answer::phrase;
+use super::command::{ROWS_MAX, TunnelFilter};
+use crate::trust::Glob;
+
+/// Most rows of one page: one more is asked for, to know whether there are more.
+const LIMIT_MAX: usize = ROWS_MAX - 1;
+const LIMIT_DEFAULT: usize = 1000;
+
+/// What `help` says.
+pub(super) const HELP: &str = "\
+show info [json]                                           the relay itself
+show stat [json]                                           every counter, in total and per shard
+show tunnels [id=GLOB] [after=ID] [limit=N] [json]         connected mediators, by name
+show publishes [json]                                      published ports
+kill tunnel ID                                             end a mediator's tunnel; it may connect again
+help                                                       this list
+quit                                                       end this connection
+Commands end with a line's end or ';', answers with a blank line; errors begin with 'error: '.
+";
+
+/// How an answer is to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    Text,
+    Json,
+}
+
+/// One command, understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    Help,
+    Quit,
+    Info(Format),
+    Stat(Format),
+    /// The filter's limit is the page's.
+    Tunnels(TunnelFilter, Format),
+    Publishes(Format),
+    Kill(MediatorId),
+}
+
+/// Reads one command; an error is a text for the operator.
+pub(super) fn parse(command: &str) -> Result<Request, String> {
+    let words: Vec<&str> = command.split_whitespace().collect();
+    match words.as_slice() {
+        ["help"] => Ok(Request::Help),
+        ["quit" | "exit"] => Ok(Request::Quit),
+        ["show", "info", rest @ ..] => format_only(rest).map(Request::Info),
+        ["show", "stat", rest @ ..] => format_only(rest).map(Request::Stat),
+        ["show", "publishes", rest @ ..] => format_only(rest).map(Request::Publishes),
+        ["show", "tunnels", rest @ ..] => tunnels(rest),
+        ["kill", "tunnel", id] => id.parse().map(Request::Kill).map_err(|error| format!("'{}': {error}", phrase(id))),
+        ["kill", "tunnel", ..] => Err("write: kill tunnel ID".to_owned()),
+        _ => Err(format!("unknown command '{}'; 'help' lists them", phrase(command.trim()))),
+    }
+}
+
+fn format_only(words: &[&str]) -> Result<Format, String> {
+    match words {
+        [] => Ok(Format::Text),
+        ["json"] => Ok(Format::Json),
+        [word, ..] => Err(format!("'{}' is not understood here; 'help' lists the commands", phrase(word))),
+    }
+}
+
+fn tunnels(words: &[&str]) -> Result<Request, String> {
+    let mut filter = TunnelFilter { glob: Glob::any(), after: None, limit: LIMIT_DEFAULT };
+    let mut format = Format::Text;
+    for word in words {
+        let bad = |why: String| format!("'{}': {why}", phrase(word));
+        match word.split_once('=') {
+            None if *word == "json" => format = Format::Json,
+            Some(("id", glob)) => {
+                filter.glob = glob.parse().map_err(|error: crate::trust::BadGlob| bad(error.to_string()))?
+            }
+            Some(("after", id)) => {
+                let id = id.parse().map_err(|error: isthmus_proto::id::BadMediatorId| bad(error.to_string()))?;
+                filter.after = Some(id);
+            }
+            Some(("limit", limit)) => match limit.parse() {
+                Ok(limit @ 1..=LIMIT_MAX) => filter.limit = limit,
+                _ => return Err(bad(format!("a limit is a number from 1 to {LIMIT_MAX}"))),
+            },
+            _ => return Err(bad("write id=GLOB, after=ID, limit=N or json".to_owned())),
+        }
+    }
+    Ok(Request::Tunnels(filter, format))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_of_the_help_is_understood() {
+        let commands: Vec<&str> = HELP.lines().filter_map(|line| line.split("  ").next()).collect();
+        for command in &commands[..commands.len() - 1] {
+            let full = command.replace("GLOB", "*").replace("ID", "cpe-1").replace("=N", "=5");
+            assert!(parse(&full.replace(['[', ']'], "")).is_ok(), "{command}");
+            let short = full.split(" [").next().unwrap();
+            assert!(parse(short).is_ok(), "{command}");
+        }
+        assert_eq!(commands.len(), 8);
+    }
+
+    #[test]
+    fn filters_reach_the_request() {
+        let Ok(Request::Tunnels(filter, format)) = parse("show  tunnels limit=5 json id=cpe-* after=cpe-3") else {
+            panic!("not understood")
+        };
+        assert_eq!(format, Format::Json);
+        assert_eq!((filter.glob.to_string().as_str(), filter.limit), ("cpe-*", 5));
+        assert_eq!(filter.after, Some("cpe-3".parse().unwrap()));
+    }
+
+    #[test]
+    fn errors_say_what_to_write() {
+        for (command, part) in [
+            ("shwo info", "'help' lists"),
+            ("", "'help' lists"),
+            ("show", "'help' lists"),
+            ("show info xml", "'xml'"),
+            ("show tunnels limit=0", "1 to 10000"),
+            ("show tunnels limit=10001", "1 to 10000"),
+            ("show tunnels id=a/b", "pattern"),
+            ("show tunnels after=-", "name"),
+            ("show tunnels order=age", "id=GLOB"),
+            ("kill tunnel", "kill tunnel ID"),
+            ("kill tunnel a b", "kill tunnel ID"),
+            ("kill tunnel a/b", "'a/b'"),
+            ("\u{1b}[2J", "'?[2J'"),
+        ] {
+            let error = parse(command).unwrap_err();
+            assert!(error.contains(part) && !error.contains('\n'), "{command}: {error}");
+        }
+    }
+}

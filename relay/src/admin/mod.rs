@@ -1,0 +1,20 @@
+//! The management plane: one thread outside the shards, on io_uring through `tokio-uring`.
+//!
+//! It reads the shards' counters, sends them commands by message, and answers operators on the stats
+//! socket. **Invariant:** nothing that an operator or a stuck reader does can hold up a shard.
+
+mod answer;
+pub mod command;
+pub mod counters;
+pub mod ctl;
+mod dispatch;
+mod listener;
+mod serve;
+mod session;
+mod show;
+mod stats;
+
+pub use command::{Command, PublishRow, ShardHandle, TunnelFilter, TunnelRow};
+pub use counters::{Counter, Counters, ShardCounters};
+pub use listener::StatsSocket;
+pub use serve::{Admin, Limits, RelayInfo, Stop, serve};

@@ -1,0 +1,211 @@
+//! The management thread: takes connections and signals until it is told to stop.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::net::{Shutdown, SocketAddr};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use slab::Slab;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio_uring::net::UnixStream;
+
+use super::command::{Command, ShardHandle};
+use super::listener::StatsSocket;
+use super::session;
+use crate::trust::Fingerprint;
+
+/// How long sessions may take to end when the relay stops.
+const SESSIONS_END: Duration = Duration::from_secs(1);
+
+/// How long to wait when the system has no descriptor for a connection: it would be offered again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// All that the management plane needs.
+#[derive(Debug)]
+pub struct Admin {
+    /// Where operators come in.
+    pub socket: StatsSocket,
+    /// The shards, in the order of their numbers.
+    pub shards: Vec<ShardHandle>,
+    /// What `show info` tells.
+    pub info: RelayInfo,
+    /// The bounds.
+    pub limits: Limits,
+}
+
+/// The relay itself.
+#[derive(Clone, Debug)]
+pub struct RelayInfo {
+    /// The service port's address.
+    pub listen: SocketAddr,
+    /// What mediators and terminals pin.
+    pub fingerprint: Fingerprint,
+    /// Whether the service port is without TLS.
+    pub plaintext: bool,
+    /// When the relay started.
+    pub started: Instant,
+}
+
+/// The bounds of what operators can take; each that is hit is counted in `show info`.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections at once; one more is told so and closed.
+    pub connections_max: usize,
+    /// Bytes of one line.
+    pub line_max: usize,
+    /// Without a command for this long, a connection is closed.
+    pub idle: Duration,
+    /// An answer must be read within this.
+    pub write: Duration,
+    /// The shards must answer within this.
+    pub reply: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 32,
+            line_max: 4096,
+            idle: Duration::from_secs(300),
+            write: Duration::from_secs(10),
+            reply: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why the management plane stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// A signal of this name.
+    Signal(&'static str),
+    /// The caller of [`serve`] said so.
+    Asked,
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal(name) => f.write_str(name),
+            Self::Asked => f.write_str("asked to"),
+        }
+    }
+}
+
+/// Runs the management plane on the calling thread, until SIGTERM, SIGINT or `stop` (its loss counts too).
+/// SIGHUP keeps its default action.
+///
+/// # Errors
+/// io_uring or the signals are not to be had.
+pub fn serve(admin: Admin, stop: oneshot::Receiver<()>) -> anyhow::Result<Stop> {
+    let runtime = tokio_uring::Runtime::new(&tokio_uring::builder())
+        .context("cannot start the management plane's io_uring (is it allowed here?)")?;
+    runtime.block_on(run(admin, stop))
+}
+
+async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<Stop> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    // `tokio_uring::net::UnixListener::bind` fails on current kernels; an ordinary listener's connections do not.
+    let listener = admin.socket.listener().and_then(UnixListener::from_std).context("cannot use the stats socket")?;
+    let Admin { socket, shards, info, limits } = admin;
+    let plane = Rc::new(Plane { shards, info, limits, tally: Tally::default(), streams: RefCell::default() });
+    let mut sessions = JoinSet::new();
+    let reason = loop {
+        tokio::select! {
+            _ = terminate.recv() => break Stop::Signal("SIGTERM"),
+            _ = interrupt.recv() => break Stop::Signal("SIGINT"),
+            _ = &mut stop => break Stop::Asked,
+            Some(ended) = sessions.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a management session failed");
+                }
+            }
+            accepted = listener.accept() => match accepted.and_then(|(stream, _)| into_uring(stream)) {
+                Ok(stream) => {
+                    sessions.spawn_local(session::serve(plane.clone(), stream));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot take a management connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
+    drop(socket);
+    for (_, stream) in plane.streams.borrow().iter() {
+        // It fails only where the other end has gone already.
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+    // A session may still wait for a shard; what is left after this is cut off with the runtime.
+    let _ = tokio::time::timeout(SESSIONS_END, async { while sessions.join_next().await.is_some() {} }).await;
+    Ok(reason)
+}
+
+fn into_uring(stream: tokio::net::UnixStream) -> std::io::Result<UnixStream> {
+    let stream = stream.into_std()?;
+    // On a non-blocking socket io_uring would answer EAGAIN rather than wait.
+    stream.set_nonblocking(false)?;
+    Ok(UnixStream::from_std(stream))
+}
+
+/// What the sessions share; one thread's.
+pub(super) struct Plane {
+    pub(super) shards: Vec<ShardHandle>,
+    pub(super) info: RelayInfo,
+    pub(super) limits: Limits,
+    pub(super) tally: Tally,
+    /// The sessions' sockets, so that the end of the relay can end their waits.
+    pub(super) streams: RefCell<Slab<Rc<UnixStream>>>,
+}
+
+impl Plane {
+    /// Sends a command to one shard; the error is a text for the operator.
+    pub(super) fn send(&self, shard: usize, command: Command) -> Result<(), String> {
+        let handle = self.shards.get(shard).ok_or_else(|| format!("there is no shard {shard}"))?;
+        handle.send(command).map_err(|error| format!("shard {shard}: {error}"))
+    }
+
+    /// Until when shards that are asked now may answer.
+    pub(super) fn reply_deadline(&self) -> tokio::time::Instant {
+        tokio::time::Instant::now() + self.limits.reply
+    }
+}
+
+/// The management plane's own counters.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) connections: Cell<u64>,
+    pub(super) refused: Cell<u64>,
+    pub(super) commands: Cell<u64>,
+    pub(super) errors: Cell<u64>,
+    pub(super) lines_oversize: Cell<u64>,
+    pub(super) idle_timeouts: Cell<u64>,
+    pub(super) write_timeouts: Cell<u64>,
+}
+
+impl Tally {
+    /// Adds one.
+    pub(super) fn count(counter: &Cell<u64>) {
+        counter.set(counter.get() + 1);
+    }
+
+    /// Each with its name.
+    pub(super) fn fields(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        [
+            ("admin_connections_total", &self.connections),
+            ("admin_connections_refused", &self.refused),
+            ("admin_commands_total", &self.commands),
+            ("admin_errors_total", &self.errors),
+            ("admin_lines_oversize", &self.lines_oversize),
+            ("admin_idle_timeouts", &self.idle_timeouts),
+            ("admin_write_timeouts", &self.write_timeouts),
+        ]
+        .map(|(name, cell)| (name, cell.get()))
+        .into_iter()
+    }
+}

@@ -1,0 +1,153 @@
+//! What the shards are asked for: `show tunnels`, `show publishes`, `kill tunnel`.
+
+use std::fmt::Write;
+use std::future::Future;
+
+use isthmus_proto::MediatorId;
+use serde_json::json;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::answer::{json, phrase, table, word};
+use super::command::{Command, PublishRow, TunnelFilter, TunnelRow};
+use super::dispatch::Format;
+use super::serve::Plane;
+
+/// One page of tunnels, in the order of their mediators' names.
+pub(super) async fn tunnels(plane: &Plane, filter: TunnelFilter, format: Format) -> Result<String, String> {
+    let limit = filter.limit;
+    // One more than the page, to know whether there are more.
+    let filter = TunnelFilter { limit: limit + 1, ..filter };
+    let mut rows = ask_all(plane, |reply| Command::Tunnels { filter: filter.clone(), reply }).await?;
+    rows.sort_by(|a, b| a.id.cmp(&b.id));
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    match format {
+        Format::Json => json(&json!({ "tunnels": rows, "more": more })),
+        Format::Text => Ok(tunnel_table(&rows, more)),
+    }
+}
+
+fn tunnel_table(rows: &[TunnelRow], more: bool) -> String {
+    let header = [
+        "id",
+        "session",
+        "shard",
+        "observed",
+        "age_s",
+        "idle_s",
+        "ports",
+        "terminals",
+        "udp",
+        "rtt_us",
+        "bytes_in",
+        "bytes_out",
+        "datagrams_in",
+        "datagrams_out",
+        "oversize",
+        "version",
+        "hostname",
+        "service",
+    ];
+    let cells: Vec<Vec<String>> = rows.iter().map(tunnel_cells).collect();
+    let mut text = table(&header, &cells);
+    if let (true, Some(last)) = (more, rows.last()) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "# there are more: after={}", last.id);
+    }
+    text
+}
+
+fn tunnel_cells(row: &TunnelRow) -> Vec<String> {
+    vec![
+        row.id.to_string(),
+        row.session.to_string(),
+        row.shard.0.to_string(),
+        row.observed.to_string(),
+        row.age_s.to_string(),
+        row.idle_s.to_string(),
+        row.ports.to_string(),
+        row.terminals.to_string(),
+        format!("{}/{}", row.udp_channels_live, row.udp_channels),
+        row.rtt_us.map_or_else(|| "-".to_owned(), |rtt| rtt.to_string()),
+        row.bytes_in.to_string(),
+        row.bytes_out.to_string(),
+        row.datagrams_in.to_string(),
+        row.datagrams_out.to_string(),
+        row.oversize.to_string(),
+        word(&row.report.version),
+        word(&row.report.hostname),
+        phrase(&row.report.service),
+    ]
+}
+
+/// Every published port, in the order of protocol and address.
+pub(super) async fn publishes(plane: &Plane, format: Format) -> Result<String, String> {
+    let mut rows = ask_all(plane, |reply| Command::Publishes { reply }).await?;
+    rows.sort_by_key(|row: &PublishRow| (row.publish.proto, row.publish.listen, row.shard));
+    match format {
+        Format::Json => json(&json!({ "publishes": rows })),
+        Format::Text => {
+            let header = ["publish", "shard", "mediator", "visitors", "visitors_total", "flows", "flows_total"];
+            let cells: Vec<Vec<String>> = rows.iter().map(publish_cells).collect();
+            Ok(table(&header, &cells))
+        }
+    }
+}
+
+fn publish_cells(row: &PublishRow) -> Vec<String> {
+    vec![
+        row.publish.to_string(),
+        row.shard.0.to_string(),
+        if row.connected { "connected" } else { "away" }.to_owned(),
+        row.visitors_live.to_string(),
+        row.visitors_total.to_string(),
+        row.flows_live.to_string(),
+        row.flows_total.to_string(),
+    ]
+}
+
+/// Ends one tunnel, at the shard that owns it.
+pub(super) async fn kill(plane: &Plane, mediator: MediatorId) -> Result<String, String> {
+    let owner = usize::from(mediator.shard(plane.shards.len()).0);
+    let (reply, answer) = oneshot::channel();
+    plane.send(owner, Command::Kill { mediator: mediator.clone(), reply })?;
+    if answer_of(plane, owner, answer, plane.reply_deadline()).await? {
+        tracing::info!(%mediator, "tunnel killed by the operator");
+        Ok(format!("tunnel of {mediator} killed\n"))
+    } else {
+        Err(format!("no tunnel of {mediator}"))
+    }
+}
+
+/// Asks every shard at once, and puts the rows together.
+async fn ask_all<T>(plane: &Plane, command: impl Fn(oneshot::Sender<Vec<T>>) -> Command) -> Result<Vec<T>, String> {
+    let deadline = plane.reply_deadline();
+    let mut answers = Vec::with_capacity(plane.shards.len());
+    for shard in 0..plane.shards.len() {
+        let (reply, answer) = oneshot::channel();
+        plane.send(shard, command(reply))?;
+        answers.push(answer);
+    }
+    let mut rows = Vec::new();
+    for (shard, answer) in answers.into_iter().enumerate() {
+        rows.extend(answer_of(plane, shard, answer, deadline).await?);
+    }
+    Ok(rows)
+}
+
+fn answer_of<T>(
+    plane: &Plane,
+    shard: usize,
+    answer: oneshot::Receiver<T>,
+    deadline: Instant,
+) -> impl Future<Output = Result<T, String>> {
+    let limit = plane.limits.reply;
+    async move {
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(_)) => Err(format!("shard {shard} ended before it answered")),
+            Err(_) => Err(format!("shard {shard} did not answer within {limit:?}")),
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! The command line: what an operator may set, with its defaults and bounds.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use isthmus_proto::MediatorId;
+use isthmus_proto::policy::AllowRule;
+use tracing_subscriber::EnvFilter;
+
+use crate::publish::Publish;
+use crate::trust::{Glob, Operation};
+
+/// Most shards of one relay. A shard's number travels in a byte of every UDP channel datagram.
+pub const SHARDS_MAX: i64 = 128;
+
+const DURATION_MIN: Duration = Duration::from_millis(100);
+const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Invocation {
+    /// Run the relay.
+    Run(Box<Config>),
+    /// Issue a token.
+    Token(TokenArgs),
+    /// Print the server certificate's fingerprint.
+    Fingerprint(FingerprintArgs),
+    /// Send a command to a running relay.
+    Ctl(CtlArgs),
+}
+
+/// Reads a command line (its first word is the program's name) and the environment (`ISTHMUS_*`).
+///
+/// # Errors
+/// clap's own, which name the flag and know how to print themselves, `--help` and `--version` included.
+pub fn parse<I>(words: I) -> Result<Invocation, clap::Error>
+where
+    I: IntoIterator,
+    I::Item: Into<OsString> + Clone,
+{
+    let cli = Cli::try_parse_from(words)?;
+    match cli.command {
+        Some(Sub::Token(args)) => Ok(Invocation::Token(args)),
+        Some(Sub::Fingerprint(args)) => Ok(Invocation::Fingerprint(args)),
+        Some(Sub::Ctl(args)) => Ok(Invocation::Ctl(args)),
+        None => {
+            let mut config = cli.config;
+            config.state = cli.state.unwrap_or_default();
+            config.check().map_err(|text| Cli::command().error(ErrorKind::ValueValidation, text))?;
+            Ok(Invocation::Run(Box::new(config)))
+        }
+    }
+}
+
+/// Starts logging to standard error; `filter` was checked by [`parse`].
+pub fn init_log(filter: &str) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    // It fails only where a subscriber is set already, as in a test: that one is then the better one.
+    let _ = log.try_init();
+}
+
+#[derive(Debug, Parser)]
+#[command(name = "isthmus-relay", version, about = "The public relay of Isthmus", subcommand_negates_reqs = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Sub>,
+    /// Directory of the keys; made on the first start, never overwritten
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE", required = true)]
+    state: Option<PathBuf>,
+    #[command(flatten)]
+    config: Config,
+}
+
+#[derive(Debug, Subcommand)]
+enum Sub {
+    /// Issue a token for a mediator or a terminal
+    Token(TokenArgs),
+    /// Print the server certificate's fingerprint, for --pin
+    Fingerprint(FingerprintArgs),
+    /// Send a command to the running relay and print its answer
+    Ctl(CtlArgs),
+}
+
+/// All settings of a running relay.
+#[derive(Clone, Debug, Args)]
+pub struct Config {
+    /// Directory of the keys (see [`crate::trust::State`]).
+    #[arg(skip)]
+    pub state: PathBuf,
+    /// Service port, TCP and UDP
+    #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:4470", env = "ISTHMUS_LISTEN")]
+    pub listen: SocketAddr,
+    /// Number of shards [default: number of cores]
+    #[arg(long, value_name = "N", default_value_t = cores(), hide_default_value = true, env = "ISTHMUS_SHARDS",
+          value_parser = shard_count)]
+    pub shards: usize,
+    /// Lend a port of the relay to a host behind a mediator
+    #[arg(long = "publish", value_name = "PROTO:ADDR:PORT=MEDIATOR/HOST:PORT")]
+    pub publishes: Vec<Publish>,
+    /// Unix socket of the management plane [default: DIR/stats.sock]
+    #[arg(long, value_name = "PATH", env = "ISTHMUS_STATS_SOCKET")]
+    pub stats_socket: Option<PathBuf>,
+    /// No TLS: for benchmarks and closed networks only; the other side must ask for it too
+    #[arg(long)]
+    pub plaintext: bool,
+    /// Time between maintain packets on an idle TCP channel
+    #[arg(long, value_name = "TIME", default_value = "20s", env = "ISTHMUS_KEEPALIVE_TCP", value_parser = duration)]
+    pub keepalive_tcp: Duration,
+    /// Time between maintain packets on each UDP channel
+    #[arg(long, value_name = "TIME", default_value = "8s", env = "ISTHMUS_KEEPALIVE_UDP", value_parser = duration)]
+    pub keepalive_udp: Duration,
+    /// A channel without any answer for this long after a maintain packet is dead
+    #[arg(long, value_name = "TIME", default_value = "25s", env = "ISTHMUS_DEAD_AFTER", value_parser = duration)]
+    pub dead_after: Duration,
+    /// TLS and greeting together must end within this
+    #[arg(long, value_name = "TIME", default_value = "10s", env = "ISTHMUS_HANDSHAKE_TIMEOUT", value_parser = duration)]
+    pub handshake_timeout: Duration,
+    /// Most handshakes at once, on all shards together
+    #[arg(long, value_name = "N", default_value_t = 4096, env = "ISTHMUS_HALF_OPEN_MAX",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub half_open_max: u32,
+    /// A visitor's UDP flow ends after this long without a datagram
+    #[arg(long, value_name = "TIME", default_value = "60s", env = "ISTHMUS_UDP_IDLE", value_parser = duration)]
+    pub udp_idle: Duration,
+    /// Most UDP flows of one published port
+    #[arg(long, value_name = "N", default_value_t = 16_384, env = "ISTHMUS_UDP_FLOWS_MAX",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub udp_flows_max: u32,
+    /// Most ports of one tunnel
+    #[arg(long, value_name = "N", default_value_t = 16_384, env = "ISTHMUS_PORTS_MAX",
+          value_parser = clap::value_parser!(u32).range(1..=1 << 19))]
+    pub ports_max: u32,
+    /// What to log: error, warn, info, debug, trace, or a filter such as info,isthmus_relay=debug
+    #[arg(long, value_name = "LEVEL", default_value = "info", env = "ISTHMUS_LOG", value_parser = log_filter)]
+    pub log: String,
+    /// TCP congestion control of all sockets [default: the system's]
+    #[arg(long, value_name = "NAME", env = "ISTHMUS_CONGESTION")]
+    pub congestion: Option<String>,
+}
+
+impl Config {
+    /// Where the stats socket is.
+    pub fn stats_socket_path(&self) -> PathBuf {
+        self.stats_socket.clone().unwrap_or_else(|| default_stats_socket(&self.state))
+    }
+
+    /// What no single flag's parser can see.
+    fn check(&self) -> Result<(), String> {
+        let mut seen = HashSet::new();
+        for publish in &self.publishes {
+            // Port 0 means a free one each time, so two of them do not collide.
+            if publish.listen.port() != 0 && !seen.insert((publish.proto, publish.listen)) {
+                return Err(format!("--publish names {}:{} twice", publish.proto, publish.listen));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Arguments of `token`.
+#[derive(Clone, Debug, Args)]
+#[command(group = clap::ArgGroup::new("holder").required(true).args(["mediator", "terminal"]))]
+pub struct TokenArgs {
+    /// Directory of the keys; made if it is absent
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE")]
+    pub state: PathBuf,
+    /// Issue to this mediator
+    #[arg(long, value_name = "ID")]
+    pub mediator: Option<MediatorId>,
+    /// Issue to a terminal of this name
+    #[arg(long, value_name = "NAME", requires = "mediators", value_parser = terminal_name)]
+    pub terminal: Option<String>,
+    /// The mediators that the terminal may use; * and ? match
+    #[arg(long, value_name = "GLOB", requires = "terminal")]
+    pub mediators: Option<Glob>,
+    /// What the terminal may do [default: everything]
+    #[arg(long, value_name = "OP", value_delimiter = ',', requires = "terminal")]
+    pub allow: Vec<Operation>,
+    /// Where the terminal may go through a mediator [default: anywhere that the mediator allows]
+    #[arg(long, value_name = "CIDR[:PORTS]", value_delimiter = ',', requires = "terminal")]
+    pub to: Vec<AllowRule>,
+    /// How long the token is good
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = time_to_live)]
+    pub ttl: Duration,
+}
+
+/// Arguments of `fingerprint`.
+#[derive(Clone, Debug, Args)]
+pub struct FingerprintArgs {
+    /// Directory of the keys; made if it is absent
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE")]
+    pub state: PathBuf,
+}
+
+/// Arguments of `ctl`.
+#[derive(Clone, Debug, Args)]
+pub struct CtlArgs {
+    /// The relay's stats socket
+    #[arg(long, value_name = "PATH", env = "ISTHMUS_STATS_SOCKET", required_unless_present = "state")]
+    pub stats_socket: Option<PathBuf>,
+    /// The relay's state directory, to find its stats socket
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE")]
+    pub state: Option<PathBuf>,
+    /// The command, as in: show info; 'help' lists them
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
+    pub command: Vec<String>,
+}
+
+impl CtlArgs {
+    /// Where the relay's stats socket is.
+    pub fn stats_socket_path(&self) -> PathBuf {
+        match (&self.stats_socket, &self.state) {
+            (Some(path), _) => path.clone(),
+            (None, state) => default_stats_socket(state.as_deref().unwrap_or(Path::new("."))),
+        }
+    }
+}
+
+fn default_stats_socket(state: &Path) -> PathBuf {
+    state.join("stats.sock")
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(SHARDS_MAX as usize))
+}
+
+fn shard_count(text: &str) -> Result<usize, String> {
+    match text.parse::<i64>() {
+        Ok(count @ 1..=SHARDS_MAX) => Ok(count as usize),
+        _ => Err(format!("write a number from 1 to {SHARDS_MAX}")),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let value = humantime::parse_duration(text).map_err(|_| "write a time such as 20s, 1500ms or 2m".to_owned())?;
+    if (DURATION_MIN..=DURATION_MAX).contains(&value) { Ok(value) } else { Err("it must be from 100ms to 1day".into()) }
+}
+
+fn time_to_live(text: &str) -> Result<Duration, String> {
+    let value = humantime::parse_duration(text).map_err(|_| "write a time such as 30d, 12h or 1year".to_owned())?;
+    let century = Duration::from_secs(100 * 366 * 24 * 60 * 60);
+    if (Duration::from_secs(1)..=century).contains(&value) {
+        Ok(value)
+    } else {
+        Err("it must be from 1s to 100years".into())
+    }
+}
+
+fn terminal_name(text: &str) -> Result<String, String> {
+    if (1..=64).contains(&text.len()) && !text.contains(char::is_control) {
+        Ok(text.to_owned())
+    } else {
+        Err("a terminal's name is 1 to 64 bytes without control characters".into())
+    }
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_line(line: &str) -> Result<Invocation, clap::Error> {
+        parse(std::iter::once("isthmus-relay").chain(line.split_whitespace()))
+    }
+
+    fn config(line: &str) -> Config {
+        match parse_line(line) {
+            Ok(Invocation::Run(config)) => *config,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn clap_finds_no_contradiction() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn state_alone_is_enough_and_gives_the_documented_defaults() {
+        let config = config("--state /d");
+        assert_eq!(config.listen, "[::]:4470".parse().unwrap());
+        assert_eq!(config.stats_socket_path(), Path::new("/d/stats.sock"));
+        assert_eq!(config.keepalive_tcp, Duration::from_secs(20));
+        assert_eq!(config.keepalive_udp, Duration::from_secs(8));
+        assert_eq!(config.dead_after, Duration::from_secs(25));
+        assert_eq!(config.handshake_timeout, Duration::from_secs(10));
+        assert_eq!(config.udp_idle, Duration::from_secs(60));
+        assert_eq!((config.half_open_max, config.udp_flows_max, config.ports_max), (4096, 16_384, 16_384));
+        assert!(!config.plaintext && config.congestion.is_none() && config.shards >= 1);
+    }
+
+    #[test]
+    fn every_flag_reaches_its_setting() {
+        let config = config(
+            "--state /d --listen 127.0.0.1:1 --shards 3 --publish tcp:0.0.0.0:80=a/10.0.0.1:80 \
+             --publish udp:0.0.0.0:80=a/10.0.0.1:80 --stats-socket /s --plaintext --keepalive-tcp 1s \
+             --keepalive-udp 900ms --dead-after 2s --handshake-timeout 3s --half-open-max 7 --udp-idle 4s \
+             --udp-flows-max 8 --ports-max 9 --log debug --congestion cubic",
+        );
+        assert_eq!(config.listen, "127.0.0.1:1".parse().unwrap());
+        assert_eq!((config.shards, config.publishes.len()), (3, 2));
+        assert_eq!(config.stats_socket_path(), Path::new("/s"));
+        assert_eq!((config.half_open_max, config.udp_flows_max, config.ports_max), (7, 8, 9));
+        assert_eq!((config.log.as_str(), config.congestion.as_deref()), ("debug", Some("cubic")));
+        assert!(config.plaintext);
+    }
+
+    #[test]
+    fn errors_name_the_flag() {
+        for (line, flag) in [
+            ("", "--state"),
+            ("--state /d --listen 4470", "--listen"),
+            ("--state /d --shards 0", "--shards"),
+            ("--state /d --shards 129", "--shards"),
+            ("--state /d --publish x", "--publish"),
+            ("--state /d --publish tcp:0.0.0.0:1=a/1.1.1.1:1 --publish tcp:0.0.0.0:1=b/1.1.1.1:1", "--publish"),
+            ("--state /d --keepalive-tcp 20", "--keepalive-tcp"),
+            ("--state /d --keepalive-udp 99ms", "--keepalive-udp"),
+            ("--state /d --dead-after 25", "--dead-after"),
+            ("--state /d --ports-max 524289", "--ports-max"),
+            ("--state /d --log a=b=c", "--log"),
+            ("token --state /d", "--mediator"),
+            ("token --state /d --terminal t", "--mediators"),
+            ("token --state /d --mediator m --terminal t --mediators *", "--terminal"),
+            ("token --state /d --mediator m --allow open", "--terminal"),
+            ("token --state /d --terminal t --mediators * --allow fly", "--allow"),
+            ("token --state /d --terminal t --mediators a/b", "--mediators"),
+            ("token --state /d --mediator m --ttl 0s", "--ttl"),
+            ("ctl show info", "--stats-socket"),
+        ] {
+            let error = parse_line(line).expect_err(line).to_string();
+            assert!(error.contains(flag), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn subcommands_need_none_of_the_relays_settings() {
+        let Ok(Invocation::Token(args)) =
+            parse_line("token --state /d --terminal t --mediators cpe-* --allow open,connect --to 10.0.0.0/8,*:22")
+        else {
+            panic!("token")
+        };
+        assert_eq!((args.allow.len(), args.to.len()), (2, 2));
+        assert_eq!(args.ttl, Duration::from_secs(30 * 24 * 60 * 60));
+        assert!(matches!(parse_line("fingerprint --state /d"), Ok(Invocation::Fingerprint(_))));
+        let Ok(Invocation::Ctl(args)) = parse_line("ctl --state /d show tunnels limit=3") else { panic!("ctl") };
+        assert_eq!(args.stats_socket_path(), Path::new("/d/stats.sock"));
+        assert_eq!(args.command, ["show", "tunnels", "limit=3"]);
+    }
+}

@@ -1,0 +1,15 @@
+//! The relay: the public machine that drives mediators and relays packets for terminals and visitors.
+//!
+//! The data plane (`shard`) and the management plane (`admin`) meet in [`admin::command`] only:
+//! commands travel to the shards over bounded channels, counters come back through single-writer
+//! atomics. **Invariant:** the management plane never waits on a lock that a shard holds.
+
+pub mod admin;
+pub mod config;
+pub mod publish;
+pub mod run;
+pub mod shard;
+pub mod token_cmd;
+pub mod trust;
+
+pub use run::run;

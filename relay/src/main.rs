@@ -1,0 +1,26 @@
+//! `isthmus-relay`: see `--help`.
+
+use std::process::ExitCode;
+
+use isthmus_relay::config::{self, Invocation};
+use isthmus_relay::{admin, token_cmd};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let outcome = match config::parse(std::env::args_os()) {
+        Ok(Invocation::Run(config)) => {
+            config::init_log(&config.log);
+            isthmus_relay::run(*config).map(|()| ExitCode::SUCCESS)
+        }
+        Ok(Invocation::Token(args)) => token_cmd::token(&args).map(|()| ExitCode::SUCCESS),
+        Ok(Invocation::Fingerprint(args)) => token_cmd::fingerprint(&args).map(|()| ExitCode::SUCCESS),
+        Ok(Invocation::Ctl(args)) => admin::ctl::run(&args),
+        Err(error) => error.exit(),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("isthmus-relay: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,134 @@
+//! A published port: a port of the relay that leads to a host behind a mediator.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use isthmus_proto::MediatorId;
+use serde::{Deserialize, Serialize};
+
+/// Transport protocol of a published port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proto {
+    /// Streams.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl fmt::Display for Proto {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// One published port, written `PROTO:ADDR:PORT=MEDIATOR/HOST:PORT`, IPv6 addresses in brackets:
+/// `tcp:0.0.0.0:8080=cpe-1/10.0.0.5:80`, `udp:[::]:5353=cpe-1/[fd00::5]:53`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Publish {
+    /// TCP or UDP, on both sides.
+    pub proto: Proto,
+    /// Where visitors come in.
+    pub listen: SocketAddr,
+    /// Whose private network the host is in.
+    pub mediator: MediatorId,
+    /// The host's address there.
+    pub host: IpAddr,
+    /// And its port number, never 0.
+    pub port: u16,
+}
+
+impl Publish {
+    /// The host's address and port number.
+    pub fn target(&self) -> SocketAddr {
+        SocketAddr::new(self.host, self.port)
+    }
+}
+
+/// The text is not a published port; the message says which part, and how to write it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0}; write PROTO:ADDR:PORT=MEDIATOR/HOST:PORT, as in tcp:0.0.0.0:8080=cpe-1/10.0.0.5:80, IPv6 addresses in brackets"
+)]
+pub struct BadPublish(String);
+
+impl FromStr for Publish {
+    type Err = BadPublish;
+    fn from_str(text: &str) -> Result<Self, BadPublish> {
+        let (front, back) = text.split_once('=').ok_or_else(|| BadPublish("there is no '='".into()))?;
+        let (proto, listen) =
+            front.split_once(':').ok_or_else(|| BadPublish("there is no PROTO: before the address".into()))?;
+        let proto = match proto {
+            "tcp" => Proto::Tcp,
+            "udp" => Proto::Udp,
+            other => return Err(BadPublish(format!("'{other}' is neither tcp nor udp"))),
+        };
+        let (mediator, target) =
+            back.split_once('/').ok_or_else(|| BadPublish("there is no '/' between mediator and host".into()))?;
+        let mediator = mediator.parse().map_err(|error| BadPublish(format!("'{mediator}': {error}")))?;
+        let listen = address(listen)?;
+        let target = address(target)?;
+        if target.port() == 0 {
+            return Err(BadPublish("the host's port number is 0".into()));
+        }
+        Ok(Self { proto, listen, mediator, host: target.ip(), port: target.port() })
+    }
+}
+
+fn address(text: &str) -> Result<SocketAddr, BadPublish> {
+    text.parse().map_err(|_| BadPublish(format!("'{text}' is not an IP address with a port number")))
+}
+
+impl fmt::Display for Publish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}={}/{}", self.proto, self.listen, self.mediator, self.target())
+    }
+}
+
+impl TryFrom<String> for Publish {
+    type Error = BadPublish;
+    fn try_from(text: String) -> Result<Self, BadPublish> {
+        text.parse()
+    }
+}
+
+impl From<Publish> for String {
+    fn from(publish: Publish) -> Self {
+        publish.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn published_ports_print_as_they_are_written() {
+        for text in ["tcp:0.0.0.0:8080=cpe-1/10.0.0.5:80", "udp:[::]:5353=cpe-1/[fd00::5]:53"] {
+            assert_eq!(text.parse::<Publish>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn each_bad_part_is_named() {
+        for (text, part) in [
+            ("tcp:0.0.0.0:80", "no '='"),
+            ("8080=cpe/10.0.0.1:80", "no PROTO:"),
+            ("sctp:0.0.0.0:80=cpe/10.0.0.1:80", "'sctp'"),
+            ("tcp:0.0.0.0=cpe/10.0.0.1:80", "'0.0.0.0'"),
+            ("tcp::::80=cpe/10.0.0.1:80", "':::80'"),
+            ("tcp:0.0.0.0:80=cpe", "no '/'"),
+            ("tcp:0.0.0.0:80=-cpe/10.0.0.1:80", "'-cpe'"),
+            ("tcp:0.0.0.0:80=cpe/host:80", "'host:80'"),
+            ("tcp:0.0.0.0:80=cpe/10.0.0.1:0", "number is 0"),
+        ] {
+            let error = text.parse::<Publish>().unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+}

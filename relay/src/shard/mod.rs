@@ -1,0 +1,159 @@
+//! The shards: pinned threads, each with one ring, its own listeners and its own tables. A mediator
+//! belongs to the shard that its name's hash tells; its terminals, visitors and flows live there too.
+//!
+//! **Invariant:** shards share nothing that is written while they run, but their queues.
+
+mod commands;
+mod handover;
+mod query;
+mod service;
+mod spawn;
+mod terminal;
+mod tunnel;
+mod visitor;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crossbeam_channel::Receiver;
+use isthmus_engine::{Control, Engine, Event, Key, What};
+use isthmus_proto::{Code, MediatorId};
+
+use crate::admin::{Counter, Counters};
+use crate::run::{ShardSeat, Shared};
+use handover::{Message, Peer};
+pub use spawn::spawn;
+use terminal::Terminal;
+use tunnel::Tunnel;
+use visitor::Published;
+
+/// The service listener's number; published ones have their place in the table, plus one.
+const SERVICE_TAG: u32 = 0;
+
+/// One shard's decisions.
+struct Shard {
+    seat: ShardSeat,
+    shared: Arc<Shared>,
+    mail: Receiver<Message>,
+    peers: Vec<Peer>,
+    counters: Counters,
+    service_udp: Key,
+    /// Every link, in whatever state.
+    links: HashMap<Key, Party>,
+    /// This shard's mediators that are connected.
+    mediators: BTreeMap<MediatorId, Key>,
+    published: Vec<Published>,
+    queries: query::Queries,
+    sessions: u64,
+    half_open: u32,
+    stopping: bool,
+}
+
+/// Who is at the other end of a link.
+enum Party {
+    /// Not known yet.
+    HalfOpen,
+    /// Told to go: only the farewell is still on its way.
+    Leaving,
+    Tunnel(Box<Tunnel>),
+    Terminal(Box<Terminal>),
+}
+
+impl Control for Shard {
+    fn on_event(&mut self, engine: &mut Engine, event: Event<'_>) {
+        match event {
+            Event::Accepted { tag: SERVICE_TAG, socket, peer } => self.on_caller(engine, socket, peer),
+            Event::Accepted { tag, socket, peer } => self.on_visitor(engine, tag, socket, peer),
+            Event::Greeting { link, frame } => self.on_greeting(engine, link, frame),
+            Event::LinkEnded { link, code, text, .. } => self.on_link_ended(engine, link, code, &text),
+            Event::Request { link, slot, owner, request, ask } => {
+                self.on_request(engine, link, slot, owner, request, ask);
+            }
+            Event::Answered { owner, to, request, code, local, over, .. } => match owner.what() {
+                What::Stream => self.on_visitor_answer(engine, owner, code, over),
+                What::Flow => self.on_flow_answer(engine, owner, code, over),
+                What::BridgeA | What::BridgeB => {
+                    terminal::forward_answer(engine, owner, to, request, code, local, over);
+                }
+                _ => {}
+            },
+            Event::PortAccepted { link, owner, slot, peer, local, .. } => {
+                terminal::forward_accepted(engine, link, owner, slot, peer, local);
+            }
+            Event::UdpError { owner, code, remote, .. } => terminal::forward_udp_error(engine, owner, code, remote),
+            Event::Report { link, json } => self.on_report(link, json),
+            Event::Query { link, query, json } => self.on_query(engine, link, query, json),
+            Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(tag, code),
+            Event::Visitor { socket, tag, visitor } => self.on_new_flow(engine, socket, tag, visitor),
+            Event::FlowEnded { tag } => self.on_flow_ended(tag),
+            // The relay dials nobody, connects no stream and watches nothing.
+            Event::LinkReady { .. }
+            | Event::Connected { .. }
+            | Event::ChannelsChanged { .. }
+            | Event::PortEnded { .. }
+            | Event::Timer { .. }
+            | Event::Watched { .. } => {}
+        }
+    }
+
+    fn on_turn(&mut self, engine: &mut Engine) {
+        while let Ok(message) = self.mail.try_recv() {
+            self.on_message(engine, message);
+        }
+        while let Ok(command) = self.seat.commands.try_recv() {
+            self.on_command(engine, command);
+        }
+        self.publish_counters(engine);
+    }
+
+    fn has_work(&self) -> bool {
+        // The last one out does not sleep on it.
+        let leaving = self.stopping && self.links.is_empty();
+        leaving || !self.mail.is_empty() || !self.seat.commands.is_empty()
+    }
+}
+
+impl Shard {
+    fn on_link_ended(&mut self, engine: &mut Engine, link: Key, code: Code, text: &str) {
+        self.counters.link_closed(code);
+        match self.links.remove(&link) {
+            None => {}
+            Some(Party::HalfOpen) => self.on_half_open_ended(code, text),
+            Some(Party::Leaving) => {}
+            Some(Party::Tunnel(tunnel)) => self.on_tunnel_ended(engine, link, &tunnel, code, text),
+            Some(Party::Terminal(terminal)) => self.on_terminal_ended(link, &terminal, code, text),
+        }
+    }
+
+    /// Takes the engine's counts over and shows everything.
+    fn publish_counters(&mut self, engine: &Engine) {
+        let counts = &engine.counts;
+        let c = &mut self.counters;
+        for (counter, value) in [
+            (Counter::DatagramsOversizeTcp, counts.datagrams_oversize),
+            (Counter::DatagramsForged, counts.datagrams_forged),
+            (Counter::DatagramsReplayed, counts.datagrams_replayed),
+            (Counter::DatagramsUnknownChannel, counts.datagrams_unknown_channel),
+            (Counter::DatagramsUnknownFlow, counts.datagrams_unknown_port),
+            (Counter::DatagramsNoChannel, counts.datagrams_dropped_channel),
+            (Counter::DatagramsFlowLimit, counts.datagrams_refused_flows),
+            (Counter::DatagramsQueueFull, counts.datagrams_dropped_full),
+            (Counter::DatagramsToMediators, counts.datagrams_in),
+            (Counter::DatagramsFromMediators, counts.datagrams_out),
+            (Counter::BytesToMediators, counts.stream_bytes_in),
+            (Counter::BytesFromMediators, counts.stream_bytes_out),
+            (Counter::Roamed, counts.channels_roamed),
+            (Counter::KeyUpdates, counts.key_updates),
+            (Counter::BufferExhausted, counts.buffers_exhausted),
+            (Counter::RecordsCopied, counts.payloads_copied),
+            (Counter::AcceptErrors, counts.accept_errors),
+            (Counter::Loops, counts.turns),
+            (Counter::RingEnters, counts.turns),
+            (Counter::HalfOpen, u64::from(self.half_open)),
+            (Counter::TunnelsLive, self.mediators.len() as u64),
+        ] {
+            c.set(counter, value);
+        }
+        c.publish(&self.seat.counters);
+    }
+}

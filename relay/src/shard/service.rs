@@ -1,0 +1,194 @@
+//! The service port: connections, handshakes, and who may come in.
+
+use std::net::SocketAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use isthmus_engine::{Engine, Key};
+use isthmus_proto::hello::{self, Hello, Role, Welcome};
+use isthmus_proto::limits::CHANNELS_MAX;
+use isthmus_proto::link::{LinkConfig, Maintain, Side};
+use isthmus_proto::wire::Frame;
+use isthmus_proto::{Code, ShardId};
+use isthmus_ring::Socket;
+
+use super::handover::Message;
+use super::{Party, Shard};
+use crate::admin::Counter;
+use crate::trust::Grant;
+
+impl Shard {
+    /// A connection to the service port.
+    pub(super) fn on_caller(&mut self, engine: &mut Engine, socket: Socket, peer: SocketAddr) {
+        self.counters.add(Counter::HandshakesTotal, 1);
+        let limit = (self.shared.config.half_open_max as usize).div_ceil(self.peers.len().max(1));
+        if self.stopping || self.half_open as usize >= limit {
+            self.counters.add(Counter::HandshakesFailedOverload, 1);
+            let _ = socket.set_reset_on_close();
+            return;
+        }
+        let link = engine.accept_link(socket, peer, self.shared.tls.clone());
+        self.half_open += 1;
+        self.links.insert(link, Party::HalfOpen);
+    }
+
+    /// A handshake that came to nothing.
+    pub(super) fn on_half_open_ended(&mut self, code: Code, text: &str) {
+        self.half_open = self.half_open.saturating_sub(1);
+        self.count_refusal(code);
+        tracing::debug!(reason = code.word(), text, "handshake failed");
+    }
+
+    fn count_refusal(&mut self, code: Code) {
+        let counter = match code {
+            Code::TlsFailed => Counter::HandshakesFailedTls,
+            Code::HandshakeTimeout => Counter::HandshakesFailedTimeout,
+            Code::BadToken | Code::TokenExpired | Code::TokenMismatch => Counter::HandshakesFailedToken,
+            Code::BadVersion => Counter::HandshakesFailedVersion,
+            Code::PlaintextRefused => Counter::HandshakesFailedPlaintext,
+            Code::BadHello | Code::ProtocolError => Counter::HandshakesFailedHello,
+            Code::Overloaded | Code::Draining => Counter::HandshakesFailedOverload,
+            _ => Counter::HandshakesFailedLost,
+        };
+        self.counters.add(counter, 1);
+    }
+
+    /// A caller's first frame: who is it, may it come in, and to which shard does it belong?
+    pub(super) fn on_greeting(&mut self, engine: &mut Engine, link: Key, frame: Frame<'_>) {
+        if !matches!(self.links.get(&link), Some(Party::HalfOpen)) {
+            return;
+        }
+        let (hello, grant) = match self.check_hello(frame) {
+            Ok(pair) => pair,
+            Err((code, text)) => return self.refuse(engine, link, code, &text),
+        };
+        let owner = match mediator_of(&hello) {
+            Some(id) => id.shard(self.peers.len()),
+            None => self.seat.id,
+        };
+        if owner == self.seat.id {
+            return self.admit(engine, link, hello, grant);
+        }
+        // Our last handshake message is still in the kernel's hands only if the caller has not read it,
+        // and then it could not have greeted.
+        let Some(detached) = engine.detach(link) else {
+            return self.refuse(engine, link, Code::Overloaded, "the handshake is not settled; try again");
+        };
+        self.links.remove(&link);
+        self.half_open = self.half_open.saturating_sub(1);
+        let message = Message::Link { detached: Box::new(detached), hello: Box::new(hello), grant: Box::new(grant) };
+        if self.send(owner, message).is_err() {
+            // Dropping it closes the connection; the caller comes back.
+            self.count_refusal(Code::Overloaded);
+        }
+    }
+
+    fn check_hello(&self, frame: Frame<'_>) -> Result<(Hello, Grant), (Code, String)> {
+        let Frame::Hello { version, json } = frame else {
+            return Err((Code::BadHello, "the first frame must be a hello".into()));
+        };
+        if version != hello::VERSION {
+            let text = format!("the caller speaks version {version}, this relay version {}", hello::VERSION);
+            return Err((Code::BadVersion, text));
+        }
+        let hello: Hello = serde_json::from_slice(json)
+            .map_err(|error| (Code::BadHello, format!("the hello is not valid: {error}")))?;
+        let grant = self.shared.tokens.verify(&hello, unix_now()).map_err(|code| (code, code.text().to_owned()))?;
+        Ok((hello, grant))
+    }
+
+    /// Tells a caller why not.
+    pub(super) fn refuse(&mut self, engine: &mut Engine, link: Key, code: Code, text: &str) {
+        let peer = engine.link_peer(link);
+        tracing::info!(peer = peer.map(tracing::field::display), reason = code.word(), text, "caller refused");
+        self.count_refusal(code);
+        if let Some(Party::HalfOpen) = self.links.insert(link, Party::Leaving) {
+            self.half_open = self.half_open.saturating_sub(1);
+        }
+        engine.farewell(link, code, 0, text);
+    }
+
+    /// Lets a caller in, on its owner's shard.
+    pub(super) fn admit(&mut self, engine: &mut Engine, link: Key, hello: Hello, grant: Grant) {
+        if let Some(Party::HalfOpen) = self.links.insert(link, Party::Leaving) {
+            self.half_open = self.half_open.saturating_sub(1);
+        }
+        if self.stopping {
+            return self.refuse(engine, link, Code::Draining, "the relay is shutting down");
+        }
+        match hello.role {
+            Role::Mediator { id, report } => self.attach_mediator(engine, link, id, *report, hello.udp_channels),
+            Role::Terminal { mediator } => self.attach_terminal(engine, link, mediator, grant, hello.udp_channels),
+        }
+    }
+
+    /// Sends the welcome and establishes the link.
+    pub(super) fn welcome(
+        &mut self,
+        engine: &mut Engine,
+        link: Key,
+        side: Side,
+        udp_channels: u8,
+        report: Option<Box<hello::Report>>,
+    ) -> u64 {
+        let config = &self.shared.config;
+        self.sessions += 1;
+        let session = self.sessions * self.peers.len() as u64 + u64::from(self.seat.id.0);
+        let (secret, udp_secret) = match engine.udp_secret(link) {
+            Some(secret) => (Some(secret), None),
+            None => match random_secret() {
+                Some(secret) => (Some(secret), Some(hex(&secret))),
+                None => (None, None),
+            },
+        };
+        let silence = config.keepalive_udp + config.dead_after;
+        let wanted = if secret.is_some() { udp_channels.min(CHANNELS_MAX) } else { 0 };
+        let channels = (0..wanted)
+            .map_while(|_| {
+                // It fails only where the cipher itself does: the link then has fewer channels.
+                engine
+                    .add_relay_channel(link, self.service_udp, self.seat.id, &secret.unwrap_or_default(), silence)
+                    .ok()
+            })
+            .collect();
+        let welcome = Welcome {
+            session,
+            observed: engine.link_peer(link).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0))),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            shard: ShardId(self.seat.id.0),
+            channels,
+            udp_secret,
+            keepalive_tcp_ms: config.keepalive_tcp.as_millis() as u32,
+            keepalive_udp_ms: config.keepalive_udp.as_millis() as u32,
+            dead_ms: config.dead_after.as_millis() as u32,
+            ports_max: config.ports_max,
+            report,
+        };
+        // Plain data: it always serialises.
+        let json = serde_json::to_vec(&welcome).unwrap_or_default();
+        engine.greet(link, &Frame::Welcome { version: hello::VERSION, json: &json });
+        let maintain = Maintain::Relay { silence: config.keepalive_tcp + config.dead_after };
+        engine.establish(link, LinkConfig { side, ports_max: config.ports_max, maintain });
+        session
+    }
+}
+
+fn mediator_of(hello: &Hello) -> Option<&isthmus_proto::MediatorId> {
+    match &hello.role {
+        Role::Mediator { id, .. } => Some(id),
+        Role::Terminal { mediator } => mediator.as_ref(),
+    }
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+fn random_secret() -> Option<[u8; 32]> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).ok()?;
+    Some(secret)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

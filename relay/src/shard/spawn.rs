@@ -1,0 +1,184 @@
+//! Starting the shards: sockets first, in order, then the threads.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use crossbeam_channel::{Receiver, Sender};
+use isthmus_engine::{Engine, EngineConfig, UdpRole};
+use isthmus_ring::{Ring, RingConfig, Socket, UdpOptions, Waker};
+
+use super::handover::{MAIL_MAX, Message, Peer};
+use super::visitor::{Published, PublishedSocket};
+use super::{SERVICE_TAG, Shard};
+use crate::admin::Counters;
+use crate::run::{RunningShard, ShardSeat, Shards, Shared};
+
+/// Connections that may wait to be accepted; the kernel cuts it to `somaxconn`.
+pub(super) const BACKLOG: u32 = 4096;
+
+/// Tries to find a number that is free for TCP and for UDP where any was asked for.
+const FREE_PORT_TRIES: u32 = 32;
+
+/// A started shard's way to be woken, or why it did not start.
+type Started = anyhow::Result<Waker>;
+
+/// Starts one thread per seat. On return every one of them accepts.
+///
+/// # Errors
+/// An address in use or not ours, io_uring not to be had: each with its cure.
+pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shards> {
+    let count = seats.len();
+    let (listen, sockets) = service_sockets(shared.config.listen, count, shared.config.congestion.as_deref())?;
+    let mut published = published_sockets(&shared, count)?;
+    let (senders, mail): (Vec<Sender<Message>>, Vec<Receiver<Message>>) =
+        (0..count).map(|_| crossbeam_channel::bounded(MAIL_MAX)).unzip();
+
+    let mut running = Vec::new();
+    let mut wakers = Vec::new();
+    let mut peer_lists = Vec::new();
+    for ((seat, mail), (tcp, udp)) in seats.into_iter().zip(mail).zip(sockets) {
+        let (started, wait_started) = crossbeam_channel::bounded::<Started>(1);
+        let (give_peers, peers) = crossbeam_channel::bounded::<Vec<Peer>>(1);
+        let mine = std::mem::take(&mut published[usize::from(seat.id.0)]);
+        let (shared, id) = (shared.clone(), seat.id);
+        let thread = std::thread::Builder::new()
+            .name(format!("shard-{}", id.0))
+            .spawn(move || {
+                // A shard without a core of its own works as well, only slower.
+                let _ = isthmus_ring::pin_thread_to_core(usize::from(id.0));
+                let ring = match Ring::new(RingConfig::default()) {
+                    Ok(ring) => ring,
+                    Err(error) => {
+                        let _ = started.send(Err(anyhow::Error::new(error)));
+                        return Ok(());
+                    }
+                };
+                let _ = started.send(Ok(ring.waker()));
+                let Ok(peers) = peers.recv() else { return Ok(()) };
+                run_shard(seat, shared, mail, peers, ring, tcp, udp, mine)
+            })
+            .context("cannot start a shard's thread")?;
+        let waker = wait_started.recv().context("a shard ended while it started")??;
+        wakers.push(waker.clone());
+        peer_lists.push(give_peers);
+        running.push(RunningShard { wake: Arc::new(move || waker.wake()), thread });
+    }
+    for give in peer_lists {
+        let peers = senders.iter().zip(&wakers).map(|(s, w)| Peer { mail: s.clone(), waker: w.clone() }).collect();
+        let _ = give.send(peers);
+    }
+    Ok(Shards { listen, running })
+}
+
+#[allow(clippy::too_many_arguments)]
+fn run_shard(
+    seat: ShardSeat,
+    shared: Arc<Shared>,
+    mail: Receiver<Message>,
+    peers: Vec<Peer>,
+    ring: Ring,
+    tcp: Socket,
+    udp: Socket,
+    published: Vec<(Published, PublishedSocket)>,
+) -> anyhow::Result<()> {
+    let config = EngineConfig { handshake_timeout: shared.config.handshake_timeout, flow_idle: shared.config.udp_idle };
+    let mut engine = Engine::new(ring, config);
+    let service_udp = engine.add_udp(udp, UdpRole::Service);
+    engine.add_listener(tcp, SERVICE_TAG);
+    let mut table = Vec::new();
+    for (mut publish, socket) in published {
+        let tag = table.len() as u32 + 1;
+        publish.key = Some(match socket {
+            PublishedSocket::Tcp(socket) => engine.add_listener(socket, tag),
+            PublishedSocket::Udp(socket) => engine.add_udp(socket, UdpRole::Published(tag)),
+        });
+        table.push(publish);
+    }
+    let mut shard = Shard {
+        seat,
+        shared,
+        mail,
+        peers,
+        counters: Counters::default(),
+        service_udp,
+        links: HashMap::new(),
+        mediators: BTreeMap::new(),
+        published: table,
+        queries: Default::default(),
+        sessions: 0,
+        half_open: 0,
+        stopping: false,
+    };
+    while !(shard.stopping && shard.links.is_empty()) {
+        engine.turn(&mut shard).context("the ring failed")?;
+    }
+    shard.publish_counters(&engine);
+    Ok(())
+}
+
+/// A TCP listener and a UDP socket of the service port for each shard. The UDP ones are made in order,
+/// since the steering program names them by it.
+fn service_sockets(
+    asked: SocketAddr,
+    shards: usize,
+    congestion: Option<&str>,
+) -> anyhow::Result<(SocketAddr, Vec<(Socket, Socket)>)> {
+    let mut tries = if asked.port() == 0 { FREE_PORT_TRIES } else { 1 };
+    loop {
+        tries -= 1;
+        match service_sockets_once(asked, shards, congestion) {
+            Err(_) if tries > 0 => {}
+            result => return result,
+        }
+    }
+}
+
+fn service_sockets_once(
+    asked: SocketAddr,
+    shards: usize,
+    congestion: Option<&str>,
+) -> anyhow::Result<(SocketAddr, Vec<(Socket, Socket)>)> {
+    let mut listen = asked;
+    let mut sockets = Vec::new();
+    for n in 0..shards {
+        let tcp = tcp_listener(listen, true, congestion)
+            .with_context(|| format!("--listen: cannot listen on TCP {listen}"))?;
+        if n == 0 {
+            // Whoever else listens on the number with SO_REUSEPORT would take connections from us.
+            listen = SocketAddr::new(asked.ip(), tcp.local_addr().context("the listener has no address")?.port());
+        }
+        let udp = Socket::udp(listen, UdpOptions { reuse_port: true, gro: true, ..UdpOptions::default() })
+            .with_context(|| format!("--listen: cannot bind UDP {listen}"))?;
+        let _ = udp.set_buffers(Some(4 << 20), Some(4 << 20));
+        sockets.push((tcp, udp));
+    }
+    if let (true, Some((_, first))) = (shards > 1, sockets.first()) {
+        first.attach_reuseport_steering(shards as u8).context("cannot steer UDP datagrams to their shards")?;
+    }
+    Ok((listen, sockets))
+}
+
+pub(super) fn tcp_listener(addr: SocketAddr, reuse_port: bool, congestion: Option<&str>) -> std::io::Result<Socket> {
+    let socket = Socket::tcp_listener(addr, reuse_port, BACKLOG)?;
+    if let Some(name) = congestion {
+        // Accepted connections inherit it.
+        socket.set_congestion(name)?;
+    }
+    Ok(socket)
+}
+
+/// Each published port's socket, with the shard that owns its mediator.
+fn published_sockets(shared: &Shared, shards: usize) -> anyhow::Result<Vec<Vec<(Published, PublishedSocket)>>> {
+    let mut lists: Vec<Vec<_>> = (0..shards).map(|_| Vec::new()).collect();
+    for publish in &shared.config.publishes {
+        let (published, socket) = Published::bind(publish, shared.config.congestion.as_deref())?;
+        let Some(list) = lists.get_mut(usize::from(publish.mediator.shard(shards).0)) else {
+            bail!("a mediator's shard is out of range");
+        };
+        tracing::info!(publish = %published.publish, "published");
+        list.push((published, socket));
+    }
+    Ok(lists)
+}

@@ -1,0 +1,104 @@
+//! TLS on the service port: 1.3 only, and the traffic secrets are handed out after the handshake.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use rustls::crypto::aws_lc_rs;
+use rustls::server::NoServerSessionStorage;
+use rustls::{ServerConfig, version};
+
+use super::State;
+
+/// The name in the server's certificate. A caller that trusts the relay's own CA (`--ca`) verifies this
+/// name, whatever address it dials: the CA signs nothing else.
+pub use isthmus_proto::hello::SERVER_NAME;
+
+/// The service port's TLS configuration.
+///
+/// Callers authenticate with tokens inside, so no client certificate is asked for.
+///
+/// # Errors
+/// The server's key does not fit its certificate.
+pub fn server_config(state: &State) -> anyhow::Result<Arc<ServerConfig>> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&version::TLS13])
+        .context("TLS 1.3 is not available")?
+        .with_no_client_auth()
+        .with_single_cert(vec![state.certificate().clone()], state.private_key())
+        .with_context(|| format!("server.pem and server.key in {} do not fit together", state.path().display()))?;
+    // The record layer is ours: it takes the secrets over and seals in place.
+    config.enable_secret_extraction = true;
+    // A ticket would be the first record under the application keys, which are not rustls's any more by then; and a
+    // mediator that comes back seldom does so within a ticket's life.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, ServerName};
+    use rustls::{ClientConfig, ClientConnection, ProtocolVersion, RootCertStore, ServerConnection};
+
+    use super::*;
+
+    fn handshake(server: &Arc<ServerConfig>, ca: &[u8], name: &'static str) -> Result<ClientConnection, rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(ca).unwrap()).unwrap();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let mut client = ClientConnection::new(Arc::new(config), ServerName::try_from(name).unwrap())?;
+        let mut server = ServerConnection::new(server.clone())?;
+        while client.is_handshaking() || server.is_handshaking() {
+            let mut wire = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut wire).unwrap();
+            }
+            server.read_tls(&mut wire.as_slice()).unwrap();
+            server.process_new_packets()?;
+            let mut wire = Vec::new();
+            while server.wants_write() {
+                server.write_tls(&mut wire).unwrap();
+            }
+            client.read_tls(&mut wire.as_slice()).unwrap();
+            client.process_new_packets()?;
+        }
+        Ok(client)
+    }
+
+    #[test]
+    fn caller_that_trusts_the_ca_gets_tls_13_under_the_fixed_name_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("state")).unwrap();
+        let config = server_config(&state).unwrap();
+        let ca = std::fs::read(dir.path().join("state/ca.pem")).unwrap();
+        let client = handshake(&config, &ca, SERVER_NAME).unwrap();
+        assert_eq!(client.protocol_version(), Some(ProtocolVersion::TLSv1_3));
+        assert_eq!(client.peer_certificates().unwrap(), [state.certificate().clone()]);
+        assert!(matches!(handshake(&config, &ca, "elsewhere"), Err(rustls::Error::InvalidCertificate(_))));
+    }
+
+    #[test]
+    fn caller_that_trusts_another_ca_refuses_the_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = server_config(&State::open(&dir.path().join("a")).unwrap()).unwrap();
+        State::open(&dir.path().join("b")).unwrap();
+        let other_ca = std::fs::read(dir.path().join("b/ca.pem")).unwrap();
+        assert!(matches!(handshake(&config, &other_ca, SERVER_NAME), Err(rustls::Error::InvalidCertificate(_))));
+    }
+
+    #[test]
+    fn key_of_another_certificate_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        State::open(&a).unwrap();
+        State::open(&b).unwrap();
+        std::fs::copy(b.join("server.key"), a.join("server.key")).unwrap();
+        let error = server_config(&State::open(&a).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("server.key"), "{error}");
+    }
+}

@@ -1,0 +1,214 @@
+//! A management plane with shards that only answer commands, and clients of its socket.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use isthmus_proto::hello::Report;
+use isthmus_proto::{MediatorId, ShardId};
+use isthmus_relay::admin::command::COMMANDS_MAX;
+use isthmus_relay::admin::{
+    Admin, Command, Limits, PublishRow, RelayInfo, ShardCounters, ShardHandle, StatsSocket, Stop, TunnelRow, serve,
+};
+use isthmus_relay::trust::Fingerprint;
+use tokio::sync::oneshot;
+
+/// No wait of a test is longer: what should happen has then not happened.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A row as a shard would make it.
+pub(crate) fn row(id: &str, shard: ShardId) -> TunnelRow {
+    TunnelRow {
+        id: id.parse().unwrap(),
+        session: 7,
+        shard,
+        observed: "192.0.2.1:5555".parse().unwrap(),
+        age_s: 60,
+        idle_s: 1,
+        ports: 2,
+        terminals: 1,
+        udp_channels: 2,
+        udp_channels_live: 1,
+        rtt_us: Some(1500),
+        bytes_in: 10,
+        bytes_out: 20,
+        datagrams_in: 1,
+        datagrams_out: 2,
+        oversize: 0,
+        report: Report { hostname: "box".into(), service: "lend me".into(), ..Report::default() },
+    }
+}
+
+/// A shard that answers commands from a table of its own, until it is told to stop.
+pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiver<Command>) -> JoinHandle<()> {
+    rows.sort_by(|a, b| a.id.cmp(&b.id));
+    let answer = move || {
+        while let Ok(command) = commands.recv() {
+            match command {
+                Command::Tunnels { filter, reply } => {
+                    let page = rows.iter().filter(|row| filter.passes(&row.id)).take(filter.limit);
+                    let _ = reply.send(page.cloned().collect());
+                }
+                Command::Kill { mediator, reply } => {
+                    let before = rows.len();
+                    rows.retain(|row| row.id != mediator);
+                    let _ = reply.send(rows.len() < before);
+                }
+                Command::Publishes { reply } => {
+                    let publish = format!("tcp:127.0.0.1:{}=cpe-1/10.0.0.5:80", 8000 + u16::from(me.0));
+                    let _ = reply.send(vec![PublishRow {
+                        publish: publish.parse().unwrap(),
+                        shard: me,
+                        connected: me.0 == 0,
+                        visitors_live: 1,
+                        visitors_total: 2,
+                        flows_live: 0,
+                        flows_total: 0,
+                    }]);
+                }
+                Command::Stop => break,
+            }
+        }
+    };
+    thread::spawn(answer)
+}
+
+/// A running management plane.
+pub(crate) struct Plane {
+    pub(crate) path: PathBuf,
+    pub(crate) counters: Vec<Arc<ShardCounters>>,
+    shards: Vec<Sender<Command>>,
+    fakes: Vec<JoinHandle<()>>,
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<anyhow::Result<Stop>>,
+    _dir: tempfile::TempDir,
+}
+
+impl Plane {
+    /// One with `count` fake shards that share `rows` as real ones would.
+    pub(crate) fn start(count: usize, rows: Vec<TunnelRow>, limits: Limits) -> Self {
+        let mut handles = Vec::new();
+        let mut fakes = Vec::new();
+        for n in 0..count {
+            let me = ShardId(u8::try_from(n).unwrap());
+            let (sender, commands) = crossbeam_channel::bounded(COMMANDS_MAX);
+            let mine = rows.iter().filter(|row| row.id.shard(count) == me).cloned();
+            fakes.push(fake_shard(me, mine.map(|row| TunnelRow { shard: me, ..row }).collect(), commands));
+            handles.push(ShardHandle { commands: sender, wake: Arc::new(|| {}), counters: Arc::default() });
+        }
+        Self::start_with(handles, fakes, limits)
+    }
+
+    /// One with these shards.
+    pub(crate) fn start_with(shards: Vec<ShardHandle>, fakes: Vec<JoinHandle<()>>, limits: Limits) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats.sock");
+        let socket = StatsSocket::bind(&path).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let info = RelayInfo {
+            listen: "127.0.0.1:4470".parse().unwrap(),
+            fingerprint: Fingerprint([0xab; 32]),
+            plaintext: false,
+            started: Instant::now(),
+        };
+        let counters = shards.iter().map(|shard| shard.counters.clone()).collect();
+        let senders = shards.iter().map(|shard| shard.commands.clone()).collect();
+        let admin = Admin { socket, shards, info, limits };
+        let thread = thread::spawn(move || serve(admin, stopped));
+        Self { path, counters, shards: senders, fakes, stop, thread, _dir: dir }
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(&self.path)
+    }
+
+    /// Stops plane and shards; how the plane ended.
+    pub(crate) fn stop(self) -> Stop {
+        for shard in &self.shards {
+            // One that is full or gone in its test has no thread to end.
+            let _ = shard.try_send(Command::Stop);
+        }
+        let _ = self.stop.send(());
+        for fake in self.fakes {
+            fake.join().unwrap();
+        }
+        self.thread.join().unwrap().unwrap()
+    }
+}
+
+/// An operator's connection.
+pub(crate) struct Client {
+    pub(crate) stream: UnixStream,
+    pending: Vec<u8>,
+}
+
+impl Client {
+    pub(crate) fn connect(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self { stream, pending: Vec::new() }
+    }
+
+    pub(crate) fn send(&mut self, text: &str) {
+        self.stream.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// The next answer without its blank line; `None` at the end.
+    pub(crate) fn answer(&mut self) -> Option<String> {
+        loop {
+            if let Some(at) = self.pending.windows(2).position(|pair| pair == b"\n\n") {
+                let rest = self.pending.split_off(at + 2);
+                let mut answer = std::mem::replace(&mut self.pending, rest);
+                answer.truncate(at);
+                return Some(String::from_utf8(answer).unwrap());
+            }
+            let mut chunk = [0; 64 * 1024];
+            match self.stream.read(&mut chunk) {
+                Ok(0) => {
+                    assert!(self.pending.is_empty(), "half an answer: {:?}", String::from_utf8_lossy(&self.pending));
+                    return None;
+                }
+                Ok(n) => self.pending.extend_from_slice(&chunk[..n]),
+                // What was sent after the last command that was read is lost; that too is the end.
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("no answer: {error}"),
+            }
+        }
+    }
+
+    pub(crate) fn ask(&mut self, command: &str) -> String {
+        self.send(&format!("{command}\n"));
+        self.answer().expect("an answer")
+    }
+
+    pub(crate) fn ask_json(&mut self, command: &str) -> serde_json::Value {
+        let answer = self.ask(command);
+        assert_eq!(answer.lines().count(), 1, "{answer}");
+        serde_json::from_str(&answer).unwrap()
+    }
+
+    /// One figure of `show info`.
+    pub(crate) fn figure(&mut self, name: &str) -> u64 {
+        self.ask_json("show info json")[name].as_u64().unwrap_or_else(|| panic!("no {name}"))
+    }
+
+    /// Asks until a figure of `show info` has reached `want`.
+    pub(crate) fn await_figure(&mut self, name: &str, want: u64) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.figure(name) < want {
+            assert!(Instant::now() < deadline, "{name} never reached {want}");
+        }
+    }
+}
+
+/// Names `cpe-000` and on.
+pub(crate) fn names(count: usize) -> Vec<MediatorId> {
+    (0..count).map(|n| format!("cpe-{n:03}").parse().unwrap()).collect()
+}

@@ -1,0 +1,204 @@
+//! Operations in flight, and what their completions say.
+
+use std::io;
+use std::net::SocketAddr;
+use std::ops::BitOr;
+
+use slab::Slab;
+use socket2::SockAddr;
+
+use crate::batch::{DatagramBatch, SendBatch};
+use crate::datagram::Datagrams;
+use crate::socket::Socket;
+
+/// Names an operation in flight; stale ones are harmless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OpId(pub(crate) u64);
+
+impl OpId {
+    /// What no operation is called: for entries whose completion nobody looks at.
+    pub(crate) const NOBODY: u64 = u64::MAX;
+
+    fn new(index: usize, generation: u32) -> Self {
+        Self(u64::from(generation) << 32 | index as u64 & 0xffff_ffff)
+    }
+
+    fn index(self) -> usize {
+        (self.0 & 0xffff_ffff) as usize
+    }
+}
+
+/// What a poll waits for, and what it found: the bits of `poll(2)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PollEvents(pub u32);
+
+impl PollEvents {
+    /// Data, or the peer's end of stream or reset: `POLLIN | POLLRDHUP`.
+    pub const READABLE: Self = Self((libc::POLLIN | libc::POLLRDHUP) as u32);
+    /// Room to send: `POLLOUT`.
+    pub const WRITABLE: Self = Self(libc::POLLOUT as u32);
+    /// The peer will send no more: `POLLRDHUP`.
+    pub const PEER_CLOSED: Self = Self(libc::POLLRDHUP as u32);
+    /// An error is pending, always reported: `POLLERR`.
+    pub const ERROR: Self = Self(libc::POLLERR as u32);
+    /// Both directions are closed, always reported: `POLLHUP`.
+    pub const HANGUP: Self = Self(libc::POLLHUP as u32);
+
+    /// Whether any bit of `other` is set.
+    pub fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+impl BitOr for PollEvents {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// What a stream's send does when the socket is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendMode {
+    /// Wait until all is sent, or an error.
+    WaitAll,
+    /// Complete at once, short or with `EAGAIN` ([`io::ErrorKind::WouldBlock`]).
+    TryNow,
+}
+
+/// The outcome of an operation; `user` is what the caller gave with it.
+#[derive(Debug)]
+pub enum Completion {
+    /// Of [`crate::Ring::accept`].
+    Accept {
+        /// As given.
+        user: u64,
+        /// The connection and its peer. An error may concern one connection only, if `more`: `ENOTCONN` is one that
+        /// was gone before its address could be read, `EMFILE` asks for descriptors to be freed.
+        result: io::Result<(Socket, SocketAddr)>,
+        /// Whether the operation goes on; else it has to be started again.
+        more: bool,
+    },
+    /// Of [`crate::Ring::connect`].
+    Connect {
+        /// As given.
+        user: u64,
+        /// Connected, or why not.
+        result: io::Result<()>,
+    },
+    /// Of [`crate::Ring::poll`].
+    Poll {
+        /// As given.
+        user: u64,
+        /// What is ready.
+        result: io::Result<PollEvents>,
+    },
+    /// Of [`crate::Ring::recv_stream`] and [`crate::Ring::recv_bulk`]; the bytes are in the caller's vector.
+    Recv {
+        /// As given.
+        user: u64,
+        /// Bytes received; 0 is the end of the stream. `ENOBUFS` is an empty pool: nothing is lost, ask again later.
+        result: io::Result<usize>,
+        /// Whether the socket had more to read when this completed (a hint: `false` says that waiting is likely).
+        nonempty: bool,
+    },
+    /// Of [`crate::Ring::send`].
+    Send {
+        /// As given.
+        user: u64,
+        /// The batch as it was given: [`SendBatch::advance`] by what was sent, or drop it.
+        batch: SendBatch,
+        /// Bytes sent.
+        result: io::Result<usize>,
+    },
+    /// Of [`crate::Ring::recv_datagrams`].
+    Datagrams {
+        /// As given.
+        user: u64,
+        /// What was received. An error without `more` ends the operation, which may be started again: `ENOBUFS` is an
+        /// empty pool, `ECONNREFUSED` and the like are ICMP's answer to an earlier send.
+        /// An empty datagram ends it likewise (the kernel takes it for an end), though it is a good result.
+        result: io::Result<Datagrams>,
+        /// Whether the operation goes on.
+        more: bool,
+    },
+    /// Of [`crate::Ring::send_datagrams`].
+    SentDatagrams {
+        /// As given.
+        user: u64,
+        /// The batch as it was given.
+        batch: DatagramBatch,
+        /// Bytes sent: all of them, or an error (`EIO`, `EINVAL` and `EMSGSIZE` with a segment size call for sending without).
+        result: io::Result<usize>,
+    },
+}
+
+/// An operation in flight, with what the kernel may still look at.
+pub(crate) enum Op {
+    Accept,
+    Connect(Box<SockAddr>),
+    Poll,
+    RecvStream,
+    RecvBulk,
+    Send(SendBatch),
+    RecvDatagrams,
+    SendDatagrams(DatagramBatch),
+    Wake(Box<u64>),
+}
+
+struct Entry {
+    user: u64,
+    generation: u32,
+    op: Op,
+}
+
+/// All operations in flight.
+#[derive(Default)]
+pub(crate) struct OpTable {
+    entries: Slab<Entry>,
+    generation: u32,
+}
+
+impl OpTable {
+    /// Adds an operation; the place in the table keeps what the operation owns until [`OpTable::remove`].
+    pub(crate) fn insert(&mut self, user: u64, op: Op) -> (OpId, &mut Op) {
+        // All ones would let an identifier be NOBODY.
+        self.generation = (self.generation + 1) % u32::MAX;
+        let vacant = self.entries.vacant_entry();
+        let id = OpId::new(vacant.key(), self.generation);
+        (id, &mut vacant.insert(Entry { user, generation: self.generation, op }).op)
+    }
+
+    pub(crate) fn get(&self, id: OpId) -> Option<(u64, &Op)> {
+        let entry = self.entries.get(id.index())?;
+        (OpId::new(id.index(), entry.generation) == id).then_some((entry.user, &entry.op))
+    }
+
+    pub(crate) fn remove(&mut self, id: OpId) -> Option<(u64, Op)> {
+        self.get(id)?;
+        let entry = self.entries.try_remove(id.index())?;
+        Some((entry.user, entry.op))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stale_identifiers_name_nothing() {
+        let mut table = OpTable::default();
+        let first = table.insert(7, Op::Poll).0;
+        assert!(matches!(table.remove(first), Some((7, Op::Poll))));
+        let second = table.insert(8, Op::Accept).0;
+        assert_eq!(first.index(), second.index());
+        assert!(table.get(first).is_none() && table.remove(first).is_none());
+        assert!(matches!(table.get(second), Some((8, Op::Accept))));
+        assert!(table.get(OpId(OpId::NOBODY)).is_none());
+        assert_eq!(table.len(), 1);
+    }
+}

@@ -1,0 +1,188 @@
+//! Pools: blocks of one size, last in first out, so that the warmest memory is used next.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use crate::block::IdleBlock;
+use crate::piece::Piece;
+
+/// A pool's sizes. A block is `headroom + payload + tailroom` bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Bytes before received data, for headers to be written.
+    pub headroom: usize,
+    /// Bytes that the kernel may fill.
+    pub payload: usize,
+    /// Bytes after received data, for a tag.
+    pub tailroom: usize,
+    /// Most blocks lent to the kernel at once; a power of two, at most 32,768.
+    pub provided_max: u16,
+    /// Most blocks in existence.
+    pub blocks_max: usize,
+    /// Blocks that are allocated and touched at start.
+    pub prefault: usize,
+}
+
+impl PoolConfig {
+    /// The plain TCP side: blocks of exactly 16 KiB; 64 of them are 1 MiB, about one core's second-level cache.
+    pub const STREAM: Self =
+        Self { headroom: 32, payload: 16_320, tailroom: 32, provided_max: 64, blocks_max: 4096, prefault: 64 };
+    /// The tunnel side: room for a partial record (at most 16,384 + 256 bytes with its header, less the last byte) before 256 KiB.
+    pub const BULK: Self =
+        Self { headroom: 16_512, payload: 256 * 1024, tailroom: 32, provided_max: 4, blocks_max: 256, prefault: 4 };
+    /// UDP: a whole coalesced train of datagrams (at most 65,535 bytes) with its addresses.
+    pub const DATAGRAM: Self =
+        Self { headroom: 64, payload: 66 * 1024, tailroom: 64, provided_max: 16, blocks_max: 512, prefault: 0 };
+
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.headroom + self.payload + self.tailroom
+    }
+}
+
+/// Figures of one pool. `live = free + provided + held`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Blocks in existence.
+    pub live: usize,
+    /// Blocks on the free list.
+    pub free: usize,
+    /// Blocks lent to the kernel.
+    pub provided: usize,
+    /// Blocks that pieces refer to.
+    pub held: usize,
+    /// Most blocks ever held at once.
+    pub held_max: usize,
+    /// Receives that ended because the kernel found no block (`ENOBUFS`).
+    pub exhausted: u64,
+}
+
+pub(crate) struct Pool {
+    config: PoolConfig,
+    free: RefCell<Vec<IdleBlock>>,
+    live: Cell<usize>,
+    held: Cell<usize>,
+    held_max: Cell<usize>,
+    exhausted: Cell<u64>,
+}
+
+impl Pool {
+    pub(crate) fn new(config: PoolConfig) -> Rc<Self> {
+        let pool = Self {
+            config,
+            free: RefCell::default(),
+            live: Cell::new(0),
+            held: Cell::new(0),
+            held_max: Cell::new(0),
+            exhausted: Cell::new(0),
+        };
+        let warm = config.prefault.min(config.blocks_max).min(pool.free_max());
+        for _ in 0..warm {
+            let block = IdleBlock::pooled(config.block_bytes());
+            block.prefault();
+            pool.free.borrow_mut().push(block);
+        }
+        pool.live.set(warm);
+        Rc::new(pool)
+    }
+
+    pub(crate) fn config(&self) -> &PoolConfig {
+        &self.config
+    }
+
+    /// The warmest free block, or a new one; `None` at `blocks_max`.
+    pub(crate) fn take(&self) -> Option<IdleBlock> {
+        if let Some(block) = self.free.borrow_mut().pop() {
+            return Some(block);
+        }
+        if self.live.get() >= self.config.blocks_max {
+            return None;
+        }
+        self.live.set(self.live.get() + 1);
+        Some(IdleBlock::pooled(self.config.block_bytes()))
+    }
+
+    /// Makes a piece of `block`, with `len` bytes in view after the headroom.
+    pub(crate) fn hand_out(self: &Rc<Self>, block: IdleBlock, len: usize) -> Piece {
+        debug_assert!(len <= self.config.payload);
+        self.held.set(self.held.get() + 1);
+        self.held_max.set(self.held_max.get().max(self.held.get()));
+        let start = self.config.headroom;
+        let end = start + len.min(self.config.payload);
+        // SAFETY: the block is this pool's, hence of `block_bytes()`, which `end` cannot exceed.
+        unsafe { Piece::of_block(block.into_shared(Some(self.clone())), start as u32, end as u32) }
+    }
+
+    /// Takes back a block that was handed out.
+    pub(crate) fn put(&self, block: IdleBlock) {
+        self.held.set(self.held.get() - 1);
+        self.put_unused(block);
+    }
+
+    /// Takes back a block that was only lent to the kernel.
+    pub(crate) fn put_unused(&self, block: IdleBlock) {
+        let mut free = self.free.borrow_mut();
+        if free.len() < self.free_max() {
+            free.push(block);
+        } else {
+            self.live.set(self.live.get() - 1);
+        }
+    }
+
+    pub(crate) fn count_exhausted(&self) {
+        self.exhausted.set(self.exhausted.get() + 1);
+    }
+
+    pub(crate) fn held(&self) -> usize {
+        self.held.get()
+    }
+
+    pub(crate) fn stats(&self) -> PoolStats {
+        let (live, free, held) = (self.live.get(), self.free.borrow().len(), self.held.get());
+        PoolStats {
+            live,
+            free,
+            held,
+            provided: live - free - held,
+            held_max: self.held_max.get(),
+            exhausted: self.exhausted.get(),
+        }
+    }
+
+    /// Above this, free blocks go back to the allocator.
+    fn free_max(&self) -> usize {
+        2 * usize::from(self.config.provided_max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: PoolConfig =
+        PoolConfig { headroom: 8, payload: 48, tailroom: 8, provided_max: 2, blocks_max: 6, prefault: 1 };
+
+    #[test]
+    fn blocks_return_last_in_first_out_and_the_bound_holds() {
+        let pool = Pool::new(SMALL);
+        assert_eq!(pool.stats(), PoolStats { live: 1, free: 1, ..PoolStats::default() });
+        let mut pieces: Vec<_> = std::iter::from_fn(|| pool.take()).map(|b| pool.hand_out(b, 3)).collect();
+        assert_eq!(pieces.len(), 6);
+        assert_eq!((pieces[0].headroom(), pieces[0].len(), pieces[0].tailroom()), (8, 3, 53));
+        let last = pieces.pop().map(|p| p.as_ptr());
+        let again = pool.take().map(|b| pool.hand_out(b, 3));
+        assert_eq!(again.as_ref().map(|p| p.as_ptr()), last);
+        drop((pieces, again));
+        // Four free blocks are kept (twice `provided_max`), two went back to the allocator.
+        assert_eq!(pool.stats(), PoolStats { live: 4, free: 4, held_max: 6, ..PoolStats::default() });
+    }
+
+    #[test]
+    fn pieces_outlive_their_pool() {
+        let pool = Pool::new(SMALL);
+        let mut piece = pool.take().map(|b| pool.hand_out(b, 4)).into_iter().collect::<Vec<_>>();
+        piece[0].copy_from_slice(b"kept");
+        drop(pool);
+        let front = piece[0].split_to(2);
+        assert_eq!((&*front, &*piece[0]), (&b"ke"[..], &b"pt"[..]));
+    }
+}

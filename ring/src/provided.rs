@@ -1,0 +1,153 @@
+//! Provided rings: blocks lent to the kernel, from which it picks where to receive.
+//!
+//! A buffer's identifier is its position in the ring. A bundle takes consecutive positions, so that its first identifier
+//! (all that a completion names) tells the rest, whatever the order of the completions.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::io;
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use io_uring::Submitter;
+use io_uring::types::BufRingEntry;
+
+use crate::block::IdleBlock;
+use crate::piece::Piece;
+use crate::pool::Pool;
+
+const PAGE_BYTES: usize = 4096;
+
+pub(crate) struct ProvidedRing {
+    /// Shared with the kernel: `slots.len()` entries.
+    entries: NonNull<BufRingEntry>,
+    layout: Layout,
+    /// Owners of what is lent, by position.
+    slots: Box<[Option<IdleBlock>]>,
+    /// Position after the last lent block, counted without wrapping at the ring's size.
+    tail: u16,
+    provided: usize,
+    group: u16,
+    pool: Rc<Pool>,
+}
+
+impl ProvidedRing {
+    /// An empty ring for `pool`, as buffer group `group`, not yet known to the kernel.
+    pub(crate) fn new(pool: Rc<Pool>, group: u16) -> Self {
+        let count = usize::from(pool.config().provided_max);
+        let bytes = count * size_of::<BufRingEntry>();
+        // `count` is at most 2^15, so that neither the product nor the layout can overflow.
+        let Ok(layout) = Layout::from_size_align(bytes.next_multiple_of(PAGE_BYTES), PAGE_BYTES) else {
+            unreachable!("at most 32,768 entries of 16 bytes")
+        };
+        // SAFETY: a multiple of the page size that is not zero, since `provided_max` was checked to be a power of two.
+        let base = unsafe { alloc_zeroed(layout) };
+        let Some(entries) = NonNull::new(base.cast()) else { handle_alloc_error(layout) };
+        let slots = (0..count).map(|_| None).collect();
+        Self { entries, layout, slots, tail: 0, provided: 0, group, pool }
+    }
+
+    /// Makes the ring known to the kernel, which reads it until [`ProvidedRing::unregister`].
+    ///
+    /// # Safety
+    /// `self` must not be dropped before it is unregistered or `submitter`'s ring is gone.
+    pub(crate) unsafe fn register(&self, submitter: &Submitter<'_>) -> io::Result<()> {
+        let address = self.entries.as_ptr() as u64;
+        // SAFETY: page-aligned memory of `slots.len()` entries that lives as the caller promises.
+        unsafe { submitter.register_buf_ring_with_flags(address, self.slots.len() as u16, self.group, 0) }
+    }
+
+    pub(crate) fn unregister(&self, submitter: &Submitter<'_>) -> io::Result<()> {
+        submitter.unregister_buf_ring(self.group)
+    }
+
+    pub(crate) fn group(&self) -> u16 {
+        self.group
+    }
+
+    pub(crate) fn pool(&self) -> &Rc<Pool> {
+        &self.pool
+    }
+
+    /// Lends blocks to the kernel until it has, together with what the application holds, `provided_max`, but at
+    /// least a quarter of that: many slow receivers that hold blocks must not starve the rest.
+    pub(crate) fn top_up(&mut self) {
+        let max = self.slots.len();
+        let target = max.saturating_sub(self.pool.held()).max(max / 4).max(1);
+        if self.provided >= target {
+            return;
+        }
+        while self.provided < target {
+            let position = usize::from(self.tail) & (max - 1);
+            // The tail has come round to a block whose completion has not been taken yet.
+            if self.slots[position].is_some() {
+                break;
+            }
+            let Some(block) = self.pool.take() else { break };
+            self.write_entry(position, &block);
+            self.slots[position] = Some(block);
+            self.tail = self.tail.wrapping_add(1);
+            self.provided += 1;
+        }
+        // SAFETY: the first entry was zeroed at allocation, and the tail's field is a 2-byte aligned u16 that, while
+        // shared with the kernel, is only accessed atomically.
+        let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries.as_ptr()).cast_mut()) };
+        // Release: the kernel must see the entries before the tail that covers them.
+        tail.store(self.tail, Ordering::Release);
+    }
+
+    /// The one block at position `id` with `bytes` received.
+    pub(crate) fn take_one(&mut self, id: u16, bytes: usize) -> Option<Piece> {
+        let block = self.take_slot(usize::from(id))?;
+        if bytes == 0 {
+            self.pool.put_unused(block);
+            return None;
+        }
+        Some(self.pool.hand_out(block, bytes))
+    }
+
+    /// The consecutive blocks from position `first` on that hold `bytes` of a bundle, in order.
+    pub(crate) fn take_run(&mut self, first: u16, bytes: usize, pieces: &mut Vec<Piece>) {
+        let mut left = bytes;
+        let mut position = usize::from(first);
+        while left > 0 {
+            let Some(block) = self.take_slot(position) else { break };
+            // The kernel shortens an entry when the length asked for ends within it, so its own length counts.
+            let filled = left.min(self.entry_len(position));
+            pieces.push(self.pool.hand_out(block, filled));
+            left -= filled;
+            position = (position + 1) & (self.slots.len() - 1);
+        }
+        debug_assert_eq!(left, 0, "the kernel filled a position that was not lent");
+    }
+
+    fn take_slot(&mut self, position: usize) -> Option<IdleBlock> {
+        let block = self.slots.get_mut(position)?.take()?;
+        self.provided -= 1;
+        Some(block)
+    }
+
+    fn write_entry(&mut self, position: usize, block: &IdleBlock) {
+        let config = self.pool.config();
+        // SAFETY: `position` is below the ring's size. The position is vacant, so that the kernel, which reads entries
+        // below the tail only, does not look at it; the fields written leave out the tail, which shares the first entry.
+        unsafe {
+            let entry = &mut *self.entries.as_ptr().add(position);
+            entry.set_addr(block.data().as_ptr().add(config.headroom) as u64);
+            entry.set_len(config.payload as u32);
+            entry.set_bid(position as u16);
+        }
+    }
+
+    fn entry_len(&self, position: usize) -> usize {
+        // SAFETY: the caller took this position's slot, so it is in bounds and consumed: the kernel no longer writes to it.
+        unsafe { (*self.entries.as_ptr().add(position)).len() as usize }
+    }
+}
+
+impl Drop for ProvidedRing {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout; by the contract of `register` the kernel is done with it.
+        unsafe { dealloc(self.entries.as_ptr().cast(), self.layout) };
+    }
+}
