@@ -110,8 +110,8 @@ impl Process {
         self.log.lock().lines.iter().skip(mark).any(|line| matches(line, pattern))
     }
 
-    /// Waits for a line that contains the words of `pattern` in their order, whatever stands between; returns it. The
-    /// search starts with the first line ever written.
+    /// Waits for a line that matches `pattern` and returns it: `tunnel ended mediator=cpe .. reason=killed` is two texts
+    /// in that order with anything between. The search starts with the first line ever written.
     ///
     /// # Panics
     /// If it does not come within `timeout`, or the process ends without it.
@@ -258,11 +258,14 @@ impl Log {
     }
 }
 
+/// Whether `line` contains the parts of `pattern` (between `..`) in their order. Quotes in the line do not count, since
+/// the log puts some values into them.
 fn matches(line: &str, pattern: &str) -> bool {
-    let mut rest = line;
-    pattern.split_whitespace().all(|word| match rest.find(word) {
+    let line = line.replace('"', "");
+    let mut rest = line.as_str();
+    pattern.split("..").map(str::trim).all(|part| match rest.find(part) {
         Some(at) => {
-            rest = &rest[at + word.len()..];
+            rest = &rest[at + part.len()..];
             true
         }
         None => false,
@@ -280,9 +283,10 @@ mod tests {
     }
 
     #[test]
-    fn words_match_in_their_order_only() {
-        assert!(matches("INFO tunnel down mediator=a reason=killed", "tunnel down reason=killed"));
-        assert!(!matches("reason=killed tunnel down", "tunnel down reason=killed"));
+    fn parts_match_whole_and_in_their_order_only() {
+        assert!(matches("INFO tunnel down: by hand reason=\"killed\"", "tunnel down .. reason=killed"));
+        assert!(!matches("reason=killed tunnel down", "tunnel down .. reason=killed"));
+        assert!(!matches("tunnel down was_up=true", "tunnel up"));
     }
 
     #[test]

@@ -199,6 +199,19 @@ impl World {
         }
     }
 
+    /// Waits until none does any more.
+    ///
+    /// # Panics
+    /// If one still does after a while.
+    #[track_caller]
+    pub fn wait_free(&self, ns: Ns, proto: Proto, port: u16) {
+        let deadline = Instant::now() + crate::SOON;
+        while self.listens(ns, proto, port) {
+            assert!(Instant::now() < deadline, "something still listens on {proto:?} port {port} of {ns:?}");
+            thread::sleep(POLL);
+        }
+    }
+
     /// Whether a socket listens on (UDP: is bound to) a port number of a machine, now.
     pub fn listens(&self, ns: Ns, proto: Proto, port: u16) -> bool {
         let tables = match proto {

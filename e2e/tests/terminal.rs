@@ -105,10 +105,7 @@ fn listen_makes_a_server_in_the_private_network_that_leads_to_the_terminal() {
     }
     // The port is the terminal's: it goes when the terminal goes.
     process.kill();
-    let deadline = std::time::Instant::now() + SOON;
-    while world.listens(Ns::Private, Proto::Tcp, 9000) {
-        assert!(std::time::Instant::now() < deadline, "the mediator still listens");
-    }
+    world.wait_free(Ns::Private, Proto::Tcp, 9000);
 }
 
 #[test]

@@ -239,6 +239,9 @@ impl Engine {
     }
 }
 
+// A partial record moves in front of what is received next: there must be room for the longest.
+const _: () = assert!(isthmus_ring::PoolConfig::BULK.headroom >= RECORD_MAX);
+
 /// `ENOBUFS`: no buffer was free for a receive.
 pub(crate) const ENOBUFS: i32 = 105;
 

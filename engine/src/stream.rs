@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use isthmus_proto::Code;
 use isthmus_proto::link::Slot;
@@ -15,6 +16,11 @@ use crate::link_receive::ENOBUFS;
 
 /// Most bytes of one receive: one noisy peer never owns a turn.
 const RECEIVE_MAX: usize = 128 * 1024;
+
+/// When a silent plain connection is probed, how often, and how many lost probes end it.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_COUNT: u32 = 6;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Incoming {
@@ -76,6 +82,8 @@ impl Engine {
     }
 
     fn insert_stream(&mut self, socket: Socket, link: Key, slot: Slot, tag: u32) -> Key {
+        // A peer that vanished would hold its port for ever. Where it cannot be set, that is all that is lost.
+        let _ = socket.set_keepalive(KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT);
         self.streams.insert(Stream {
             socket,
             link,

@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use isthmus_proto::time::Instant;
-use isthmus_ring::{Completion, OpId, PollEvents, Socket};
+use isthmus_ring::{Completion, OpId, PollEvents, PoolConfig, Socket};
 
 use crate::Engine;
 use crate::event::{Control, Event};
@@ -96,12 +96,19 @@ impl Engine {
         self.dirty.due = due;
     }
 
-    /// Receives that found no buffer try again; what stalled sockets hold makes room first.
+    /// Receives that found no buffer try again: more are lent each time the ring is entered. Only when
+    /// the pools near their bounds does what stalled sockets hold have to make room.
     fn retry_starved(&mut self) {
         if self.dirty.starved.is_empty() {
             return;
         }
-        self.compact_stalled();
+        let [stream, bulk, _] = self.ring.pool_stats();
+        if [(stream, PoolConfig::STREAM), (bulk, PoolConfig::BULK)]
+            .iter()
+            .any(|(stats, config)| stats.held * 8 >= config.blocks_max * 7)
+        {
+            self.compact_stalled();
+        }
         for key in std::mem::take(&mut self.dirty.starved) {
             match key.what() {
                 What::Link => self.receive_link(key, false),

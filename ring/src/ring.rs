@@ -167,12 +167,13 @@ impl Ring {
         self.push_plain(user, Op::Poll, entry)
     }
 
-    /// Receives once, into as many stream blocks as there is data for, of at most `len_max` bytes (0: no limit but the
-    /// blocks lent). A bundle never begins its last block only to leave it partly filled for lack of `len_max`, unless
-    /// it is the only one: 40,000 bytes of limit give two full blocks. `poll_first` waits for readiness without a first try.
+    /// Receives once, into as many stream blocks as there is data for, of at most `len_max` bytes together (0: no limit
+    /// but the blocks lent). Only whole blocks count towards the limit, unless it is less than one: 40,000 bytes with
+    /// blocks of 16,320 give at most two. `poll_first` waits for readiness without a first try.
     pub fn recv_stream(&mut self, socket: &Socket, len_max: u32, poll_first: bool, user: u64) -> OpId {
         let provided = &self.provided[STREAM];
-        // A limit of whole blocks lets the kernel try a second time, beyond the limit; a limit in the midst of a block does not.
+        // Once a limit of whole blocks is filled, the kernel tries again without it (seen on 6.18: 16,000 bytes for a limit of
+        // 1000); a limit that ends within a block forbids that, and the block that it ends in is not begun.
         let whole_blocks = len_max > 0 && (len_max as usize).is_multiple_of(provided.pool().config().payload);
         let len = len_max.saturating_add(u32::from(whole_blocks));
         let entry = sqe::recv_bundle(socket.as_raw_fd(), provided.group(), len, poll_first);

@@ -113,6 +113,14 @@ impl Socket {
         self.options().set_tcp_nodelay(true)
     }
 
+    /// Finds a peer that is gone without a word: probes after `idle`, then each `interval`, and gives up after `count` of
+    /// them without an answer (`SO_KEEPALIVE`).
+    pub fn set_keepalive(&self, idle: Duration, interval: Duration, count: u32) -> io::Result<()> {
+        let keepalive =
+            socket2::TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count);
+        self.options().set_tcp_keepalive(&keepalive)
+    }
+
     /// Makes closing send a reset and discard what is unsent (`SO_LINGER` of 0).
     pub fn set_reset_on_close(&self) -> io::Result<()> {
         self.options().set_linger(Some(Duration::ZERO))

@@ -12,20 +12,13 @@ use isthmus_proto::hello::Welcome;
 use isthmus_proto::limits::CHANNEL_PLAINTEXT_MAX;
 use isthmus_proto::link::{ChannelAction, ChannelClock};
 use isthmus_proto::record::{ChannelKeys, DATAGRAM_OVERHEAD, DatagramHeader, End};
-use isthmus_proto::wire::{TRAILER_ADDR_LEN, write_trailer};
+use isthmus_proto::wire::{TRAILER_ADDR_LEN, channel_kind as kind, write_trailer};
 use isthmus_proto::{ChannelId, Instant, PortId, ShardId};
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 
 use crate::Error;
 use crate::shared::Shared;
-
-/// Meaning of a datagram's kind.
-mod kind {
-    pub(super) const DATA: u8 = 0;
-    pub(super) const PING: u8 = 1;
-    pub(super) const PONG: u8 = 2;
-}
 
 /// Longest datagram on a channel.
 const PACKET_MAX: usize = CHANNEL_PLAINTEXT_MAX + DATAGRAM_OVERHEAD;

@@ -232,6 +232,11 @@ impl Mediator {
         })
     }
 
+    /// Whether the connection is gone.
+    pub fn is_closed(&self) -> bool {
+        self.handle.shared().with(|state| state.ended.is_some())
+    }
+
     /// Waits until the connection is gone, and tells why.
     pub async fn closed(&self) -> Error {
         self.handle.shared().ended().await

@@ -57,6 +57,7 @@ impl UdpSocket {
         if payload.len() > DATAGRAM_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a UDP payload has at most 65,507 bytes"));
         }
+        tokio::task::coop::consume_budget().await;
         let mut by_tcp = false;
         loop {
             let now = self.held.shared().now();
@@ -108,6 +109,7 @@ impl UdpSocket {
             _ => None,
         });
         let Some(readable) = readable else { return Err(gone(self.held.shared()).into()) };
+        tokio::task::coop::consume_budget().await;
         let mut notified = std::pin::pin!(readable.notified());
         loop {
             notified.as_mut().enable();
@@ -178,7 +180,9 @@ fn step(
     let Some(Entry { slot, live: true, unsent, body: Body::Udp(udp), .. }) = entries.get_mut(key) else {
         return Err(Error::Refused(Code::UnknownPort));
     };
-    if udp.redirect && !by_tcp && Channels::fits(payload.len()) {
+    let fits = Channels::fits(payload.len());
+    if udp.redirect && !by_tcp && fits {
+        link.count_datagram_out(Some(payload.len()), false, now);
         return Ok(Step::Channel { slot: *slot, fallback: udp.fallback });
     }
     if *unsent >= UDP_UNSENT_MAX {
@@ -189,6 +193,9 @@ fn step(
     let len: usize = frames.iter().map(Vec::len).sum();
     if link.enqueue_datagram(*slot, frames.into_iter(), now) {
         *unsent += len;
+        if !by_tcp {
+            link.count_datagram_out(None, udp.redirect && !fits, now);
+        }
     }
     Ok(Step::Done)
 }

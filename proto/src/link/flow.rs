@@ -82,6 +82,7 @@ impl<P: Payload> Link<P> {
         }
         port.granted = target;
         self.control.push(&Frame::Credit { port: port.id, offset: target });
+        self.check_control();
         true
     }
 }

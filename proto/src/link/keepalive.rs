@@ -33,12 +33,14 @@ pub(super) struct Pulse {
     last_ping: Option<Instant>,
     /// The ping that nothing was heard since.
     unanswered: Option<Instant>,
+    /// Whether the last ping's own echo is missing.
+    echo_due: bool,
     rtt: Option<Duration>,
 }
 
 impl Pulse {
     pub(super) fn new(maintain: Maintain, now: Instant) -> Self {
-        Self { maintain, last_heard: now, last_ping: None, unanswered: None, rtt: None }
+        Self { maintain, last_heard: now, last_ping: None, unanswered: None, echo_due: false, rtt: None }
     }
 
     pub(super) fn rtt(&self) -> Option<Duration> {
@@ -56,16 +58,18 @@ impl Pulse {
 
     /// An echo came. One that is not of our last ping is passed over.
     pub(super) fn pong(&mut self, opaque: u64, now: Instant) {
-        if self.last_ping.is_some_and(|sent| sent.0 == opaque) {
+        if self.echo_due && self.last_ping.is_some_and(|sent| sent.0 == opaque) {
+            self.echo_due = false;
             let sample = now.since(Instant(opaque));
             // RFC 6298's gain; the smallest recent value would be better for windows but sticks.
             self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
         }
     }
 
-    /// Bytes flow: measure the round trip now and then.
+    /// Bytes flow: measure the round trip now and then. Never while an echo is missing: on a path longer
+    /// than the interval, each ping would make the echo before it worthless.
     pub(super) fn sample(&mut self, now: Instant, control: &mut ControlBuf) {
-        if self.last_ping.is_none_or(|sent| now.since(sent) >= SAMPLE_INTERVAL) {
+        if !self.echo_due && self.last_ping.is_none_or(|sent| now.since(sent) >= SAMPLE_INTERVAL) {
             self.ping(now, control);
         }
     }
@@ -73,6 +77,7 @@ impl Pulse {
     fn ping(&mut self, now: Instant, control: &mut ControlBuf) {
         control.push(&Frame::Ping { opaque: now.0 });
         self.last_ping = Some(now);
+        self.echo_due = true;
         self.unanswered.get_or_insert(now);
     }
 

@@ -7,8 +7,10 @@
 //! queued piece is an opaque `P` whose length is known.
 //!
 //! The driver's contract for timers: after [`Link::receive`], [`Link::on_deadline`] and any call that
-//! makes the link send, [`Link::deadline`] may have changed. It never moves to an earlier time but by
-//! [`Link::on_deadline`] itself, so it is enough to look again when the old deadline has come.
+//! makes the link send, [`Link::deadline`] may have changed. It is enough to call
+//! [`Link::on_deadline`] and look again when the old deadline has come: a ping that measures the round
+//! trip of a busy link may bring it forward, but who looks then still notices a dead end within the
+//! interval and the dead time of [`Maintain`].
 
 mod flow;
 mod keepalive;
@@ -31,6 +33,7 @@ use crate::time::Instant;
 use crate::wire::ControlBuf;
 use keepalive::Pulse;
 use port::Ports;
+use transmit::QUANTUM;
 
 /// Which end of a link this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +106,7 @@ impl<P: Payload> Link<P> {
             control: ControlBuf::default(),
             fast: VecDeque::new(),
             bulk: VecDeque::new(),
-            quantum_left: 0,
+            quantum_left: QUANTUM,
             queued: 0,
             window_sum: 0,
             pulse: Pulse::new(config.maintain, now),

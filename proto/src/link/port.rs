@@ -65,10 +65,12 @@ pub(super) struct Port<P> {
     pub(super) kind: PortKind,
     pub(super) owner: u64,
     pub(super) listed: Listed,
+    /// Bytes that its last bulk turn took beyond its quantum, negative: taken off the next one.
+    pub(super) debt: i64,
     pub(super) outgoing: Outgoing,
     pub(super) fin_received: bool,
-    /// Asked to close; what still comes is dropped.
-    pub(super) closing: bool,
+    /// Number of the request to close, once that is asked; what still comes is dropped.
+    pub(super) closing: Option<u16>,
     /// An ephemeral one: a failed connect ends it.
     pub(super) quiet: bool,
 
@@ -97,9 +99,10 @@ impl<P> Port<P> {
             kind,
             owner,
             listed: Listed::No,
+            debt: 0,
             outgoing: Outgoing::Open,
             fin_received: false,
-            closing: false,
+            closing: None,
             quiet: false,
             queue: VecDeque::new(),
             queued: 0,

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::port::{PortKind, Slot};
+use super::request::UNSPECIFIED;
 use super::{Link, Payload, Side};
 use crate::code::Code;
 use crate::time::Instant;
@@ -265,7 +266,7 @@ impl<P: Payload> Link<P> {
     pub fn datagram_received(&mut self, port: crate::PortId, len: usize, now: Instant) -> Option<(Slot, u64)> {
         let slot = self.ports.find(port)?;
         let port = self.ports.get(slot)?;
-        if port.kind != PortKind::Udp || port.closing {
+        if port.kind != PortKind::Udp || port.closing.is_some() {
             return None;
         }
         self.stats.bytes_in += len as u64;
@@ -298,7 +299,7 @@ impl<P: Payload> Link<P> {
         if port.received > port.granted {
             return Err(Violation::Flow);
         }
-        if port.closing {
+        if port.closing.is_some() {
             return Ok(Input::None);
         }
         self.stats.bytes_in += len as u64;
@@ -325,14 +326,16 @@ impl<P: Payload> Link<P> {
         }
         port.fin_received = true;
         let owner = port.owner;
-        if port.closing {
-            return Ok(Input::None);
-        }
-        let over = port.is_over();
+        let (over, closing) = (port.is_over(), port.closing);
         if over {
             self.forget(slot);
         }
-        Ok(Input::Fin { owner, slot, over })
+        Ok(match closing {
+            None => Input::Fin { owner, slot, over },
+            // The other end has forgotten the port, and may reuse its place, before it reads our close.
+            Some(request) if over => closed_by_fin(owner, slot, request),
+            Some(_) => Input::None,
+        })
     }
 
     fn on_datagram<'a>(
@@ -347,11 +350,16 @@ impl<P: Payload> Link<P> {
         if port.kind != PortKind::Udp {
             return Err(Violation::State);
         }
-        if port.closing {
+        if port.closing.is_some() {
             return Ok(Input::None);
         }
         self.stats.bytes_in += len as u64;
         self.stats.datagrams_in += u64::from(remote.is_some());
         Ok(Input::Datagram { owner: port.owner, slot, remote, more, len })
     }
+}
+
+/// The answer that a close gets when the port's last FIN crosses it: the other end's own would find no port.
+fn closed_by_fin(owner: u64, slot: Slot, request: u16) -> Input<'static> {
+    Input::Answer { owner, slot, to: RequestKind::Close, request, code: Code::Ok, local: UNSPECIFIED, over: true }
 }

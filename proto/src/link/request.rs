@@ -34,7 +34,7 @@ impl<P: Payload> Link<P> {
         let kind = if flags.has(OpenFlags::UDP) { PortKind::Udp } else { PortKind::Tcp };
         let slot = self.ports.make(kind, owner)?;
         if let Some(port) = self.ports.get_mut(slot) {
-            port.quiet = flags.has(OpenFlags::QUIET);
+            port.quiet = kind == PortKind::Tcp && flags.has(OpenFlags::QUIET);
         }
         self.control.push(&Frame::Open { port: slot.id(), request, flags, local, peer });
         if kind == PortKind::Tcp {
@@ -61,7 +61,7 @@ impl<P: Payload> Link<P> {
     /// Asks to close a port: nothing of it is sent or delivered any more, and its answer ends it.
     pub fn close(&mut self, slot: Slot, request: u16) {
         if let Some(port) = self.ports.get_mut(slot) {
-            port.closing = true;
+            port.closing.get_or_insert(request);
             self.queued -= port.queued;
             port.queued = 0;
             port.queue.clear();
@@ -104,14 +104,16 @@ impl<P: Payload> Link<P> {
             Err(Code::ProtocolError) => return Err(Violation::Identifier),
             Err(code) => {
                 self.control.push(&Frame::Reset { port, code });
+                self.check_control();
                 return Ok(Input::None);
             }
         };
         let Some((parent, owner)) =
-            parent.and_then(|parent| self.ports.get(parent).filter(|p| !p.closing).map(|p| (parent, p.owner)))
+            parent.and_then(|parent| self.ports.get(parent).filter(|p| p.closing.is_none()).map(|p| (parent, p.owner)))
         else {
             // The server port was closed while this was on its way.
             self.reset(slot, Code::PeerGone);
+            self.check_control();
             return Ok(Input::None);
         };
         self.start_window(slot, now);
@@ -129,6 +131,7 @@ impl<P: Payload> Link<P> {
         if !silent {
             let local = local.unwrap_or(UNSPECIFIED);
             self.control.push(&Frame::Answer { port: slot.id(), to, request, code, local });
+            self.check_control();
         }
         if over {
             self.forget(slot);

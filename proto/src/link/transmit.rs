@@ -8,7 +8,7 @@ use crate::time::Instant;
 use crate::wire::{ControlBuf, Frame, HEADER_LEN};
 
 /// Bytes that a port with much to send may send before the next one: two frames.
-const QUANTUM: i64 = 32 * 1024;
+pub(super) const QUANTUM: i64 = 32 * 1024;
 
 /// A queued piece: the driver's handle of one whole encoded frame.
 pub trait Payload {
@@ -72,7 +72,7 @@ impl<P: Payload> Link<P> {
     pub fn enqueue(&mut self, slot: Slot, frame: P, now: Instant) -> bool {
         self.stats.last_payload = now;
         let Some(port) = self.ports.get_mut(slot) else { return false };
-        if port.outgoing != Outgoing::Open || port.closing {
+        if port.outgoing != Outgoing::Open || port.closing.is_some() {
             return false;
         }
         port.queued += frame.len();
@@ -84,7 +84,7 @@ impl<P: Payload> Link<P> {
 
     /// Queues the whole frames of one datagram for the TCP channel; drops and counts it when too much waits.
     pub fn enqueue_datagram(&mut self, slot: Slot, parts: impl Iterator<Item = P>, now: Instant) -> bool {
-        let full = self.ports.get(slot).is_none_or(|port| port.closing || port.queued > DATAGRAM_QUEUE_MAX);
+        let full = self.ports.get(slot).is_none_or(|port| port.closing.is_some() || port.queued > DATAGRAM_QUEUE_MAX);
         if full {
             self.stats.datagrams_dropped += 1;
             return false;
@@ -98,7 +98,7 @@ impl<P: Payload> Link<P> {
     /// No more bytes come from this stream's source: FIN after what is queued.
     pub fn finish(&mut self, slot: Slot) {
         let Some(port) = self.ports.get_mut(slot) else { return };
-        if port.outgoing == Outgoing::Open {
+        if port.outgoing == Outgoing::Open && port.closing.is_none() {
             port.outgoing = Outgoing::Finishing;
             self.send_fin_if_drained(slot);
         }
@@ -121,10 +121,11 @@ impl<P: Payload> Link<P> {
             Listed::No => {}
             Listed::Fast => self.fast.retain(|&index| index != slot.index()),
             Listed::Bulk => {
-                if self.bulk.front() == Some(&slot.index()) {
-                    self.quantum_left = 0;
-                }
+                let its_turn = self.bulk.front() == Some(&slot.index());
                 self.bulk.retain(|&index| index != slot.index());
+                if its_turn {
+                    self.begin_turn();
+                }
             }
         }
         Some(port.owner)
@@ -164,22 +165,30 @@ impl<P: Payload> Link<P> {
             }
         }
         while let Some(&index) = self.bulk.front() {
-            if !self.ports.at(index)?.can_send() {
-                self.ports.at(index)?.listed = Listed::No;
+            let debt = self.quantum_left.min(0);
+            let port = self.ports.at(index)?;
+            if !port.can_send() {
+                port.listed = Listed::No;
+                port.debt = debt;
                 self.bulk.pop_front();
-                self.quantum_left = 0;
+                self.begin_turn();
             } else if self.quantum_left <= 0 {
+                port.debt = debt;
                 self.bulk.rotate_left(1);
-                self.quantum_left = QUANTUM;
+                self.begin_turn();
             } else {
-                let frame = self.take_frame(index);
-                if let Some(Transmit::Frame { frame, .. }) = &frame {
-                    self.quantum_left -= frame.len() as i64;
-                }
-                return frame;
+                // Before the frame is taken: that may end the port, and the next one's turn begins.
+                self.quantum_left -= self.ports.at(index)?.queue.front()?.len() as i64;
+                return self.take_frame(index);
             }
         }
         None
+    }
+
+    /// Gives the front of `bulk` its quantum.
+    fn begin_turn(&mut self) {
+        let port = self.bulk.front().and_then(|&index| self.ports.at(index));
+        self.quantum_left = QUANTUM + port.map_or(0, |port| std::mem::take(&mut port.debt));
     }
 
     fn take_frame(&mut self, index: u32) -> Option<Transmit<P>> {

@@ -180,7 +180,10 @@ impl State {
             (None, more) => {
                 let Some((remote, mut bytes)) = udp.assembly.take() else {
                     // A port with one party may leave its address out.
-                    return if more { () } else { self.push_datagram(key, None, payload) };
+                    if !more {
+                        self.push_datagram(key, None, payload);
+                    }
+                    return;
                 };
                 bytes.extend_from_slice(payload);
                 if bytes.len() > DATAGRAM_MAX {

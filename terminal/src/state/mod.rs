@@ -6,6 +6,8 @@
 mod deliver;
 mod entry;
 mod request;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::task::Waker;

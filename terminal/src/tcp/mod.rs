@@ -6,12 +6,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use isthmus_proto::Code;
 use isthmus_proto::link::UNSPECIFIED;
 use isthmus_proto::wire::{HEADER_LEN, write_data_header};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop::poll_proceed;
 
 use crate::Error;
 use crate::error::kind_of;
@@ -93,8 +94,10 @@ impl Core {
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
+        // A stream that always has bytes must not keep the task from yielding.
+        let budget = ready!(poll_proceed(cx));
         let now = self.held.shared().now();
-        self.held.with(|state, key| {
+        let polled = self.held.with(|state, key| {
             let State { entries, link, ended, .. } = state;
             let Some(Entry { slot, live, body: Body::Stream(stream), .. }) = entries.get_mut(key) else {
                 return Poll::Ready(Err(gone()));
@@ -114,12 +117,17 @@ impl Core {
                     Poll::Pending
                 }
             }
-        })
+        });
+        if polled.is_ready() {
+            budget.made_progress();
+        }
+        polled
     }
 
     fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let budget = ready!(poll_proceed(cx));
         let now = self.held.shared().now();
-        self.held.with(|state, key| {
+        let polled = self.held.with(|state, key| {
             let State { entries, link, ended, .. } = state;
             let Some(Entry { slot, live, unsent, body: Body::Stream(stream), .. }) = entries.get_mut(key) else {
                 return Poll::Ready(Err(gone()));
@@ -156,7 +164,11 @@ impl Core {
             *unsent += frame.len();
             link.enqueue(*slot, frame, now);
             Poll::Ready(Ok(taken.len()))
-        })
+        });
+        if polled.is_ready() {
+            budget.made_progress();
+        }
+        polled
     }
 
     fn shutdown(&self) -> io::Result<()> {

@@ -1,0 +1,296 @@
+//! The command line.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use isthmus_bench::names::{self, Names};
+use isthmus_bench::usage::Watched;
+use isthmus_bench::{load, operate, peer, simulate};
+use isthmus_proto::limits::CHANNELS_MAX;
+use isthmus_proto::record;
+use isthmus_relay::trust::State;
+
+/// Longest measured time or hold in seconds: a day.
+const SECONDS_MAX: u64 = 24 * 60 * 60;
+
+/// Load for relays and mediators. Each result is one line of key=value words.
+#[derive(Debug, Parser)]
+#[command(name = "isthmus-bench", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Simulate many mediators; prints a line when all are up, and one at the end
+    Mediators(Mediators),
+    /// One operation (open, connect, bytes and their echo) through each of many mediators
+    Operate(Operate),
+    /// Bulk TCP to a sink, or to what leads to one
+    Tcp(Tcp),
+    /// Datagrams to a sink, or to what leads to one, and their echoes
+    Udp(Udp),
+    /// The other end of tcp and udp; prints 'ready ADDR:PORT'
+    Sink(Sink),
+}
+
+#[derive(Debug, Args)]
+struct Relay {
+    /// The relay's service port
+    #[arg(long, value_name = "HOST:PORT", env = "ISTHMUS_RELAY")]
+    relay: String,
+    /// Fingerprint of the relay's certificate
+    #[arg(long, value_name = "FINGERPRINT", env = "ISTHMUS_PIN", required_unless_present = "plaintext")]
+    pin: Option<String>,
+    /// No TLS; the relay must want it too
+    #[arg(long, conflicts_with = "pin")]
+    plaintext: bool,
+}
+
+#[derive(Debug, Args)]
+struct Mediators {
+    #[command(flatten)]
+    relay: Relay,
+    /// The relay's state directory: its key signs their tokens
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE")]
+    state: PathBuf,
+    /// How many
+    #[arg(long, value_name = "N")]
+    count: usize,
+    /// Their names are PREFIX and a number
+    #[arg(long, default_value = "m")]
+    prefix: String,
+    /// The first number, where several processes share the work
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    first: usize,
+    /// UDP channels of each; a descriptor each
+    #[arg(long, value_name = "K", default_value_t = 2, value_parser = value_parser!(u8).range(0..=i64::from(CHANNELS_MAX)))]
+    udp_channels: u8,
+    /// Handshakes at once
+    #[arg(long, value_name = "M", default_value_t = 64)]
+    connect_at_once: usize,
+    /// What they say to a request to connect
+    #[arg(long, value_enum, default_value_t = Answer::Echo)]
+    answer: Answer,
+    /// Seconds until all must be up
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = value_parser!(u64).range(1..=SECONDS_MAX))]
+    patience: u64,
+    /// Seconds to stay then [default: until the process is ended]
+    #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u64).range(0..=SECONDS_MAX))]
+    hold: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Answer {
+    /// Every destination is an echo service
+    Echo,
+    /// Every destination refuses
+    Refuse,
+}
+
+#[derive(Debug, Args)]
+struct Operate {
+    #[command(flatten)]
+    relay: Relay,
+    /// A terminal's token
+    #[arg(long, value_name = "TOKEN", env = "ISTHMUS_TOKEN", hide_env_values = true)]
+    token: String,
+    /// Through which: a,b,c or PREFIX:COUNT, or all that the token names and that are connected
+    #[arg(long, value_name = "NAMES", default_value = "all")]
+    mediators: Names,
+    /// Operations at once
+    #[arg(long, value_name = "M", default_value_t = 64)]
+    at_once: usize,
+    /// Where each connects to; simulated mediators answer for every destination
+    #[arg(long, value_name = "IP:PORT", default_value = "10.0.0.1:7")]
+    to: SocketAddr,
+    /// Bytes that must come back
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    bytes: usize,
+    /// Seconds that one operation may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = value_parser!(u64).range(1..=3600))]
+    patience: u64,
+}
+
+#[derive(Debug, Args)]
+struct Tcp {
+    /// The sink
+    #[arg(long, value_name = "HOST:PORT")]
+    to: String,
+    /// Streams at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u16).range(1..=1024))]
+    streams: u16,
+    /// Seconds that are measured
+    #[arg(long, value_name = "S", default_value_t = 5, value_parser = value_parser!(u64).range(1..=SECONDS_MAX))]
+    seconds: u64,
+    /// Milliseconds before, that are not
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    warm_up_ms: u64,
+    /// up: to the sink
+    #[arg(long, value_enum, default_value_t = Direction::Up)]
+    direction: Direction,
+    /// Report the CPU time of a process, too
+    #[arg(long = "cpu", value_name = "NAME=PID")]
+    watched: Vec<Watched>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Direction {
+    Up,
+    Down,
+}
+
+#[derive(Debug, Args)]
+struct Udp {
+    /// The sink
+    #[arg(long, value_name = "HOST:PORT")]
+    to: String,
+    /// Payload bytes of each datagram
+    #[arg(long, value_name = "B", default_value_t = 200)]
+    size: usize,
+    /// Seconds that are measured
+    #[arg(long, value_name = "S", default_value_t = 5, value_parser = value_parser!(u64).range(1..=SECONDS_MAX))]
+    seconds: u64,
+    /// Datagrams a second, or max: search for the highest rate with less than 0.5 % of loss
+    #[arg(long, value_name = "R", default_value = "max")]
+    rate: Rate,
+    /// Sockets
+    #[arg(long, value_name = "F", default_value_t = 1)]
+    flows: usize,
+    /// Datagrams of one send call
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    batch: usize,
+    /// Report the CPU time of a process, too
+    #[arg(long = "cpu", value_name = "NAME=PID")]
+    watched: Vec<Watched>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Rate {
+    Max,
+    Fixed(u32),
+}
+
+impl std::str::FromStr for Rate {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match (text, text.parse()) {
+            ("max", _) => Ok(Self::Max),
+            (_, Ok(rate)) if (1..=10_000_000).contains(&rate) => Ok(Self::Fixed(rate)),
+            _ => Err("write datagrams a second, from 1 to 10000000, or max"),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct Sink {
+    /// Where to listen, TCP and UDP
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+}
+
+impl Cli {
+    /// Does what the command line asks for.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::Mediators(args) => mediators(args),
+            Command::Operate(args) => operate(&args),
+            Command::Tcp(args) => tcp(args),
+            Command::Udp(args) => udp(args),
+            Command::Sink(args) => {
+                peer::serve(args.listen, |listen| println!("ready {listen}")).map(|()| ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+fn mediators(args: Mediators) -> anyhow::Result<ExitCode> {
+    let tls = match &args.relay.pin {
+        Some(pin) => Some(record::client_config(record::Trust::Pin(record::parse_pin(pin)?))?),
+        None => None,
+    };
+    let settings = simulate::Settings {
+        relay: resolve(&args.relay.relay)?,
+        tls,
+        tokens: State::open(&args.state)?.tokens().clone(),
+        names: names::numbered(&args.prefix, args.first, args.count).map_err(|text| anyhow!(text))?,
+        udp_channels: args.udp_channels,
+        at_once: args.connect_at_once,
+        answer: match args.answer {
+            Answer::Echo => simulate::Answer::Echo,
+            Answer::Refuse => simulate::Answer::Refuse,
+        },
+        patience: Duration::from_secs(args.patience),
+        hold: args.hold.map(Duration::from_secs),
+    };
+    let count = settings.names.len();
+    let mut figures = simulate::run(settings, |figures| println!("ready {}", figures.line()))?;
+    println!("{}", figures.line());
+    Ok(if figures.up == count { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn operate(args: &Operate) -> anyhow::Result<ExitCode> {
+    use isthmus_terminal::{Config, Trust};
+    let trust = match &args.relay.pin {
+        Some(pin) => Trust::pin(pin)?,
+        None => Trust::Plaintext,
+    };
+    isthmus_bench::usage::raise_descriptors(args.at_once as u64 + 64)?;
+    let patience = Duration::from_secs(args.patience);
+    let config = Config::new(&args.relay.relay, trust, &args.token).udp_channels(0).handshake_timeout(patience);
+    let settings = operate::Settings {
+        config: config.connect_timeout(patience),
+        mediators: args.mediators.clone(),
+        at_once: args.at_once,
+        to: args.to,
+        bytes: args.bytes,
+        patience,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut outcome = runtime.block_on(operate::run(&settings))?;
+    println!("{}", outcome.line());
+    for (why, count) in &outcome.failed {
+        eprintln!("{count} failed: {why}");
+    }
+    Ok(if outcome.answered == outcome.asked { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn tcp(args: Tcp) -> anyhow::Result<ExitCode> {
+    let line = load::tcp::run(&load::tcp::Settings {
+        to: resolve(&args.to)?,
+        streams: args.streams.into(),
+        measured: Duration::from_secs(args.seconds),
+        warm_up: Duration::from_millis(args.warm_up_ms),
+        up: args.direction == Direction::Up,
+        watched: args.watched,
+    })?;
+    println!("{line}");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn udp(args: Udp) -> anyhow::Result<ExitCode> {
+    let mut client = load::udp::Client::new(load::udp::Settings {
+        to: resolve(&args.to)?,
+        size: args.size,
+        flows: args.flows,
+        batch: args.batch,
+        measured: Duration::from_secs(args.seconds),
+        watched: args.watched,
+    })?;
+    let line = match args.rate {
+        Rate::Max => load::search::highest(&mut client)?,
+        Rate::Fixed(rate) => client.measure(rate.into())?.1,
+    };
+    println!("{line}");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn resolve(text: &str) -> anyhow::Result<SocketAddr> {
+    let mut addresses = text.to_socket_addrs().with_context(|| format!("'{text}' is no HOST:PORT that is known"))?;
+    addresses.next().with_context(|| format!("'{text}' has no address"))
+}

@@ -1,0 +1,23 @@
+//! The load harness: what it takes to see how fast the relay and the mediator are, and what an idle
+//! tunnel costs, from outside.
+//!
+//! | command | what it is | module |
+//! |---|---|---|
+//! | `mediators` | many mediators in one process, each a real tunnel | [`simulate`] |
+//! | `operate` | a terminal's operation through each of many mediators | [`operate`] |
+//! | `tcp`, `udp` | loads: bulk streams, datagrams with their echoes | [`load`] |
+//! | `sink` | the other end of both loads | [`peer`] |
+//!
+//! Every result is one line of `key=value` words, see [`report::Line`], so that scripts need no parser.
+//!
+//! **Invariant:** every load ends by itself: seconds, counts and rates are bounded by the command line.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod load;
+pub mod names;
+pub mod operate;
+pub mod peer;
+pub mod report;
+pub mod simulate;
+pub mod usage;

@@ -1,0 +1,5 @@
+//! The loads: bulk TCP, and datagrams with their echoes.
+
+pub mod search;
+pub mod tcp;
+pub mod udp;

@@ -1,0 +1,312 @@
+//! Datagrams at a paced rate, and their echoes: loss, round trips, and CPU time a datagram.
+
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use isthmus_ring::{Completion, Piece, Ring, Socket};
+
+use crate::peer::datagram::{ring, socket};
+use crate::report::{Line, Samples};
+use crate::usage::{Usage, Watched};
+
+/// What to send.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The echo server, or what leads to it.
+    pub to: SocketAddr,
+    /// Payload bytes of each datagram, from [`STAMP`] to 65,507.
+    pub size: usize,
+    /// Sockets, which a relay takes for as many visitors.
+    pub flows: usize,
+    /// Datagrams of one send call (`UDP_SEGMENT`); 1 for each by itself, as from many machines.
+    pub batch: usize,
+    /// Time of the measured run.
+    pub measured: Duration,
+    /// Processes whose CPU time is wanted.
+    pub watched: Vec<Watched>,
+}
+
+/// What a datagram begins with: number of the run, nanoseconds since the start.
+pub const STAMP: usize = 16;
+
+/// Time between sends: at higher rates more than one datagram goes out at a time.
+const TICK: Duration = Duration::from_micros(100);
+
+/// Time behind schedule that is not made up for.
+const LATE_MAX: Duration = Duration::from_millis(20);
+
+/// How long echoes may take after the last datagram of a run.
+const DRAIN: Duration = Duration::from_millis(250);
+
+/// How long a flow may take until its first echo; the first datagrams may be lost where a flow is set up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Sends in the kernel's hands at once.
+const SENDS_MAX: usize = 2048;
+
+/// One run's figures.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Datagrams sent.
+    pub sent: u64,
+    /// Echoes that came back.
+    pub echoed: u64,
+    /// Time of sending.
+    pub time: Duration,
+    /// Round trips.
+    pub round_trips: Samples,
+}
+
+impl Outcome {
+    /// Share of the datagrams without an echo, 0 to 1.
+    pub fn loss(&self) -> f64 {
+        1.0 - self.echoed as f64 / self.sent.max(1) as f64
+    }
+
+    /// Datagrams sent a second.
+    pub fn rate(&self) -> f64 {
+        self.sent as f64 / self.time.as_secs_f64().max(1e-9)
+    }
+}
+
+/// The sending end.
+pub struct Client {
+    settings: Settings,
+    ring: Ring,
+    flows: Vec<Flow>,
+    start: Instant,
+    run: u64,
+    sends: usize,
+    received: Vec<Piece>,
+    /// Flows whose receive has ended.
+    unarmed: VecDeque<usize>,
+}
+
+struct Flow {
+    socket: Socket,
+    answered: bool,
+}
+
+impl Client {
+    /// Makes the flows and waits until each has had an echo.
+    ///
+    /// # Errors
+    /// Bad settings, no io_uring, or a flow without an echo.
+    pub fn new(settings: Settings) -> anyhow::Result<Self> {
+        ensure!((STAMP..=65_507).contains(&settings.size), "--size is from {STAMP} to 65507 bytes");
+        ensure!(settings.flows > 0, "--flows is at least 1");
+        let batch_max = (65_000 / settings.size).clamp(1, 64);
+        ensure!((1..=batch_max).contains(&settings.batch), "--batch is from 1 to {batch_max} at that size");
+        let any: SocketAddr = match settings.to {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let flow = |_| {
+            let socket = socket(any)?;
+            socket.connect_udp(settings.to).with_context(|| format!("cannot reach {}", settings.to))?;
+            Ok(Flow { socket, answered: false })
+        };
+        let flows: Vec<Flow> = (0..settings.flows).map(flow).collect::<anyhow::Result<_>>()?;
+        let unarmed = (0..flows.len()).collect();
+        let (ring, start) = (ring()?, Instant::now());
+        let mut client = Self { settings, ring, flows, start, run: 0, sends: 0, received: Vec::new(), unarmed };
+        client.begin()?;
+        Ok(client)
+    }
+
+    fn begin(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut outcome = Outcome::default();
+        while self.flows.iter().any(|flow| !flow.answered) {
+            ensure!(Instant::now() < deadline, "no echo from {} within {PATIENCE:?}", self.settings.to);
+            for index in 0..self.flows.len() {
+                if !self.flows[index].answered {
+                    self.send(index, 1);
+                }
+            }
+            let again = Instant::now() + Duration::from_millis(50);
+            while Instant::now() < again && self.flows.iter().any(|flow| !flow.answered) {
+                self.turn(again.saturating_duration_since(Instant::now()), &mut outcome)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends `rate` datagrams a second for `time`, and waits for the last echoes.
+    ///
+    /// # Errors
+    /// The ring's.
+    pub fn run(&mut self, rate: f64, time: Duration) -> anyhow::Result<Outcome> {
+        self.run += 1;
+        let mut outcome = Outcome::default();
+        let started = Instant::now();
+        let mut scheduled_from = started;
+        let (mut scheduled, mut next_flow) = (0u64, 0);
+        let batch = self.settings.batch as u64;
+        loop {
+            let now = Instant::now();
+            outcome.time = now - started;
+            if outcome.time >= time {
+                break;
+            }
+            let due = ((now - scheduled_from).as_secs_f64() * rate) as u64;
+            while scheduled + batch <= due && self.sends < SENDS_MAX {
+                self.send(next_flow, self.settings.batch);
+                next_flow = (next_flow + 1) % self.flows.len();
+                scheduled += batch;
+                outcome.sent += batch;
+            }
+            // A pause of ours is not made up for by a burst that no gateway would see otherwise.
+            if due.saturating_sub(scheduled) as f64 > (rate * LATE_MAX.as_secs_f64()).max(2.0 * batch as f64) {
+                (scheduled_from, scheduled) = (now, 0);
+            }
+            let gap = Duration::from_secs_f64(batch as f64 / rate).max(TICK);
+            self.turn(gap.min(time.saturating_sub(outcome.time)), &mut outcome)?;
+        }
+        let last = Instant::now() + DRAIN;
+        while outcome.echoed < outcome.sent && Instant::now() < last {
+            self.turn(last.saturating_duration_since(Instant::now()), &mut outcome)?;
+        }
+        Ok(outcome)
+    }
+
+    /// [`Client::run`] for the settings' time with CPU times, as a line.
+    ///
+    /// # Errors
+    /// As there, or a watched process is gone.
+    pub fn measure(&mut self, rate: f64) -> anyhow::Result<(Outcome, Line)> {
+        let watched = std::mem::take(&mut self.settings.watched);
+        let before = Usage::now(&watched)?;
+        let mut outcome = self.run(rate, self.settings.measured)?;
+        let after = Usage::now(&watched)?;
+        let mut line = Line::default()
+            .with("rate", format_args!("{:.0}", outcome.rate()))
+            .with("echo_rate", format_args!("{:.0}", outcome.echoed as f64 / outcome.time.as_secs_f64()))
+            .with("sent", outcome.sent)
+            .with("echoed", outcome.echoed)
+            .with("loss_percent", format_args!("{:.3}", outcome.loss() * 100.0))
+            .with("seconds", format_args!("{:.3}", outcome.time.as_secs_f64()));
+        line.add_percentiles("rtt", &mut outcome.round_trips);
+        after.report(&before, &watched, &mut line);
+        self.settings.watched = watched;
+        Ok((outcome, line))
+    }
+
+    fn send(&mut self, flow: usize, count: usize) {
+        let size = self.settings.size;
+        let mut piece = Piece::with_capacity(0, size * count);
+        let stamp = [self.run.to_be_bytes(), (self.start.elapsed().as_nanos() as u64).to_be_bytes()].concat();
+        for _ in 0..count {
+            piece.append(size)[..STAMP].copy_from_slice(&stamp);
+        }
+        let mut batch = self.ring.datagram_batch();
+        batch.set_segment((count > 1).then_some(size as u16));
+        batch.push(piece);
+        self.ring.send_datagrams(&self.flows[flow].socket, batch, 0);
+        self.sends += 1;
+    }
+
+    /// Submits, waits at most `wait`, and takes what came.
+    fn turn(&mut self, wait: Duration, outcome: &mut Outcome) -> anyhow::Result<()> {
+        while let Some(flow) = self.unarmed.pop_front() {
+            self.ring.recv_datagrams(&self.flows[flow].socket, flow as u64);
+        }
+        self.ring.enter(Some(wait), || false)?;
+        let now = self.start.elapsed();
+        let mut received = std::mem::take(&mut self.received);
+        while let Some(completion) = self.ring.next(&mut received) {
+            match completion {
+                // What the system refuses, or ICMP answers, shows as loss.
+                Completion::SentDatagrams { .. } => self.sends -= 1,
+                Completion::Datagrams { user, result, more } => {
+                    let flow = user as usize;
+                    if let Ok(datagrams) = result {
+                        let step = if datagrams.segment > 0 { usize::from(datagrams.segment) } else { usize::MAX };
+                        for datagram in datagrams.payload.chunks(step) {
+                            self.flows[flow].answered = true;
+                            take(datagram, self.run, now, outcome);
+                        }
+                    }
+                    if !more {
+                        self.unarmed.push_back(flow);
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.received = received;
+        Ok(())
+    }
+}
+
+/// Counts an echo of this run; one of an earlier run came too late.
+fn take(datagram: &[u8], run: u64, now: Duration, outcome: &mut Outcome) {
+    let Some((head, rest)) = datagram.split_first_chunk() else { return };
+    let Some(stamp) = rest.first_chunk() else { return };
+    if u64::from_be_bytes(*head) == run {
+        outcome.echoed += 1;
+        outcome.round_trips.add(now.saturating_sub(Duration::from_nanos(u64::from_be_bytes(*stamp))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::peer::datagram::Echo;
+
+    fn settings(to: SocketAddr) -> Settings {
+        let measured = Duration::from_millis(100);
+        Settings { to, size: 200, flows: 3, batch: 1, measured, watched: Vec::new() }
+    }
+
+    fn echo() -> SocketAddr {
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            let echo = Echo::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            tell.send(echo.local_addr().unwrap()).unwrap();
+            echo.serve(|| {}).unwrap();
+        });
+        told.recv().unwrap()
+    }
+
+    #[test]
+    fn every_datagram_of_a_slow_run_comes_back_alone_or_in_batches() {
+        let to = echo();
+        for batch in [1, 5] {
+            let mut client = Client::new(Settings { batch, ..settings(to) }).unwrap();
+            let (outcome, line) = client.measure(1000.0).unwrap();
+            assert!(outcome.sent >= 10 && outcome.sent.is_multiple_of(batch as u64), "{line}");
+            assert_eq!(outcome.echoed, outcome.sent, "{line}");
+            assert_eq!(outcome.round_trips.count(), outcome.sent);
+        }
+    }
+
+    #[test]
+    fn late_echo_of_an_earlier_run_counts_for_none() {
+        let mut outcome = Outcome::default();
+        let datagram = [7u64.to_be_bytes(), 0u64.to_be_bytes()].concat();
+        take(&datagram, 8, Duration::ZERO, &mut outcome);
+        take(&datagram[..15], 7, Duration::ZERO, &mut outcome);
+        assert_eq!(outcome.echoed, 0);
+        take(&datagram, 7, Duration::ZERO, &mut outcome);
+        assert_eq!(outcome.echoed, 1);
+    }
+
+    #[test]
+    fn settings_are_checked_on_both_sides_of_their_edges() {
+        let to = echo();
+        assert!(Client::new(Settings { size: STAMP, ..settings(to) }).is_ok());
+        for bad in [
+            Settings { size: STAMP - 1, ..settings(to) },
+            Settings { flows: 0, ..settings(to) },
+            Settings { batch: 65, ..settings(to) },
+            Settings { batch: 0, ..settings(to) },
+        ] {
+            assert!(Client::new(bad.clone()).is_err(), "{bad:?}");
+        }
+    }
+}

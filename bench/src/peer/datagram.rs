@@ -1,0 +1,89 @@
+//! UDP: every datagram goes back, in batches where it came in batches.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use isthmus_ring::{Completion, PoolConfig, Ring, RingConfig, Socket, UdpOptions};
+
+/// Socket buffers: a burst of the load must fit while we are not running.
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// How long to wait for sends to give their buffers back.
+const STARVED: Duration = Duration::from_millis(1);
+
+/// A ring for datagrams: more buffers at once than a relay's default, so that the load's own ends lose nothing.
+pub(crate) fn ring() -> anyhow::Result<Ring> {
+    let datagram = PoolConfig { provided_max: 64, blocks_max: 2048, ..PoolConfig::DATAGRAM };
+    Ok(Ring::new(RingConfig { sq_entries: 4096, cq_entries: 16_384, datagram, ..RingConfig::small() })?)
+}
+
+/// A socket with GRO and large buffers.
+pub(crate) fn socket(local: SocketAddr) -> anyhow::Result<Socket> {
+    let socket = Socket::udp(local, UdpOptions { gro: true, ..UdpOptions::default() })
+        .with_context(|| format!("cannot bind UDP {local}"))?;
+    // The system may allow less: then more is lost at high rates.
+    let _ = socket.set_buffers(Some(SOCKET_BUFFER), Some(SOCKET_BUFFER));
+    Ok(socket)
+}
+
+/// A UDP echo server on a ring of its own.
+pub struct Echo {
+    ring: Ring,
+    socket: Socket,
+}
+
+impl Echo {
+    /// Binds it, on the thread that will serve.
+    ///
+    /// # Errors
+    /// The number is taken, or there is no io_uring.
+    pub fn bind(listen: SocketAddr) -> anyhow::Result<Self> {
+        Ok(Self { ring: ring()?, socket: socket(listen)? })
+    }
+
+    /// Its address.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Serves until the ring fails; `ready` is called once it does.
+    ///
+    /// # Errors
+    /// The ring's.
+    pub fn serve(mut self, ready: impl FnOnce()) -> anyhow::Result<()> {
+        let mut received = Vec::new();
+        let mut armed = false;
+        let mut ready = Some(ready);
+        loop {
+            let mut starved = false;
+            while let Some(completion) = self.ring.next(&mut received) {
+                let Completion::Datagrams { result, more, .. } = completion else { continue };
+                armed &= more;
+                match result {
+                    Ok(datagrams) => {
+                        let mut batch = self.ring.datagram_batch();
+                        batch.set_to(Some(datagrams.peer));
+                        batch.set_segment((datagrams.segment > 0).then_some(datagrams.segment));
+                        batch.push(datagrams.payload);
+                        self.ring.send_datagrams(&self.socket, batch, 0);
+                    }
+                    // An empty pool, or what ICMP says of a client that is gone.
+                    Err(error) => starved |= error.kind() != ErrorKind::ConnectionRefused,
+                }
+            }
+            if !armed {
+                self.ring.recv_datagrams(&self.socket, 0);
+                armed = true;
+            }
+            self.ring.enter(Some(if starved { STARVED } else { Duration::from_secs(1) }), || false)?;
+            if let Some(ready) = ready.take() {
+                ready();
+            }
+        }
+    }
+}

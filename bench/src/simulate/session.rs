@@ -1,0 +1,111 @@
+//! Dialling, the greeting, and the UDP channels of a new tunnel.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use isthmus_engine::{Caller, Engine, Key};
+use isthmus_proto::Code;
+use isthmus_proto::hello::{self, Hello, Report, Role, Welcome};
+use isthmus_proto::link::{ChannelClock, LinkConfig, Maintain, Side};
+use isthmus_proto::record::ClientHandshake;
+use isthmus_proto::wire::Frame;
+use isthmus_ring::{Family, Socket, UdpOptions};
+use rustls::pki_types::ServerName;
+
+use super::Simulator;
+
+/// Life of a token: longer than any run.
+const TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A report of the usual size.
+pub(super) fn report() -> anyhow::Result<Report> {
+    let json = serde_json::json!({
+        "interfaces": [{ "name": "eth0", "mtu": 1500, "addresses": ["10.0.0.2/24", "fd00::2/64"] }],
+        "gateways": ["10.0.0.1"],
+        "os": "Linux 6.12.0",
+        "version": env!("CARGO_PKG_VERSION"),
+        "policy": ["10.0.0.0/24", "fd00::/64"],
+        "service": "load",
+    });
+    serde_json::from_value(json).context("the report is not valid")
+}
+
+impl Simulator {
+    pub(super) fn dial(&self, engine: &mut Engine) -> anyhow::Result<Key> {
+        let caller = match &self.settings.tls {
+            None => Caller::Plaintext,
+            Some(config) => {
+                let name = ServerName::try_from(hello::SERVER_NAME).context("a relay's name is not valid")?;
+                Caller::Tls(Box::new(ClientHandshake::new(config.clone(), name)?))
+            }
+        };
+        let socket = Socket::tcp(Family::from(self.settings.relay)).context("cannot make a socket")?;
+        Ok(engine.dial_link(socket, self.settings.relay, caller))
+    }
+
+    pub(super) fn say_hello(&mut self, engine: &mut Engine, link: Key) {
+        let Some(tunnel) = self.links.get(&link) else { return };
+        let id = self.settings.names[tunnel.index].clone();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let token = match self.settings.tokens.issue_mediator(&id, TOKEN_TTL, now) {
+            Ok(token) => token,
+            Err(error) => return engine.farewell(link, Code::BadToken, 0, &format!("{error:#}")),
+        };
+        let report = Report { hostname: id.to_string(), ..self.report.clone() };
+        let role = Role::Mediator { id, report: Box::new(report) };
+        let hello = Hello { token, role, udp_channels: self.settings.udp_channels };
+        // Plain data: it always serialises.
+        let json = serde_json::to_vec(&hello).unwrap_or_default();
+        engine.greet(link, &Frame::Hello { version: hello::VERSION, json: &json });
+    }
+
+    pub(super) fn on_welcome(&mut self, engine: &mut Engine, link: Key, frame: Frame<'_>) {
+        if let Err(error) = self.accept_welcome(engine, link, frame) {
+            engine.farewell(link, Code::ProtocolError, 0, &format!("{error:#}"));
+        }
+    }
+
+    fn accept_welcome(&mut self, engine: &mut Engine, link: Key, frame: Frame<'_>) -> anyhow::Result<()> {
+        let Frame::Welcome { json, .. } = frame else { bail!("the relay's first frame is no welcome") };
+        let welcome: Welcome = serde_json::from_slice(json).context("the relay's welcome is not valid")?;
+        let millis = |ms: u32| Duration::from_millis(u64::from(ms.max(1)));
+        let dead = millis(welcome.dead_ms);
+        let maintain = Maintain::Caller { interval: millis(welcome.keepalive_tcp_ms), dead };
+        engine.establish(link, LinkConfig { side: Side::Responder, ports_max: welcome.ports_max, maintain });
+        let clock = ChannelClock::new(millis(welcome.keepalive_udp_ms), dead);
+        if let Err(error) = self.open_channels(engine, link, &welcome, clock) {
+            tracing::warn!("without UDP channels: {error:#}");
+            *self.figures.ended.entry("no-channels").or_default() += 1;
+        }
+        if let Some(tunnel) = self.links.get_mut(&link) {
+            tunnel.up = true;
+            self.dialling -= 1;
+            self.figures.up += 1;
+            self.figures.came_up += 1;
+            self.figures.handshakes.add(engine.now().since(self.dialled[tunnel.index]));
+        }
+        self.dial_more(engine);
+        Ok(())
+    }
+
+    /// Plaintext mode's channels have their secret in the welcome; nothing here needs them, and none are opened.
+    fn open_channels(
+        &self,
+        engine: &mut Engine,
+        link: Key,
+        welcome: &Welcome,
+        clock: ChannelClock,
+    ) -> anyhow::Result<()> {
+        let Some(secret) = engine.udp_secret(link) else { return Ok(()) };
+        let relay = self.settings.relay;
+        let any: SocketAddr = if relay.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+        for &id in &welcome.channels {
+            let options = UdpOptions { gro: true, ..UdpOptions::default() };
+            let socket = Socket::udp(any, options).context("cannot make a UDP socket")?;
+            socket.connect_udp(relay).with_context(|| format!("no route for UDP to {relay}"))?;
+            engine.add_caller_channel(link, socket, welcome.shard, id, &secret, clock)?;
+        }
+        Ok(())
+    }
+}

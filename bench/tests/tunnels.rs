@@ -1,0 +1,145 @@
+//! Simulated mediators at a real relay, and operations through each of them.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use isthmus_bench::names::{Names, numbered};
+use isthmus_bench::simulate::{self, Answer, Settings};
+use isthmus_bench::{operate, usage};
+use isthmus_proto::record::{Trust, client_config};
+use isthmus_relay::config::{Invocation, parse};
+use isthmus_relay::trust::{State, TerminalScope};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const COUNT: usize = 20;
+
+/// Starts a relay on a thread that lasts as long as the test's process, and tells its address.
+fn relay(state: &Path) -> SocketAddr {
+    let line = ["isthmus-relay", "--listen", "127.0.0.1:0", "--shards", "2", "--state"].map(str::to_owned);
+    let words: Vec<_> = line.into_iter().chain([state.display().to_string()]).collect();
+    let Ok(Invocation::Run(config)) = parse(words) else { panic!("the relay's command line has changed") };
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        let spawned = isthmus_relay::run::run_with(*config, |shared, seats| {
+            let shards = isthmus_relay::shard::spawn(shared, seats)?;
+            tell.send(shards.listen)?;
+            Ok(shards)
+        });
+        spawned.unwrap();
+    });
+    told.recv_timeout(PATIENCE).unwrap()
+}
+
+struct World {
+    relay: SocketAddr,
+    state: State,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let state = State::open(&path).unwrap();
+        Self { relay: relay(&path), state, _folder: folder }
+    }
+
+    fn settings(&self, answer: Answer) -> Settings {
+        Settings {
+            relay: self.relay,
+            tls: Some(client_config(Trust::Pin(self.state.fingerprint().0)).unwrap()),
+            tokens: self.state.tokens().clone(),
+            names: numbered("m", 0, COUNT).unwrap(),
+            udp_channels: 1,
+            at_once: 4,
+            answer,
+            patience: PATIENCE,
+            hold: None,
+        }
+    }
+
+    fn terminal(&self, mediators: Names) -> operate::Settings {
+        let scope = TerminalScope {
+            name: "bench".into(),
+            mediators: "m*".parse().unwrap(),
+            operations: None,
+            destinations: None,
+        };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let token = self.state.tokens().issue_terminal(&scope, Duration::from_secs(3600), now).unwrap();
+        let trust = isthmus_terminal::Trust::Pin(self.state.fingerprint().0);
+        operate::Settings {
+            config: isthmus_terminal::Config::new(self.relay.to_string(), trust, token).udp_channels(0),
+            mediators,
+            at_once: 7,
+            to: "10.0.0.1:7".parse().unwrap(),
+            bytes: 100_000,
+            patience: PATIENCE,
+        }
+    }
+}
+
+/// Mediators that stay for as long as the test's process does.
+fn mediators(settings: Settings) {
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || simulate::run(settings, |figures| tell.send(figures.line().to_string()).unwrap()));
+    let line = told.recv_timeout(PATIENCE).unwrap();
+    assert!(line.starts_with(&format!("up={COUNT} came_up={COUNT} all_up_s=")), "{line}");
+    assert!(!line.contains("ended_"), "{line}");
+}
+
+fn operations(settings: &operate::Settings) -> operate::Outcome {
+    tokio::runtime::Runtime::new().unwrap().block_on(operate::run(settings)).unwrap()
+}
+
+#[test]
+fn every_simulated_mediator_echoes_for_a_terminal() {
+    let world = World::new();
+    mediators(world.settings(Answer::Echo));
+    for names in [Names::All, Names::Given(numbered("m", 0, COUNT).unwrap())] {
+        let outcome = operations(&world.terminal(names));
+        assert_eq!((outcome.asked, outcome.answered), (COUNT, COUNT), "{:?}", outcome.failed);
+        assert_eq!(outcome.echo.count(), COUNT as u64);
+    }
+    let outcome = operations(&world.terminal(Names::Given(numbered("m", COUNT - 1, 2).unwrap())));
+    assert_eq!((outcome.asked, outcome.answered), (2, 1), "one of them does not exist");
+}
+
+#[test]
+fn refusing_mediators_are_counted_as_unanswered_with_the_reason() {
+    let world = World::new();
+    mediators(world.settings(Answer::Refuse));
+    let outcome = operations(&world.terminal(Names::All));
+    assert_eq!((outcome.asked, outcome.answered), (COUNT, 0));
+    assert_eq!(outcome.failed.values().sum::<usize>(), COUNT);
+    assert!(outcome.failed.keys().all(|why| why.contains("refused the connection")), "{:?}", outcome.failed);
+}
+
+#[test]
+fn mediators_end_their_hold_with_all_tunnels_up() {
+    let world = World::new();
+    let settings = Settings { hold: Some(Duration::from_millis(100)), ..world.settings(Answer::Echo) };
+    let figures = simulate::run(settings, |_| {}).unwrap();
+    assert_eq!((figures.up, figures.came_up), (COUNT, COUNT as u64));
+    assert!(figures.ended.is_empty(), "{:?}", figures.ended);
+}
+
+#[test]
+fn mediators_that_cannot_reach_the_relay_say_why() {
+    let world = World::new();
+    // A number that was free a moment ago, and that nobody listens on.
+    let relay = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let settings = Settings { relay, patience: Duration::from_millis(300), ..world.settings(Answer::Echo) };
+    let error = simulate::run(settings, |_| {}).unwrap_err().to_string();
+    assert!(error.contains("up=0") && error.contains("ended_connection-lost="), "{error}");
+}
+
+#[test]
+fn descriptors_are_refused_beyond_the_limit_and_granted_below_it() {
+    usage::raise_descriptors(100).unwrap();
+    let error = usage::raise_descriptors(1 << 60).unwrap_err().to_string();
+    assert!(error.contains("ulimit -Hn"), "{error}");
+}

@@ -1,0 +1,172 @@
+//! Receive windows: that they grow for who reads fast, and only for him; and the budget that they share.
+
+use std::time::Duration;
+
+use isthmus_proto::Code;
+use isthmus_proto::limits::{
+    FRAME_PAYLOAD_MAX, LINK_WINDOW_SUM_MAX, PORTS_MAX, WINDOW_EARLY, WINDOW_MAX, WINDOW_START,
+};
+use isthmus_proto::link::{Input, Slot};
+
+use crate::pair::{Pair, TCP, data};
+
+/// One stream from the requester to the responder.
+struct Stream {
+    near: Slot,
+    far: Slot,
+    sent: usize,
+    consumed: usize,
+}
+
+impl Stream {
+    fn all(pair: &mut Pair, count: usize) -> Vec<Self> {
+        (0..count)
+            .map(|_| {
+                let (near, far) = pair.opened(TCP);
+                Self { near, far, sent: 0, consumed: 0 }
+            })
+            .collect()
+    }
+
+    /// Sends all that credit allows, up to `most` bytes in all.
+    fn fill(&mut self, pair: &mut Pair, most: usize) {
+        while self.sent < most && pair.requester.room(self.near) > 0 {
+            let len = pair.requester.room(self.near).min(FRAME_PAYLOAD_MAX).min(most - self.sent);
+            pair.requester.enqueue(self.near, data(self.near, len), pair.now);
+            self.sent += len;
+        }
+    }
+
+    fn consume(&mut self, pair: &mut Pair, most: usize) {
+        let n = most.min(self.sent - self.consumed);
+        pair.responder.consumed(self.far, n, pair.now);
+        self.consumed += n;
+    }
+
+    /// Bytes that the sender may have on the way or unread at the reader.
+    fn ahead(&self, pair: &Pair) -> usize {
+        self.sent + pair.requester.room(self.near) - self.consumed
+    }
+}
+
+/// A round trip in which each reader reads up to `bytes`.
+fn round(pair: &mut Pair, streams: &mut [Stream], bytes: usize) {
+    pair.wait(Duration::from_millis(50));
+    for stream in &mut *streams {
+        stream.fill(pair, usize::MAX);
+    }
+    pair.to_responder();
+    for stream in &mut *streams {
+        stream.consume(pair, bytes);
+    }
+    pair.to_requester();
+}
+
+#[test]
+fn window_grows_to_its_maximum_for_a_fast_reader_and_not_beyond() {
+    let mut pair = Pair::new();
+    let mut streams = Stream::all(&mut pair, 1);
+    for _ in 0..12 {
+        round(&mut pair, &mut streams, usize::MAX);
+        assert!(streams[0].ahead(&pair) <= WINDOW_MAX as usize);
+    }
+    assert!(streams[0].ahead(&pair) > WINDOW_MAX as usize / 4 * 3, "{}", streams[0].ahead(&pair));
+}
+
+#[test]
+fn window_does_not_grow_for_a_slow_reader() {
+    let mut pair = Pair::new();
+    let mut streams = Stream::all(&mut pair, 1);
+    for _ in 0..100 {
+        round(&mut pair, &mut streams, 8000);
+        assert!(streams[0].ahead(&pair) <= WINDOW_START as usize);
+    }
+    assert_eq!(streams[0].consumed, 800_000);
+}
+
+#[test]
+fn a_stalled_reader_gets_its_first_window_and_nothing_more() {
+    let mut pair = Pair::new();
+    let mut streams = Stream::all(&mut pair, 1);
+    for _ in 0..20 {
+        round(&mut pair, &mut streams, 0);
+    }
+    assert!(streams[0].sent <= WINDOW_START as usize);
+    assert!(streams[0].sent > WINDOW_START as usize - 64, "{}", streams[0].sent);
+}
+
+#[test]
+fn windows_of_a_link_share_one_budget() {
+    let mut pair = Pair::new();
+    let mut streams = Stream::all(&mut pair, 4);
+    for _ in 0..12 {
+        round(&mut pair, &mut streams, usize::MAX);
+        let sum: usize = streams.iter().map(|stream| stream.ahead(&pair)).sum();
+        assert!(sum <= (LINK_WINDOW_SUM_MAX + 4 * WINDOW_EARLY) as usize, "{sum}");
+    }
+    let sum: usize = streams.iter().map(|stream| stream.ahead(&pair)).sum();
+    assert!(sum > LINK_WINDOW_SUM_MAX as usize / 4 * 3, "it is used: {sum}");
+}
+
+#[test]
+fn the_first_port_beyond_the_budget_gets_the_early_window_and_an_ended_one_gives_its_share_back() {
+    let full = (LINK_WINDOW_SUM_MAX / (WINDOW_START - WINDOW_EARLY)) as usize;
+    let mut pair = Pair::new();
+    let streams = Stream::all(&mut pair, full + 1);
+    let room = |pair: &Pair, n: usize| pair.requester.room(streams[n].near);
+    assert_eq!(room(&pair, full - 1), WINDOW_START as usize);
+    assert_eq!(room(&pair, full), WINDOW_EARLY as usize);
+    pair.requester.reset(streams[0].near, Code::Closed);
+    pair.to_responder();
+    let next = Stream::all(&mut pair, 1);
+    assert_eq!(pair.requester.room(next[0].near), WINDOW_START as usize);
+}
+
+#[test]
+fn streams_without_a_share_of_the_budget_still_move_whatever_sizes_are_sent_and_read() {
+    const STREAMS: usize = 260;
+    const BYTES: usize = 70_000;
+    let mut pair = Pair::new();
+    let mut streams = Stream::all(&mut pair, STREAMS);
+    // Whole frames are sent without a look at the room, as by a driver that has read them already.
+    for stream in &mut streams {
+        while stream.sent < BYTES {
+            let len = FRAME_PAYLOAD_MAX.min(BYTES - stream.sent);
+            pair.requester.enqueue(stream.near, data(stream.near, len), pair.now);
+            stream.sent += len;
+        }
+        pair.requester.finish(stream.near);
+    }
+    let mut finished = 0;
+    for step in 0.. {
+        pair.wait(Duration::from_millis(10));
+        let inputs = pair.to_responder();
+        let mut moved = false;
+        for input in inputs {
+            match input {
+                Input::Data { slot, mut len, .. } => {
+                    moved = true;
+                    while len > 0 {
+                        let n = len.min(1 + step * 977 % 9000);
+                        pair.responder.consumed(slot, n, pair.now);
+                        len -= n;
+                    }
+                }
+                Input::Fin { .. } => finished += 1,
+                _ => {}
+            }
+        }
+        pair.to_requester();
+        if finished == STREAMS {
+            break;
+        }
+        assert!(moved, "stuck after {step} steps with {finished} of {STREAMS} done");
+    }
+    assert_eq!(pair.requester.queued(), 0);
+}
+
+#[test]
+fn the_documented_bound_of_a_links_memory_holds_by_arithmetic() {
+    let most = u64::from(LINK_WINDOW_SUM_MAX) + u64::from(PORTS_MAX) * u64::from(WINDOW_EARLY);
+    assert_eq!(most, 8 * 1024 * 1024 + 16_384 * 16 * 1024);
+}

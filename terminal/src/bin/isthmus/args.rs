@@ -1,0 +1,156 @@
+//! The command line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use isthmus_terminal::MediatorId;
+
+use crate::spec::ForwardSpec;
+
+/// Use machines in a private network, by way of a relay and the mediator that lives there.
+#[derive(Parser)]
+#[command(name = "isthmus", version)]
+pub(crate) struct Args {
+    /// The relay's service port
+    #[arg(long, global = true, value_name = "HOST:PORT", env = "ISTHMUS_RELAY")]
+    pub(crate) relay: Option<String>,
+
+    /// The relay's fingerprint, as `isthmus-relay fingerprint` prints it
+    #[arg(long, global = true, value_name = "FINGERPRINT", env = "ISTHMUS_PIN")]
+    pub(crate) pin: Option<String>,
+
+    /// Trust certificates of this authority (PEM) instead of a fingerprint
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+
+    /// The token that `isthmus-relay token --terminal` gave
+    #[arg(long, global = true, value_name = "TOKEN", env = "ISTHMUS_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+
+    /// Read the token from a file
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+
+    /// No TLS; the relay must want that too. For benchmarks and closed networks only
+    #[arg(long, global = true)]
+    pub(crate) plaintext: bool,
+
+    /// UDP channels to the relay
+    #[arg(long, global = true, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=16))]
+    pub(crate) udp_channels: u8,
+
+    /// What to log on the standard error: error, warn, info, debug or trace
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn")]
+    pub(crate) log: String,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Tell all about a mediator
+    Info {
+        /// Its name
+        mediator: MediatorId,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the mediators that the token names and that are connected
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make ports of this machine lead to hosts in the private network
+    Forward {
+        /// The mediator's name
+        mediator: MediatorId,
+        /// [LOCAL:]PORT:HOST:PORT; LOCAL is 127.0.0.1 if not given, PORT 0 takes a free one
+        #[arg(short = 'L', value_name = "SPEC", required = true)]
+        local: Vec<ForwardSpec>,
+        /// UDP rather than TCP
+        #[arg(short = 'U', long)]
+        udp: bool,
+    },
+    /// Make a port of the mediator lead to this machine's side
+    Listen {
+        /// The mediator's name
+        mediator: MediatorId,
+        /// Where the mediator listens; 0.0.0.0 for all its addresses, port 0 for a free one
+        #[arg(value_name = "IP:PORT")]
+        at: SocketAddr,
+        /// Where connections lead, seen from here
+        #[arg(long, value_name = "HOST:PORT")]
+        to: String,
+        /// Exactly that port number, or an error; else the first free one from it on
+        #[arg(long)]
+        obligatory: bool,
+    },
+    /// Join the standard input and output to a host in the private network
+    Nc {
+        /// The mediator's name
+        mediator: MediatorId,
+        /// The host's IP address
+        host: IpAddr,
+        /// Its port number
+        port: u16,
+        /// UDP: each read of the standard input is a datagram
+        #[arg(short, long)]
+        udp: bool,
+        /// With -u: over UDP channels rather than the TCP channel
+        #[arg(long, requires = "udp")]
+        redirect: bool,
+        /// With -u: how long to wait for answers after the input's end
+        #[arg(short, long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
+        wait: Duration,
+    },
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let bad = || format!("'{text}' is no number of seconds");
+    text.parse::<f64>().ok().and_then(|n| Duration::try_from_secs_f64(n).ok()).ok_or_else(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_behind_the_command() {
+        for line in [
+            "isthmus --relay r:1 --plaintext forward cpe-1 -L 0:10.0.0.5:22 -L 1:10.0.0.6:23 -U",
+            "isthmus forward cpe-1 -L 0:10.0.0.5:22 -L 1:10.0.0.6:23 -U --relay r:1 --plaintext",
+        ] {
+            let args = Args::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(args.relay.as_deref(), Some("r:1"));
+            assert!(args.plaintext);
+            assert!(matches!(args.command, Command::Forward { local, udp: true, .. } if local.len() == 2));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for line in [
+            "isthmus forward cpe-1",
+            "isthmus info -bad",
+            "isthmus nc cpe-1 10.0.0.5 22 --redirect",
+            "isthmus nc cpe-1 host 22",
+            "isthmus nc cpe-1 10.0.0.5 22 -u -w -1",
+            "isthmus listen cpe-1 8080 --to a:1",
+            "isthmus --udp-channels 17 list",
+        ] {
+            assert!(Args::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}
