@@ -15,11 +15,13 @@
 //! event: a line of output, a listening socket, the end of a process; each with a bound, and a failure
 //! shows what the processes said. Failing is by panic, since the callers are tests.
 
+mod loopback;
 mod parties;
 mod process;
 mod program;
 mod world;
 
+pub use loopback::{Loopback, word_after};
 pub use parties::{Agent, Keys, Relay, SERVICE, Terminal};
 pub use process::{Finished, Process};
 pub use program::{have, program};

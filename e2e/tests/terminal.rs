@@ -125,24 +125,3 @@ fn nc_carries_standard_input_and_output_and_names_refusals() {
     let refused = terminal.run(&world, &["nc", "cpe", "10.77.0.3", "9"]).failed().all();
     assert!(refused.contains("refused"), "{refused}");
 }
-
-#[test]
-fn socks_serves_an_unmodified_curl() {
-    let Some(world) = World::new() else { return };
-    if !have("curl") {
-        return;
-    }
-    let (keys, _relay, _agent) = tunnel(&world);
-    let files = tempfile::tempdir().expect("a temporary directory");
-    let content = noise(13, 1 << 20);
-    std::fs::write(files.path().join("file"), &content).expect("a file");
-    let dir = files.path().to_str().expect("a plain path");
-    let _http = world.serve(Ns::Host, &["http", "10.77.0.3:80", "--dir", dir]);
-    let _socks = Terminal::new(&keys).spawn(&world, &["socks", "cpe", "--listen", "127.0.0.1:1080"]);
-    world.wait_listening(Ns::Public, Proto::Tcp, 1080);
-    let curl = ["-sS", "-f", "-m", "50", "--socks5", "127.0.0.1:1080"];
-    let got = world.run(Ns::Public, "curl", &[&curl[..], &["http://10.77.0.3/file"]].concat()).ok().stdout;
-    assert!(got == content, "{} bytes, and not those that were sent", got.len());
-    let refused = world.run(Ns::Public, "curl", &[&curl[..], &["http://10.77.0.3:9/"]].concat()).failed().stderr;
-    assert!(refused.to_lowercase().contains("socks5"), "{refused}");
-}

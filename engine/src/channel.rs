@@ -336,7 +336,8 @@ impl Engine {
         channel.newest = channel.newest.max(header.packet);
         if let Some((clock, timer)) = &mut channel.clock {
             clock.heard(now);
-            let deadline = clock.deadline();
+            // A channel that works now is told by its timer, which is therefore due at once.
+            let deadline = if channel.told_live { clock.deadline() } else { now };
             self.timers.set(*timer, deadline);
         }
         let link = channel.link;

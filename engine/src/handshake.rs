@@ -198,7 +198,11 @@ impl Engine {
     fn fail_handshake(&mut self, control: &mut impl Control, key: Key, error: &HandshakeError) {
         // An alert may be queued: it goes out before the end.
         self.flush_link(control, key);
-        self.end_link(control, key, Code::TlsFailed, &error.to_string(), 0);
+        let code = match error {
+            HandshakeError::Alert(rustls::AlertDescription::InsufficientSecurity) => Code::PlaintextRefused,
+            _ => Code::TlsFailed,
+        };
+        self.end_link(control, key, code, &error.to_string(), 0);
     }
 
     fn begin_plaintext(&mut self, control: &mut impl Control, key: Key) {

@@ -81,9 +81,10 @@ pub struct Engine {
     /// Which destinations a mediator allows.
     destination_filter: Option<Box<dyn Fn(std::net::SocketAddr) -> bool>>,
     dirty: turn::Dirty,
-    /// Sockets to be closed once every operation on them has been submitted: a number that is free
-    /// again before that could make a queued operation reach another socket. Whether to shut down first.
-    graveyard: Vec<(isthmus_ring::Socket, bool)>,
+    /// Sockets to be shut down and closed once every operation on them has been submitted: a farewell
+    /// must still go out, and a descriptor that is free again earlier could make an operation reach
+    /// another socket.
+    graveyard: Vec<isthmus_ring::Socket>,
     /// Scratch for received pieces.
     received: Vec<Piece>,
     /// What happened, counted.

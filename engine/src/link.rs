@@ -152,7 +152,7 @@ impl Engine {
             ended.extend(link.live().map(|(slot, owner)| (slot, Key::from_bits(owner))));
         }
         // Dropping a socket with an armed receive would not close it: the other end is told.
-        self.graveyard.push((io.socket, true));
+        self.graveyard.push(io.socket);
         for (slot, owner) in ended {
             self.end_port_owner(control, key, slot, owner, Code::PeerGone);
         }

@@ -119,7 +119,7 @@ impl Engine {
         let (link, slot) = (stream.link, stream.slot);
         let failed = result.is_err();
         if failed && let Some(stream) = self.streams.remove(key) {
-            self.graveyard.push((stream.socket, false));
+            self.ring.close(stream.socket);
         }
         control.on_event(self, Event::Connected { stream: key, link, slot, result });
         if !failed {
@@ -332,7 +332,7 @@ impl Engine {
             self.ring.cancel(op);
         }
         let tag = stream.tag;
-        self.graveyard.push((stream.socket, false));
+        self.ring.close(stream.socket);
         control.on_event(self, Event::StreamEnded { stream: key, tag, code });
     }
 

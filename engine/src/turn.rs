@@ -50,12 +50,6 @@ impl Engine {
     /// The ring failed: the thread cannot go on.
     pub fn turn(&mut self, control: &mut impl Control) -> std::io::Result<()> {
         self.counts.turns += 1;
-        for (socket, shutdown) in self.graveyard.drain(..) {
-            if shutdown {
-                // Gone already: nobody is left to be told.
-                let _ = socket.shutdown_both();
-            }
-        }
         self.now = Instant(self.start.elapsed().as_nanos() as u64 + 1);
         for _ in 0..COMPLETIONS_MAX {
             let mut received = std::mem::take(&mut self.received);
@@ -69,6 +63,13 @@ impl Engine {
         self.run_timers(control);
         self.retry_starved();
         self.flush(control);
+        if !self.graveyard.is_empty() {
+            self.ring.enter(Some(Duration::ZERO), || true)?;
+            for socket in self.graveyard.drain(..) {
+                // One that is gone already has nobody left to be told.
+                let _ = socket.shutdown_both();
+            }
+        }
         let timeout = self.sleep_for();
         self.ring.enter(Some(timeout), || control.has_work())
     }
@@ -186,7 +187,7 @@ impl Engine {
             if let Some(op) = listener.op {
                 self.ring.cancel(op);
             }
-            self.graveyard.push((listener.socket, true));
+            self.graveyard.push(listener.socket);
         }
     }
 

@@ -148,7 +148,7 @@ impl Engine {
             if let Some(op) = udp.op {
                 self.ring.cancel(op);
             }
-            self.graveyard.push((udp.socket, false));
+            self.ring.close(udp.socket);
         }
     }
 

@@ -103,8 +103,7 @@ fn decode(bytes: &[u8]) -> Result<Frame<'_>, DecodeError> {
 
 fn addr() -> impl Strategy<Value = SocketAddr> {
     let v4 = any::<(u32, u16)>().prop_map(|(ip, port)| SocketAddr::from((Ipv4Addr::from(ip), port)));
-    let v6 = any::<(u128, u16)>()
-        .prop_map(|(ip, port)| SocketAddr::from((Ipv6Addr::from(ip).to_canonical(), port)));
+    let v6 = any::<(u128, u16)>().prop_map(|(ip, port)| SocketAddr::from((Ipv6Addr::from(ip).to_canonical(), port)));
     prop_oneof![v4, v6]
 }
 

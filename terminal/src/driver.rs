@@ -9,7 +9,7 @@ use isthmus_proto::Code;
 use isthmus_proto::link::{LinkConfig, Maintain, Side};
 use isthmus_proto::record::{Opened, RecordError, Session, parse_header};
 use isthmus_proto::wire::Frame;
-use tokio::io::Interest;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -24,8 +24,8 @@ use crate::{Config, Error};
 /// Bytes of one read: several records, so that the cost of a wake-up is shared.
 const READ_MAX: usize = 256 * 1024;
 
-/// How long the last records may take to leave.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long the last records may take to arrive.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Starts the driver of a greeted connection.
 ///
@@ -68,6 +68,7 @@ struct EndOnDrop(Arc<Shared>);
 impl Drop for EndOnDrop {
     fn drop(&mut self) {
         self.0.end(Error::Closed);
+        self.0.finish();
     }
 }
 
@@ -87,6 +88,7 @@ impl Driver {
         // First those who wait, then the relay: it may be slow to take the last bytes.
         shared.end(error);
         self.say_goodbye().await;
+        shared.finish();
     }
 
     /// Until the connection ends, or (`Ok`) nobody needs it any more.
@@ -124,21 +126,28 @@ impl Driver {
         }
     }
 
-    /// Writes one batch, or what is left of it.
+    /// Writes what is left of the last batch, and the next one as far as the socket takes it.
     fn flush(&mut self) -> Result<(), Error> {
-        if self.egress.unwritten().is_empty() {
-            if self.session.key_update_due() {
-                self.egress.write_key_update(&mut self.session).map_err(Error::protocol)?;
-            }
-            let tail = self.session.tail();
-            let egress = &mut self.egress;
-            self.shared.with(|state| {
-                egress.gather(state, tail);
-                // From here on, whoever adds to the link wakes us; unless we come back by ourselves.
-                state.driver_awake = egress.has_more();
-            });
-            self.egress.seal(&mut self.session).map_err(Error::protocol)?;
+        self.write()?;
+        if !self.egress.unwritten().is_empty() {
+            return Ok(());
         }
+        if self.session.key_update_due() {
+            self.egress.write_key_update(&mut self.session).map_err(Error::protocol)?;
+        }
+        let tail = self.session.tail();
+        let egress = &mut self.egress;
+        self.shared.with(|state| {
+            egress.gather(state, tail);
+            // From here on, whoever adds to the link wakes us; unless we come back by ourselves. Between two
+            // batches this must always be decided anew, with the link empty or `has_more` true.
+            state.driver_awake = egress.has_more();
+        });
+        self.egress.seal(&mut self.session).map_err(Error::protocol)?;
+        self.write()
+    }
+
+    fn write(&mut self) -> Result<(), Error> {
         if self.egress.unwritten().is_empty() {
             return Ok(());
         }
@@ -226,10 +235,17 @@ impl Driver {
         if !self.alerted && self.write_goodbye().is_err() {
             return;
         }
-        let write = tokio::io::AsyncWriteExt::write_all(&mut self.socket, self.egress.unwritten());
-        if let Ok(Ok(())) = tokio::time::timeout(FAREWELL, write).await {
-            let _ = tokio::io::AsyncWriteExt::shutdown(&mut self.socket).await;
-        }
+        let Self { socket, egress, input, .. } = self;
+        let leave = async {
+            socket.write_all(egress.unwritten()).await?;
+            socket.shutdown().await?;
+            // To close while something unread lies here or is on its way would be a reset, which takes what
+            // we have sent along (RFC 1122 4.2.2.13). The relay closes when it has read our goodbye.
+            while socket.read(input).await? > 0 {}
+            io::Result::Ok(())
+        };
+        // Too late, or gone already: nothing more can be done.
+        let _ = tokio::time::timeout(FAREWELL, leave).await;
     }
 
     fn write_goodbye(&mut self) -> Result<(), RecordError> {

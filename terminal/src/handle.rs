@@ -28,6 +28,13 @@ impl Handle {
     pub(crate) fn shared(&self) -> &Shared {
         &self.0.0
     }
+
+    /// Gives this share back and waits for the driver's end.
+    pub(crate) async fn close(self) {
+        let shared = self.0.0.clone();
+        drop(self);
+        shared.finished().await;
+    }
 }
 
 /// A share of a port. When the last one is dropped, the port ends.

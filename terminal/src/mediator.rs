@@ -232,6 +232,12 @@ impl Mediator {
         })
     }
 
+    /// Drops this handle and waits until the connection has ended in order: everything written has arrived at
+    /// the relay. Waits for the other clones and all sockets to be dropped; a program calls it before it ends.
+    pub async fn close(self) {
+        self.handle.close().await;
+    }
+
     /// Whether the connection is gone.
     pub fn is_closed(&self) -> bool {
         self.handle.shared().with(|state| state.ended.is_some())

@@ -17,7 +17,7 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// Wakes the driver.
     wake: Notify,
-    /// Told when the connection ended.
+    /// Told when the connection ended, and when its driver did.
     ended: Notify,
     origin: tokio::time::Instant,
     pub(crate) channels: Channels,
@@ -99,14 +99,29 @@ impl Shared {
         self.ended.notify_waiters();
     }
 
+    /// The driver has done its last.
+    pub(crate) fn finish(&self) {
+        self.with(|state| state.finished = true);
+        self.ended.notify_waiters();
+    }
+
     /// Until the connection is gone; gives why.
     pub(crate) async fn ended(&self) -> Error {
+        self.until(|state| state.ended.clone()).await
+    }
+
+    /// Until the driver has done its last.
+    pub(crate) async fn finished(&self) {
+        self.until(|state| state.finished.then_some(())).await;
+    }
+
+    async fn until<T>(&self, mut look: impl FnMut(&State) -> Option<T>) -> T {
         let mut notified = std::pin::pin!(self.ended.notified());
         loop {
             // Enabled before the look, so that an end in between is not missed.
             notified.as_mut().enable();
-            if let Err(error) = self.with(|state| state.check()) {
-                return error;
+            if let Some(found) = self.with(|state| look(state)) {
+                return found;
             }
             notified.as_mut().await;
             notified.set(self.ended.notified());

@@ -82,7 +82,10 @@ fn alert_text(alert: AlertDescription) -> String {
         | A::AccessDenied => format!(
             "the peer refused our certificate: its pin or CA does not match this relay, or the certificate has expired ({alert:?}); give it what `isthmus-relay fingerprint` prints"
         ),
-        A::ProtocolVersion | A::HandshakeFailure | A::InsufficientSecurity => {
+        A::InsufficientSecurity => {
+            "the peer does not want TLS: it was started with --plaintext; give that on both sides or on none".into()
+        }
+        A::ProtocolVersion | A::HandshakeFailure => {
             format!("the peer does not speak TLS 1.3 with our suites ({alert:?}); upgrade it")
         }
         A::NoApplicationProtocol => {

@@ -131,9 +131,9 @@ fn udp_errors_of_a_flood_are_told_as_far_as_they_are_read() {
     for _ in 0..10_000 {
         pair.responder.udp_error(far, Code::Refused, addr(9));
     }
-    let told = pair.to_requester().len();
+    let told = pair.tell_requester().len();
     assert!((100..1000).contains(&told), "{told}");
     assert!(!pair.responder.is_overrun());
     pair.responder.udp_error(far, Code::Refused, addr(9));
-    assert_eq!(pair.to_requester().len(), 1);
+    assert_eq!(pair.tell_requester().len(), 1);
 }

@@ -42,19 +42,19 @@ impl Pair {
     }
 
     /// Carries all that the requester has to send.
-    pub(crate) fn to_responder(&mut self) -> Vec<Input<'static>> {
+    pub(crate) fn tell_responder(&mut self) -> Vec<Input<'static>> {
         deliver(&mut self.responder, emit(&mut self.requester), self.now).unwrap()
     }
 
     /// Carries all that the responder has to send.
-    pub(crate) fn to_requester(&mut self) -> Vec<Input<'static>> {
+    pub(crate) fn tell_requester(&mut self) -> Vec<Input<'static>> {
         deliver(&mut self.requester, emit(&mut self.responder), self.now).unwrap()
     }
 
     /// Asks for a port; the responder takes it and does not answer yet. Gives both ends' slots.
     pub(crate) fn asked(&mut self, flags: OpenFlags) -> (Slot, Slot) {
         let near = self.requester.open(ASKER, 1, flags, UNSPECIFIED, None, self.now).unwrap();
-        let inputs = self.to_responder();
+        let inputs = self.tell_responder();
         let far = inputs
             .iter()
             .find_map(|input| match input {
@@ -70,7 +70,7 @@ impl Pair {
     pub(crate) fn opened(&mut self, flags: OpenFlags) -> (Slot, Slot) {
         let (near, far) = self.asked(flags);
         self.responder.answer(far, RequestKind::Open, 1, Code::Ok, Some(addr(1000)));
-        self.to_requester();
+        self.tell_requester();
         (near, far)
     }
 

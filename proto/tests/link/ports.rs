@@ -14,13 +14,13 @@ fn half_closed_stream_still_carries_the_other_direction() {
     pair.requester.finish(near);
     assert!(!pair.requester.enqueue(near, data(near, 1), pair.now), "nothing is sent after FIN");
     assert_eq!(
-        pair.to_responder(),
+        pair.tell_responder(),
         [Input::Data { owner: DOER, slot: far, len: 10 }, Input::Fin { owner: DOER, slot: far, over: false }]
     );
     pair.responder.enqueue(far, data(far, 20), pair.now);
     pair.responder.finish(far);
     assert_eq!(
-        pair.to_requester(),
+        pair.tell_requester(),
         [Input::Data { owner: ASKER, slot: near, len: 20 }, Input::Fin { owner: ASKER, slot: near, over: true }]
     );
     assert_eq!(pair.ports(), (0, 0));
@@ -47,7 +47,7 @@ fn reset_drops_what_is_queued_and_is_never_an_orderly_end() {
     pair.requester.finish(near);
     pair.requester.reset(near, Code::Reset);
     assert_eq!(pair.requester.queued(), 0);
-    assert_eq!(pair.to_responder(), [Input::Reset { owner: DOER, code: Code::Reset }]);
+    assert_eq!(pair.tell_responder(), [Input::Reset { owner: DOER, code: Code::Reset }]);
     assert_eq!(pair.responder.owner(far), None);
     assert_eq!(pair.ports(), (0, 0));
 }
@@ -71,7 +71,7 @@ fn reused_place_has_a_newer_identifier_that_late_frames_do_not_reach() {
     let mut pair = Pair::new();
     let (old, old_far) = pair.opened(TCP);
     pair.requester.reset(old, Code::Closed);
-    pair.to_responder();
+    pair.tell_responder();
     let (new, far) = pair.opened(TCP);
     assert_eq!(new.id().index(), old.id().index(), "the place is reused");
     assert_ne!(new.id(), old.id());
@@ -85,7 +85,7 @@ fn reused_place_has_a_newer_identifier_that_late_frames_do_not_reach() {
     pair.responder.reset(old_far, Code::Reset);
     pair.requester.finish(old);
     assert!(!pair.requester.enqueue(old, data(old, 5), pair.now));
-    assert_eq!(pair.to_responder(), []);
+    assert_eq!(pair.tell_responder(), []);
     assert_eq!(pair.ports(), (1, 1));
 }
 
@@ -95,14 +95,14 @@ fn accepted_connection_works_both_ways_and_belongs_to_its_server() {
     let (server, far_server) = pair.opened(TCP);
     let far = pair.accepted(far_server);
     pair.responder.enqueue(far, data(far, 5), pair.now);
-    let inputs = pair.to_requester();
+    let inputs = pair.tell_requester();
     let Some(&Input::Accepted { owner, parent, slot, peer, local }) = inputs.first() else { panic!("{inputs:?}") };
     assert_eq!((owner, parent, peer, local), (ASKER, server, addr(5000), addr(80)));
     assert!(slot.id().by_mediator());
     assert_eq!(inputs[1..], [Input::Data { owner: 0, slot, len: 5 }]);
     pair.requester.set_owner(slot, 11);
     pair.requester.enqueue(slot, data(slot, 6), pair.now);
-    assert!(pair.to_responder().contains(&Input::Data { owner: DOER, slot: far, len: 6 }));
+    assert!(pair.tell_responder().contains(&Input::Data { owner: DOER, slot: far, len: 6 }));
 }
 
 #[test]
@@ -111,16 +111,16 @@ fn accepted_on_a_closing_server_is_reset() {
     let (server, far_server) = pair.opened(TCP);
     pair.requester.close(server, 3);
     pair.accepted(far_server);
-    assert_eq!(pair.to_requester(), []);
+    assert_eq!(pair.tell_requester(), []);
     assert_eq!(
-        pair.to_responder(),
+        pair.tell_responder(),
         [
             Input::Close { owner: DOER, slot: far_server, request: 3 },
             Input::Reset { owner: DOER, code: Code::PeerGone }
         ]
     );
     pair.responder.answer(far_server, RequestKind::Close, 3, Code::Ok, None);
-    pair.to_requester();
+    pair.tell_requester();
     assert_eq!(pair.ports(), (0, 0));
 }
 
@@ -129,7 +129,7 @@ fn accepting_on_a_server_that_is_gone_is_refused() {
     let mut pair = Pair::new();
     let (server, far_server) = pair.opened(TCP);
     pair.requester.reset(server, Code::Closed);
-    pair.to_responder();
+    pair.tell_responder();
     assert_eq!(pair.responder.accepted(far_server, 0, addr(1), addr(2), pair.now), Err(Code::UnknownPort));
 }
 
@@ -143,8 +143,8 @@ fn closing_port_delivers_and_sends_nothing_more() {
     assert_eq!(pair.requester.queued(), 0);
     assert!(!pair.requester.enqueue(near, data(near, 1), pair.now));
     pair.requester.finish(near);
-    assert_eq!(pair.to_requester(), [], "what was on its way is dropped");
-    assert_eq!(pair.to_responder(), [Input::Close { owner: DOER, slot: far, request: 2 }]);
+    assert_eq!(pair.tell_requester(), [], "what was on its way is dropped");
+    assert_eq!(pair.tell_responder(), [Input::Close { owner: DOER, slot: far, request: 2 }]);
 }
 
 /// The other end's FIN ended the port there before it read our close: it has nothing left to answer for.
@@ -153,14 +153,17 @@ fn close_that_crosses_the_last_fin_ends_the_port() {
     let mut pair = Pair::new();
     let (near, far) = pair.opened(TCP);
     pair.requester.finish(near);
-    pair.to_responder();
+    pair.tell_responder();
     pair.responder.finish(far);
     assert_eq!(pair.responder.ports(), 0);
     pair.requester.close(near, 2);
-    let inputs = pair.to_requester();
-    assert!(matches!(inputs[..], [Input::Answer { to: RequestKind::Close, request: 2, code: Code::Ok, over: true, .. }]));
-    assert_eq!(pair.to_responder(), []);
-    assert_eq!(pair.to_requester(), [], "its late answer belongs to nobody");
+    let inputs = pair.tell_requester();
+    assert!(matches!(
+        inputs[..],
+        [Input::Answer { to: RequestKind::Close, request: 2, code: Code::Ok, over: true, .. }]
+    ));
+    assert_eq!(pair.tell_responder(), []);
+    assert_eq!(pair.tell_requester(), [], "its late answer belongs to nobody");
     assert_eq!(pair.ports(), (0, 0));
 }
 
@@ -170,17 +173,17 @@ fn close_that_crosses_the_last_fin_does_not_hurt_the_places_next_port() {
     let mut pair = Pair::new();
     let (_, server) = pair.opened(TCP);
     let far = pair.accepted(server);
-    let inputs = pair.to_requester();
+    let inputs = pair.tell_requester();
     let Some(&Input::Accepted { slot: near, .. }) = inputs.first() else { panic!("{inputs:?}") };
     pair.requester.finish(near);
-    pair.to_responder();
+    pair.tell_responder();
     pair.responder.finish(far);
     pair.requester.close(near, 2);
     let next = pair.accepted(server);
     assert_eq!(next.id().index(), far.id().index());
-    let inputs = pair.to_requester();
+    let inputs = pair.tell_requester();
     assert!(inputs.iter().any(|input| matches!(input, Input::Accepted { slot, .. } if slot.id() == next.id())));
-    pair.to_responder();
+    pair.tell_responder();
     assert_eq!(pair.responder.owner(next), Some(DOER), "it is not reset");
     assert_eq!(pair.ports(), (2, 2));
 }

@@ -14,12 +14,12 @@ fn an_idle_links_caller_pings_and_both_ends_stay() {
     for _ in 0..50 {
         pair.now = pair.responder.deadline().max(pair.now);
         assert_eq!(pair.responder.on_deadline(pair.now), Ok(()));
-        pair.to_requester();
+        pair.tell_requester();
         pair.wait(30 * MS);
         if pair.now >= pair.requester.deadline() {
             assert_eq!(pair.requester.on_deadline(pair.now), Ok(()));
         }
-        pair.to_responder();
+        pair.tell_responder();
     }
     assert_eq!(pair.responder.rtt(), Some(30 * MS));
     assert!(pair.now.since(isthmus_proto::Instant::ZERO) > Duration::from_secs(900));
@@ -69,13 +69,13 @@ fn a_driver_that_looks_at_the_old_deadline_only_notices_the_end_in_time() {
     let mut pair = Pair::new();
     let (near, far) = pair.opened(TCP);
     pair.responder.on_deadline(pair.now).unwrap();
-    pair.to_requester();
-    pair.to_responder();
+    pair.tell_requester();
+    pair.tell_responder();
     let mut looked_for = pair.responder.deadline();
     pair.wait(3000 * MS);
     pair.requester.enqueue(near, data(near, 16_000), pair.now);
     pair.requester.enqueue(near, data(near, 16_000), pair.now);
-    pair.to_responder();
+    pair.tell_responder();
     pair.responder.consumed(far, 32_000, pair.now);
     assert!(pair.responder.deadline() < looked_for, "a ping was sampled");
     let cut = pair.now;

@@ -26,14 +26,14 @@ fn open_carries_all_its_fields_and_its_answer_the_assigned_number() {
     let mut pair = Pair::new();
     let flags = OpenFlags(OpenFlags::UDP | OpenFlags::OBLIGATORY | OpenFlags::REDIRECT | OpenFlags::FALLBACK);
     let near = pair.requester.open(ASKER, 77, flags, addr(53), Some(addr(54)), pair.now).unwrap();
-    let inputs = pair.to_responder();
+    let inputs = pair.tell_responder();
     let [Input::Open { slot: far, request: 77, flags: got, local, peer }] = inputs[..] else { panic!("{inputs:?}") };
     assert_eq!((got, local, peer), (flags, addr(53), Some(addr(54))));
     assert_eq!(far.id(), near.id());
     assert_eq!((pair.responder.kind(far), pair.requester.kind(near)), (Some(PortKind::Udp), Some(PortKind::Udp)));
     pair.responder.answer(far, RequestKind::Open, 77, Code::Ok, Some(addr(1053)));
     assert_eq!(
-        pair.to_requester(),
+        pair.tell_requester(),
         [Input::Answer {
             owner: ASKER,
             slot: near,
@@ -52,7 +52,7 @@ fn refused_open_frees_both_ends() {
         let mut pair = Pair::new();
         let (_, far) = pair.asked(TCP);
         answer(&mut pair, far, RequestKind::Open, 1, code);
-        assert_eq!(answers(&pair.to_requester()), [(RequestKind::Open, 1, code, true)]);
+        assert_eq!(answers(&pair.tell_requester()), [(RequestKind::Open, 1, code, true)]);
         assert_eq!(pair.ports(), (0, 0));
     }
 }
@@ -68,7 +68,7 @@ fn connect_serve_and_switch_reach_the_owner_and_are_answered() {
     pair.requester.serve(server, 3);
     pair.requester.switch(udp, 4, redirect);
     assert_eq!(
-        pair.to_responder(),
+        pair.tell_responder(),
         [
             Input::Connect { owner: DOER, slot: far_tcp, request: 2, to: addr(80), timeout_ms: 1500 },
             Input::Serve { owner: DOER, slot: far_server, request: 3 },
@@ -80,7 +80,7 @@ fn connect_serve_and_switch_reach_the_owner_and_are_answered() {
     answer(&mut pair, far_server, RequestKind::Serve, 3, Code::Ok);
     answer(&mut pair, far_tcp, RequestKind::Connect, 2, Code::TimedOut);
     assert_eq!(
-        answers(&pair.to_requester()),
+        answers(&pair.tell_requester()),
         [
             (RequestKind::Switch, 4, Code::NoUdpChannel, false),
             (RequestKind::Serve, 3, Code::Ok, false),
@@ -98,9 +98,9 @@ fn requests_that_do_not_fit_the_ports_kind_are_refused_without_asking_its_owner(
     pair.requester.connect(udp, 2, addr(80), 0);
     pair.requester.serve(udp, 3);
     pair.requester.switch(tcp, 4, OpenFlags(0));
-    assert_eq!(pair.to_responder(), []);
+    assert_eq!(pair.tell_responder(), []);
     assert_eq!(
-        answers(&pair.to_requester()),
+        answers(&pair.tell_requester()),
         [
             (RequestKind::Connect, 2, Code::NotTcp, false),
             (RequestKind::Serve, 3, Code::NotTcp, false),
@@ -115,8 +115,8 @@ fn quiet_flag_of_a_udp_port_means_nothing_to_either_end() {
     let mut pair = Pair::new();
     let (udp, _) = pair.opened(OpenFlags(OpenFlags::UDP | OpenFlags::QUIET));
     pair.requester.connect(udp, 2, addr(80), 0);
-    pair.to_responder();
-    assert_eq!(answers(&pair.to_requester()), [(RequestKind::Connect, 2, Code::NotTcp, false)]);
+    pair.tell_responder();
+    assert_eq!(answers(&pair.tell_requester()), [(RequestKind::Connect, 2, Code::NotTcp, false)]);
     assert_eq!(pair.ports(), (1, 1));
 }
 
@@ -135,7 +135,7 @@ fn every_request_for_a_port_that_is_gone_is_answered_unknown() {
         assert_eq!(pair.responder.receive(frame.clone(), pair.now), Ok(Input::None));
     }
     let want: Vec<_> = (11..).zip(requests).map(|(n, (_, to))| (to, n, Code::UnknownPort)).collect();
-    let got: Vec<_> = answers(&pair.to_requester()).into_iter().map(|(to, n, code, _)| (to, n, code)).collect();
+    let got: Vec<_> = answers(&pair.tell_requester()).into_iter().map(|(to, n, code, _)| (to, n, code)).collect();
     assert_eq!(got, want);
 }
 
@@ -166,12 +166,12 @@ fn the_limit_of_ports_holds_at_the_responder() {
     pair.opened(TCP);
     let (server, far) = pair.opened(TCP);
     pair.requester.open(ASKER, 6, TCP, UNSPECIFIED, None, pair.now).unwrap();
-    assert_eq!(pair.to_responder(), []);
-    assert_eq!(answers(&pair.to_requester()), [(RequestKind::Open, 6, Code::TooManyPorts, true)]);
+    assert_eq!(pair.tell_responder(), []);
+    assert_eq!(answers(&pair.tell_requester()), [(RequestKind::Open, 6, Code::TooManyPorts, true)]);
     assert_eq!(pair.responder.accepted(far, 0, addr(1), addr(2), pair.now), Err(Code::TooManyPorts));
     assert_eq!(pair.ports(), (2, 2));
     pair.requester.reset(server, Code::Closed);
-    pair.to_responder();
+    pair.tell_responder();
     pair.opened(TCP);
     assert_eq!(pair.ports(), (2, 2));
 }
@@ -181,10 +181,10 @@ fn accepted_beyond_the_requesters_limit_is_reset_there() {
     let mut pair = Pair::with_ports(2, 16);
     let (_, server) = pair.opened(TCP);
     pair.accepted(server);
-    assert!(matches!(pair.to_requester()[..], [Input::Accepted { .. }]));
+    assert!(matches!(pair.tell_requester()[..], [Input::Accepted { .. }]));
     pair.accepted(server);
-    assert_eq!(pair.to_requester(), []);
-    assert_eq!(pair.to_responder(), [Input::Reset { owner: DOER, code: Code::TooManyPorts }]);
+    assert_eq!(pair.tell_requester(), []);
+    assert_eq!(pair.tell_responder(), [Input::Reset { owner: DOER, code: Code::TooManyPorts }]);
     assert_eq!(pair.ports(), (2, 2));
 }
 
@@ -195,13 +195,13 @@ fn closing_twice_is_answered_once_for_the_port_and_frees_both_ends() {
     pair.requester.close(near, 8);
     pair.requester.close(near, 9);
     let asked = |request| Input::Close { owner: DOER, slot: far, request };
-    assert_eq!(pair.to_responder(), [asked(8), asked(9)]);
+    assert_eq!(pair.tell_responder(), [asked(8), asked(9)]);
     answer(&mut pair, far, RequestKind::Close, 8, Code::Ok);
     answer(&mut pair, far, RequestKind::Close, 9, Code::Ok);
-    assert_eq!(answers(&pair.to_requester()), [(RequestKind::Close, 8, Code::Ok, true)]);
+    assert_eq!(answers(&pair.tell_requester()), [(RequestKind::Close, 8, Code::Ok, true)]);
     // Once it is gone at both ends, a close is answered but belongs to nobody.
     pair.requester.close(near, 10);
-    assert_eq!(pair.to_responder(), []);
+    assert_eq!(pair.tell_responder(), []);
     assert_eq!(only_answer_code(&mut pair.responder), Code::UnknownPort);
     assert_eq!(pair.ports(), (0, 0));
 }
@@ -211,11 +211,11 @@ fn quiet_open_is_not_answered_and_its_failed_connect_frees_both_ends() {
     let mut pair = Pair::new();
     let near = pair.requester.open(ASKER, 1, QUIET, UNSPECIFIED, None, pair.now).unwrap();
     pair.requester.connect(near, 2, addr(80), 0);
-    let inputs = pair.to_responder();
+    let inputs = pair.tell_responder();
     let Some(&Input::Open { slot: far, .. }) = inputs.first() else { panic!("{inputs:?}") };
     answer(&mut pair, far, RequestKind::Open, 1, Code::Ok);
     answer(&mut pair, far, RequestKind::Connect, 2, Code::Refused);
-    assert_eq!(answers(&pair.to_requester()), [(RequestKind::Connect, 2, Code::Refused, true)]);
+    assert_eq!(answers(&pair.tell_requester()), [(RequestKind::Connect, 2, Code::Refused, true)]);
     assert_eq!(pair.ports(), (0, 0));
 }
 
@@ -230,7 +230,7 @@ fn quiet_open_that_fails_is_answered() {
     let Some(&Input::Open { slot: far, .. }) = inputs.first() else { panic!("{inputs:?}") };
     answer(&mut pair, far, RequestKind::Open, 1, Code::Denied);
     assert_eq!(deliver(&mut pair.responder, frames.collect(), pair.now), Ok(vec![]));
-    assert_eq!(answers(&pair.to_requester()), [(RequestKind::Open, 1, Code::Denied, true)]);
+    assert_eq!(answers(&pair.tell_requester()), [(RequestKind::Open, 1, Code::Denied, true)]);
     assert_eq!(pair.ports(), (0, 0));
 }
 

@@ -55,11 +55,11 @@ fn round(pair: &mut Pair, streams: &mut [Stream], bytes: usize) {
     for stream in &mut *streams {
         stream.fill(pair, usize::MAX);
     }
-    pair.to_responder();
+    pair.tell_responder();
     for stream in &mut *streams {
         stream.consume(pair, bytes);
     }
-    pair.to_requester();
+    pair.tell_requester();
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn the_first_port_beyond_the_budget_gets_the_early_window_and_an_ended_one_gives
     assert_eq!(room(&pair, full - 1), WINDOW_START as usize);
     assert_eq!(room(&pair, full), WINDOW_EARLY as usize);
     pair.requester.reset(streams[0].near, Code::Closed);
-    pair.to_responder();
+    pair.tell_responder();
     let next = Stream::all(&mut pair, 1);
     assert_eq!(pair.requester.room(next[0].near), WINDOW_START as usize);
 }
@@ -140,7 +140,7 @@ fn streams_without_a_share_of_the_budget_still_move_whatever_sizes_are_sent_and_
     let mut finished = 0;
     for step in 0.. {
         pair.wait(Duration::from_millis(10));
-        let inputs = pair.to_responder();
+        let inputs = pair.tell_responder();
         let mut moved = false;
         for input in inputs {
             match input {
@@ -156,7 +156,7 @@ fn streams_without_a_share_of_the_budget_still_move_whatever_sizes_are_sent_and_
                 _ => {}
             }
         }
-        pair.to_requester();
+        pair.tell_requester();
         if finished == STREAMS {
             break;
         }

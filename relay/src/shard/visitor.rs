@@ -1,6 +1,8 @@
 //! Published ports: visitors need no software, and the relay asks the mediator on their behalf.
 
+use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Context;
 use isthmus_engine::{Engine, FlowSpec, Key};
@@ -40,13 +42,13 @@ impl Published {
         let mut publish = publish.clone();
         let socket = match publish.proto {
             Proto::Tcp => {
-                let socket = spawn::tcp_listener(listen, false, congestion).with_context(cannot)?;
+                let socket = retry_in_use(|| spawn::tcp_listener(listen, false, congestion)).with_context(cannot)?;
                 publish.listen = socket.local_addr().with_context(cannot)?;
                 PublishedSocket::Tcp(socket)
             }
             Proto::Udp => {
-                let socket =
-                    Socket::udp(listen, UdpOptions { gro: true, ..UdpOptions::default() }).with_context(cannot)?;
+                let options = UdpOptions { gro: true, ..UdpOptions::default() };
+                let socket = retry_in_use(|| Socket::udp(listen, options)).with_context(cannot)?;
                 let _ = socket.set_buffers(Some(4 << 20), Some(4 << 20));
                 publish.listen = socket.local_addr().with_context(cannot)?;
                 PublishedSocket::Udp(socket)
@@ -55,6 +57,21 @@ impl Published {
         let (visitors_live, visitors_total, flows_live, flows_total) = (0, 0, 0, 0);
         Ok((Self { publish, key: None, visitors_live, visitors_total, flows_live, flows_total }, socket))
     }
+}
+
+/// How long a port may be in use by a relay that was killed: the system takes a moment to end what that one
+/// had under way.
+const IN_USE_RETRIES: u32 = 20;
+const IN_USE_WAIT: Duration = Duration::from_millis(100);
+
+fn retry_in_use(bind: impl Fn() -> io::Result<Socket>) -> io::Result<Socket> {
+    for _ in 0..IN_USE_RETRIES {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => std::thread::sleep(IN_USE_WAIT),
+            result => return result,
+        }
+    }
+    bind()
 }
 
 impl Shard {

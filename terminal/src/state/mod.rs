@@ -35,6 +35,8 @@ pub(crate) struct State {
     pub(crate) entries: Slab<Entry>,
     /// Why the connection ended, once it did.
     pub(crate) ended: Option<Error>,
+    /// The driver has done its last.
+    pub(crate) finished: bool,
     /// No handle and no socket is left.
     pub(crate) abandoned: bool,
     /// The driver will look at the link before it sleeps, so that nobody needs to wake it.
@@ -65,6 +67,7 @@ impl State {
             link: Link::new(config, now),
             entries: Slab::new(),
             ended: None,
+            finished: false,
             abandoned: false,
             driver_awake: true,
             report,

@@ -67,7 +67,7 @@ impl Pair {
                 self.state.on_sent(owner, len);
             }
             for frames in &out {
-                self.to_other(frames);
+                self.deliver(frames);
             }
             let back = frames(&mut self.other, |_, _| {});
             for frames in &back {
@@ -79,7 +79,7 @@ impl Pair {
         }
     }
 
-    fn to_other(&mut self, mut frames: &[u8]) {
+    fn deliver(&mut self, mut frames: &[u8]) {
         while !frames.is_empty() {
             let header = read_header(frames).unwrap();
             let (frame, rest) = frames.split_at(HEADER_LEN + usize::from(header.len));

@@ -54,6 +54,11 @@ async fn nc_ends_in_order_with_0() {
     let output = run(&format!("nc cpe-1 10.0.0.5 {HELLO}"), &input).await;
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(output.stdout, b"hello");
+    let mut relay = Relay::start(Options::default()).await;
+    let mut child = isthmus(&relay, &format!("nc cpe-1 10.0.0.5 {HELLO}")).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(&input).await.unwrap();
+    assert!(child.wait().await.unwrap().success());
+    relay.expect(Seen::Sunk(200_000)).await;
     let output = run(&format!("nc cpe-1 10.0.0.5 {COUNT}"), &input).await;
     assert_eq!(output.stdout, 200_000u64.to_be_bytes());
 }

@@ -121,7 +121,13 @@ impl Relay {
 
     /// Waits until `wanted` was seen; what was seen before it is dropped.
     pub(crate) async fn expect(&mut self, wanted: Seen) {
-        while self.seen.recv().await.expect("the relay is alive") != wanted {}
+        loop {
+            let seen = self.seen.recv().await.expect("the relay is alive");
+            if seen == wanted {
+                return;
+            }
+            assert_ne!(seen, Seen::Gone, "the connection ended before {wanted:?}");
+        }
     }
 }
 

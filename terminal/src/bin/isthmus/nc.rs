@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
-use isthmus_terminal::{Config, Mediator, MediatorId, OpenOptions, UdpSocket};
+use isthmus_terminal::{Config, Mediator, MediatorId, OpenOptions, TcpStream, UdpSocket};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 const BUFFER: usize = 64 * 1024;
@@ -18,6 +18,13 @@ const DATAGRAM_MAX: usize = 65_507;
 pub(crate) async fn tcp(config: &Config, mediator: MediatorId, to: SocketAddr) -> anyhow::Result<()> {
     let mediator = Mediator::attach(config, mediator).await?;
     let stream = mediator.connect(to).await.with_context(|| format!("cannot connect to {to}"))?;
+    exchange(stream, to).await?;
+    // The last bytes may not have left yet.
+    mediator.close().await;
+    Ok(())
+}
+
+async fn exchange(stream: TcpStream, to: SocketAddr) -> anyhow::Result<()> {
     let (mut read, mut write) = stream.into_split();
     let interactive = std::io::stdin().is_terminal();
     let send = async {
@@ -80,6 +87,8 @@ pub(crate) async fn udp(
     while let Ok(received) = tokio::time::timeout(wait, receive(&socket, &mut output)).await {
         received?;
     }
+    drop(socket);
+    mediator.close().await;
     Ok(())
 }
 
