@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -22,6 +24,9 @@ use crate::resolve::Resolver;
 /// First wait before a new attempt, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 
+/// Wait after another session took over: most likely the same token is in use twice.
+const REPLACED_WAIT_MS: u32 = 10_000;
+
 /// Addresses come and go in bursts: the environment is read once they have settled.
 const SETTLE: Duration = Duration::from_millis(200);
 
@@ -40,8 +45,14 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     config.token.load()?;
     let ring = Ring::new(RingConfig::default())?;
     let waker = ring.waker();
-    let resolver = Resolver::new(config.relay.clone(), Box::new(move || waker.wake()))
-        .context("cannot start the thread that resolves names")?;
+    let resolved = Arc::new(AtomicBool::new(false));
+    let tell = resolved.clone();
+    let wake = move || {
+        tell.store(true, Ordering::Release);
+        waker.wake();
+    };
+    let resolver =
+        Resolver::new(config.relay.clone(), Box::new(wake)).context("cannot start the thread that resolves names")?;
     let interfaces = environment::interfaces().context("cannot read this machine's interfaces")?;
     let mut policy = Policy::new(&config.allow, &interfaces);
     let report = environment::gather(&mut policy, &config.service).context("cannot read this machine's environment")?;
@@ -62,6 +73,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         watch,
         timers,
         dialling: false,
+        resolved,
         link: None,
         up: false,
         ports: Ports::default(),
@@ -92,6 +104,8 @@ pub(crate) struct Mediator {
     timers: Timers,
     /// The relay's address is being looked up.
     dialling: bool,
+    /// The resolver has an answer.
+    resolved: Arc<AtomicBool>,
     /// The tunnel, established or not.
     pub(crate) link: Option<Key>,
     /// Established.
@@ -141,7 +155,7 @@ impl Control for Mediator {
     }
 
     fn on_turn(&mut self, engine: &mut Engine) {
-        if !self.dialling {
+        if !self.dialling || !self.resolved.swap(false, Ordering::AcqRel) {
             return;
         }
         if let Some(answer) = self.resolver.poll() {
@@ -154,8 +168,7 @@ impl Control for Mediator {
     }
 
     fn has_work(&self) -> bool {
-        // The resolver's answer comes with a wake-up of its own.
-        false
+        self.dialling && self.resolved.load(Ordering::Acquire)
     }
 }
 
@@ -183,6 +196,8 @@ impl Mediator {
         self.link = None;
         self.ports.clear(engine);
         let was_up = std::mem::take(&mut self.up);
+        // Another mediator of the same name would be replaced in its turn, and so on without end.
+        let retry_after_ms = if code == Code::Replaced { retry_after_ms.max(REPLACED_WAIT_MS) } else { retry_after_ms };
         let text = if text.is_empty() { code.text() } else { text };
         tracing::warn!(reason = code.word(), was_up, "tunnel down: {text}");
         self.try_later(engine, text, retry_after_ms);
@@ -194,6 +209,7 @@ impl Mediator {
         match gathered {
             Ok(report) if report != self.report => {
                 self.report = report;
+                engine.forget_allowed();
                 tracing::info!("environment changed");
                 self.send_report(engine);
             }

@@ -146,10 +146,11 @@ impl Mediator {
         self.forget_ended(engine, link, slot, owner);
     }
 
-    /// A failed connect of an ephemeral port, answered, has ended it.
+    /// An answer may have ended the port, as that to a failed connect of an ephemeral one.
     fn forget_ended(&mut self, engine: &mut Engine, link: Key, slot: Slot, owner: Key) {
         if engine.link(link).is_none_or(|machine| machine.kind(slot).is_none()) {
-            self.ports.forget(owner);
+            // Nothing is left to be answered: whatever it was ends.
+            let _ = self.close(engine, owner);
         }
     }
 
@@ -270,11 +271,15 @@ impl Mediator {
         };
         if !code.is_ok() {
             tracing::debug!(port = %slot.id(), reason = code.word(), "connect failed");
-            // The port stays opened, unless it is an ephemeral one.
+            // The port stays opened, unless it is an ephemeral one, or bytes came for it: a further connect
+            // would begin in their middle.
             let owner = self.ports.insert(Opened { socket: None, local: connecting.local });
             if let Some(machine) = engine.link(link) {
                 machine.set_owner(slot, owner.to_bits());
                 machine.answer(slot, RequestKind::Connect, connecting.request, code, None);
+                if machine.has_received(slot) {
+                    machine.reset(slot, code);
+                }
             }
             self.forget_ended(engine, link, slot, owner);
         } else if let Some(machine) = engine.link(link) {

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use isthmus_proto::Code;
+use isthmus_proto::limits::GATHER_MAX;
 use isthmus_proto::link::Slot;
 use isthmus_proto::wire::{HEADER_LEN, write_data_header};
 use isthmus_ring::Piece;
@@ -25,12 +26,16 @@ pub(crate) struct Bridge {
     b: BridgeEnd,
     /// Which directions of a stream have ended: from A, from B.
     ended: [bool; 2],
+    /// UDP: datagrams may go over TCP while no channel works.
+    fallback: bool,
+    /// The same, asked for and not yet answered.
+    asked_fallback: bool,
 }
 
 impl Engine {
     /// Joins two ports; their owners become the bridge's ends.
     pub fn add_bridge(&mut self, a: BridgeEnd, b: BridgeEnd) -> Key {
-        let key = self.bridges.insert(Bridge { a, b, ended: [false; 2] });
+        let key = self.bridges.insert(Bridge { a, b, ended: [false; 2], fallback: false, asked_fallback: false });
         if let Some(link) = self.link(a.link) {
             link.set_owner(a.slot, key.to_bits());
         }
@@ -50,6 +55,25 @@ impl Engine {
         }
     }
 
+    /// Whether a UDP port's datagrams may go over TCP while no UDP channel works: asked for, until
+    /// [`Engine::confirm_bridge_fallback`].
+    pub fn ask_bridge_fallback(&mut self, owner: Key, fallback: bool) {
+        if let Some(bridge) = self.bridges.get_mut(owner) {
+            bridge.asked_fallback = fallback;
+        }
+    }
+
+    /// The mediator agreed to what was asked.
+    pub fn confirm_bridge_fallback(&mut self, owner: Key) {
+        if let Some(bridge) = self.bridges.get_mut(owner) {
+            bridge.fallback = bridge.asked_fallback;
+        }
+    }
+
+    pub(crate) fn bridge_fallback(&self, owner: Key) -> bool {
+        self.bridges.get(owner).is_some_and(|bridge| bridge.fallback)
+    }
+
     /// Forgets a bridge whose ports have ended by an answer.
     pub fn remove_bridge(&mut self, owner: Key) {
         self.bridges.remove(owner);
@@ -58,7 +82,10 @@ impl Engine {
     pub(crate) fn bridge_data(&mut self, owner: Key, mut payload: Piece) {
         let Some(other) = self.bridge_other(owner) else { return };
         let len = payload.len();
-        if payload.headroom() < HEADER_LEN {
+        if payload.len() <= GATHER_MAX {
+            // It would be gathered anyway: the shared buffer is free again at once.
+            payload = Piece::copy_from(&payload, HEADER_LEN, 0);
+        } else if payload.headroom() < HEADER_LEN {
             payload = Piece::copy_from(&payload, 64, 64);
             self.counts.payloads_copied += 1;
         }

@@ -28,9 +28,6 @@ struct Channel {
     shard: ShardId,
     link: Key,
     keys: ChannelKeys,
-    /// Of the epoch before, for what was still on its way.
-    old_keys: Option<Box<ChannelKeys>>,
-    end: End,
     socket: Key,
     /// Where the other end is; a caller's socket is connected and needs none.
     peer: Option<SocketAddr>,
@@ -41,8 +38,6 @@ struct Channel {
     last_heard: Option<Instant>,
     /// The relay's end: dead when nothing was heard for this long.
     silence: Duration,
-    /// Largest authentic packet number: only a newer packet changes the address.
-    newest: u64,
     /// Sealed datagrams of one size that go out together.
     out: Option<Piece>,
     segment: usize,
@@ -70,42 +65,6 @@ impl Channel {
         }
     }
 
-    /// Keys of the epoch after this one.
-    fn next_keys(&self, secret: &[u8; 32]) -> Result<ChannelKeys, DatagramError> {
-        ChannelKeys::derive(secret, self.id, self.keys.epoch().wrapping_add(1), self.end)
-    }
-
-    fn turn_epoch(&mut self, next: ChannelKeys) {
-        let old = std::mem::replace(&mut self.keys, next);
-        self.old_keys = Some(Box::new(old));
-        self.newest = 0;
-    }
-
-    /// Opens a packet of this epoch, the one before, or the next, which an authentic packet begins.
-    fn open(
-        &mut self,
-        packet: &mut Piece,
-        header: DatagramHeader,
-        secret: Option<&[u8; 32]>,
-    ) -> Result<std::ops::Range<usize>, DatagramError> {
-        let epoch = header.epoch;
-        if epoch == self.keys.epoch() & 0xf {
-            return self.keys.open(packet);
-        }
-        if let Some(old) = &mut self.old_keys
-            && epoch == old.epoch() & 0xf
-        {
-            return old.open(packet);
-        }
-        let mut next = self.next_keys(secret.ok_or(DatagramError::WrongEpoch)?)?;
-        if epoch != next.epoch() & 0xf {
-            return Err(DatagramError::WrongEpoch);
-        }
-        let range = next.open(packet)?;
-        self.turn_epoch(next);
-        Ok(range)
-    }
-
     fn takes(&self, size: usize) -> bool {
         self.out.as_ref().is_some_and(|out| {
             !self.closed
@@ -131,7 +90,7 @@ impl Engine {
         self.channels.generation = self.channels.generation.wrapping_add(1);
         let id = ChannelId::new(self.channels.table.vacant_key() as u32, self.channels.generation);
         let keys = ChannelKeys::derive(secret, id, 0, End::Relay)?;
-        self.insert_channel(link, service, shard, id, (keys, End::Relay), secret, silence);
+        self.insert_channel(link, service, shard, id, keys, silence);
         Ok(id)
     }
 
@@ -148,7 +107,7 @@ impl Engine {
         let keys = ChannelKeys::derive(secret, id, 0, End::Caller)?;
         let index = self.channels.table.vacant_key() as u32;
         let socket = self.add_udp(socket, UdpRole::Channel(index));
-        self.insert_channel(link, socket, shard, id, (keys, End::Caller), secret, Duration::ZERO);
+        self.insert_channel(link, socket, shard, id, keys, Duration::ZERO);
         let timer = self.timers.add(socket);
         self.timers.set(timer, self.now);
         if let Some(channel) = self.channels.table.get_mut(index as usize) {
@@ -164,8 +123,7 @@ impl Engine {
         socket: Key,
         shard: ShardId,
         id: ChannelId,
-        (keys, end): (ChannelKeys, End),
-        secret: &[u8; 32],
+        keys: ChannelKeys,
         silence: Duration,
     ) {
         let index = self.channels.table.insert(Channel {
@@ -173,15 +131,12 @@ impl Engine {
             shard,
             link,
             keys,
-            old_keys: None,
-            end,
             socket,
             peer: None,
             clock: None,
             told_live: false,
             last_heard: None,
             silence,
-            newest: 0,
             out: None,
             segment: 0,
             count: 0,
@@ -189,7 +144,6 @@ impl Engine {
         });
         if let Some(io) = self.links.get_mut(link) {
             io.channels.push(index as u32);
-            io.udp_secret.get_or_insert_with(|| Box::new(*secret));
         }
     }
 
@@ -228,7 +182,8 @@ impl Engine {
     fn seal_on(&mut self, index: u32, kind: u8, payload: &[u8], trailer: &[u8]) -> bool {
         let size = DATAGRAM_OVERHEAD + payload.len() + trailer.len();
         let Some(channel) = self.channels.table.get(index as usize) else { return false };
-        if !channel.takes(size) && channel.out.is_some() {
+        let gso = self.segments_allowed(channel.socket);
+        if channel.out.is_some() && !(gso && channel.takes(size)) {
             self.flush_channel(index);
         }
         let Some(channel) = self.channels.table.get_mut(index as usize) else { return false };
@@ -242,12 +197,6 @@ impl Engine {
             channel.count = 0;
             channel.closed = false;
             self.dirty.channels.push(index);
-        }
-        if channel.keys.epoch_due()
-            && let Some(secret) = self.links.get(channel.link).and_then(|io| io.udp_secret.as_deref())
-            && let Ok(next) = channel.next_keys(secret)
-        {
-            channel.turn_epoch(next);
         }
         let Some(out) = &mut channel.out else { return false };
         let header = DatagramHeader { shard: channel.shard, kind, epoch: 0, channel: channel.id, packet: 0 };
@@ -278,7 +227,7 @@ impl Engine {
             batch.set_to(channel.peer);
             batch.set_segment((channel.count > 1).then_some(channel.segment as u16));
             batch.push(out);
-            self.ring.send_datagrams(&udp.socket, batch, Key::control(0).to_bits());
+            self.ring.send_datagrams(&udp.socket, batch, channel.socket.to_bits());
         }
     }
 
@@ -307,9 +256,7 @@ impl Engine {
             self.counts.datagrams_unknown_channel += 1;
             return;
         };
-        let opened =
-            channel.open(&mut packet, header, self.links.get(channel.link).and_then(|io| io.udp_secret.as_deref()));
-        let plain = match opened {
+        let plain = match channel.keys.open(&mut packet) {
             Ok(range) => range,
             Err(DatagramError::Replayed | DatagramError::TooOld) => {
                 self.counts.datagrams_replayed += 1;
@@ -323,9 +270,8 @@ impl Engine {
         self.counts.channel_datagrams_in += 1;
         channel.last_heard = Some(now);
         // An older packet that took a longer way must not take the address back.
-        let newer = channel.peer.is_none() || header.packet >= channel.newest;
         if own.is_none()
-            && newer
+            && channel.keys.newest()
             && channel.peer != Some(from)
             && let Some(old) = channel.peer.replace(from)
         {
@@ -333,7 +279,6 @@ impl Engine {
             let (old, new) = (canonical(old), canonical(from));
             tracing::info!(channel = channel.id.0, %old, %new, "UDP channel moved to another address");
         }
-        channel.newest = channel.newest.max(header.packet);
         if let Some((clock, timer)) = &mut channel.clock {
             clock.heard(now);
             // A channel that works now is told by its timer, which is therefore due at once.
@@ -391,7 +336,8 @@ impl Engine {
             return;
         }
         self.counts.bridge_bytes += payload.len() as u64;
-        self.send_datagram(other.link, other.slot, crate::datagram::Way::Channel { fallback: true }, remote, &payload);
+        let way = crate::datagram::Way::Channel { fallback: self.bridge_fallback(owner) };
+        self.send_datagram(other.link, other.slot, way, remote, &payload);
     }
 
     /// A caller's channel's clock.

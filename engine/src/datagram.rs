@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use isthmus_proto::limits::{CHANNEL_PLAINTEXT_MAX, DATAGRAM_MAX, FRAME_PAYLOAD_MAX};
+use isthmus_proto::limits::{CHANNEL_PLAINTEXT_MAX, DATAGRAM_MAX, FRAME_PAYLOAD_MAX, GATHER_MAX};
 use isthmus_proto::link::Slot;
 use isthmus_proto::wire::{ADDR_LEN, HEADER_LEN, TRAILER_ADDR_LEN, write_datagram_header, write_trailer};
 use isthmus_ring::Piece;
@@ -30,7 +30,7 @@ pub(crate) struct Assembly {
 /// Largest part of a datagram in one frame.
 const PART_MAX: usize = FRAME_PAYLOAD_MAX - ADDR_LEN;
 
-/// Datagrams of different ports whose parts may be on their way at once; more are dropped.
+/// Datagrams of different ports whose parts may be on their way at once; the oldest gives way.
 const ASSEMBLIES_MAX: usize = 64;
 
 impl Engine {
@@ -63,8 +63,9 @@ impl Engine {
             with_header(Piece::copy_from(bytes, 64, 32), slot, (part == 0).then_some(remote), part + 1 < parts)
         });
         if let Some(live) = self.links.get_mut(link).and_then(|io| io.live()) {
-            live.count_datagram_out(None, oversize, now);
-            live.enqueue_datagram(slot, frames, now);
+            if live.enqueue_datagram(slot, frames, now) {
+                live.count_datagram_out(None, oversize, now);
+            }
             self.touch(link);
         }
     }
@@ -81,13 +82,10 @@ impl Engine {
         let now = self.now;
         if let Some(live) = self.link(link) {
             let first = remote.is_some();
+            let payload = if payload.len() <= GATHER_MAX { Piece::copy_from(&payload, 64, 32) } else { payload };
             let frame = with_header(payload, slot, remote, more);
-            // Only a whole datagram may be dropped: once its first part went, so must the others.
-            if first {
+            if live.enqueue_part(slot, first, more, frame, now) && first {
                 live.count_datagram_out(None, false, now);
-                live.enqueue_datagram(slot, std::iter::once(frame), now);
-            } else {
-                live.enqueue(slot, frame, now);
             }
             self.touch(link);
         }
@@ -114,9 +112,11 @@ impl Engine {
         let Some(io) = self.links.get_mut(link) else { return };
         if let Some(remote) = remote {
             io.assembling.retain(|assembly| assembly.owner != owner);
-            if io.assembling.len() < ASSEMBLIES_MAX {
-                io.assembling.push(Assembly { owner, remote, bytes: payload.to_vec() });
+            if io.assembling.len() >= ASSEMBLIES_MAX {
+                // The oldest is the likeliest to have been given up.
+                io.assembling.remove(0);
             }
+            io.assembling.push(Assembly { owner, remote, bytes: payload.to_vec() });
             return;
         }
         let Some(place) = io.assembling.iter().position(|assembly| assembly.owner == owner) else { return };

@@ -35,6 +35,8 @@ pub(crate) struct Flow {
     pub(crate) target: SocketAddr,
     /// The mediator has answered that its port is open.
     pub(crate) opened: bool,
+    /// Datagrams that came before that.
+    pub(crate) unanswered: u64,
     pub(crate) last_used: Instant,
     pub(crate) out: OutBatch,
     timer: TimerId,
@@ -52,6 +54,7 @@ impl Engine {
             slot,
             target,
             opened: false,
+            unanswered: 0,
             last_used: self.now,
             out: OutBatch::default(),
             timer,

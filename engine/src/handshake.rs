@@ -88,6 +88,8 @@ impl Engine {
             receive_op: None,
             partial: None,
             send_op: None,
+            sent_at: self.now,
+            compacting: false,
             raw: Vec::new(),
             greeting: ControlBuf::default(),
             paused: Vec::new(),

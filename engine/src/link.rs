@@ -6,6 +6,7 @@ use std::rc::Rc;
 use isthmus_proto::Code;
 use isthmus_proto::link::{Link, LinkConfig, Slot};
 use isthmus_proto::record::Session;
+use isthmus_proto::time::Instant;
 use isthmus_proto::wire::{ControlBuf, Frame};
 use isthmus_ring::{OpId, Piece, Socket};
 
@@ -49,6 +50,9 @@ pub(crate) struct LinkIo {
     pub(crate) partial: Option<Piece>,
 
     pub(crate) send_op: Option<OpId>,
+    /// When the send in flight began, and whether it was cancelled to free the buffers that it holds.
+    pub(crate) sent_at: Instant,
+    pub(crate) compacting: bool,
     /// Bytes to be sent before any record: handshake messages, key updates.
     pub(crate) raw: Vec<u8>,
     /// Frames before the link is established.

@@ -67,7 +67,16 @@ impl Engine {
                 Ok(Opened::Data(range)) => {
                     record.truncate(range.end);
                     record.advance(range.start);
-                    self.on_record(control, key, record);
+                    if matches!(io.phase, Phase::Greeting) {
+                        // A link that goes to another thread by its greeting takes along what came behind it.
+                        io.partial = Some(bytes);
+                        self.on_record(control, key, record);
+                        let rest = self.links.get_mut(key).and_then(|io| io.partial.take());
+                        let Some(rest) = rest else { return };
+                        bytes = rest;
+                    } else {
+                        self.on_record(control, key, record);
+                    }
                 }
                 Ok(Opened::KeyUpdate { .. }) => {
                     self.counts.key_updates += 1;
@@ -84,10 +93,17 @@ impl Engine {
                 Err(error) => return self.end_link(control, key, Code::ProtocolError, &error.to_string(), 0),
             }
         }
-        if let Some(io) = self.links.get_mut(key)
-            && !bytes.is_empty()
-        {
-            debug_assert!(bytes.len() < RECORD_MAX);
+        if bytes.is_empty() {
+            return;
+        }
+        // A few links may keep their buffer until the rest of the record comes; were it all of them, none
+        // would find another one to receive that rest into.
+        let [_, bulk, _] = self.ring.pool_stats();
+        if bytes.is_pooled() && bulk.held > PARTIAL_KEPT_MAX {
+            self.counts.partial_bytes_moved += bytes.len() as u64;
+            bytes = Piece::copy_from(&bytes, 0, 0);
+        }
+        if let Some(io) = self.links.get_mut(key) {
             io.partial = Some(bytes);
         }
     }
@@ -130,12 +146,15 @@ impl Engine {
                     if let Frame::Goodbye { code, retry_after_ms, text } = decoded {
                         return self.end_link(control, key, code.unwrap_or(Code::Failed), text, retry_after_ms);
                     }
+                    if rest.is_some() {
+                        let text = "a greeting must be alone in its record";
+                        return self.end_link(control, key, Code::ProtocolError, text, 0);
+                    }
                     if io.closing.is_none() {
                         control.on_event(self, Event::Greeting { link: key, frame: decoded });
                     }
                 }
             }
-            // A link that was detached by its greeting takes the rest of the record along.
             if self.links.get(key).is_none() {
                 return;
             }
@@ -152,13 +171,7 @@ impl Engine {
                     What::Stream => self.write_stream(owner, frame),
                     What::BridgeA | What::BridgeB => self.bridge_data(owner, frame),
                     // The port is not connected to anything (yet): the bytes have nowhere to go.
-                    _ => {
-                        if let Some(link) = self.link(key) {
-                            link.reset(slot, Code::NotTcp);
-                            self.touch(key);
-                            control.on_event(self, Event::PortEnded { link: key, owner, code: Code::NotTcp });
-                        }
-                    }
+                    _ => self.refuse_payload(control, key, slot, owner),
                 }
             }
             Delivery::Datagram { owner, remote, more, len } => {
@@ -228,19 +241,26 @@ impl Engine {
         match owner.what() {
             What::Stream => self.finish_stream(control, owner),
             What::BridgeA | What::BridgeB => self.bridge_fin(owner),
-            _ if over => control.on_event(self, Event::PortEnded { link, owner, code: Code::Closed }),
-            _ => {
-                if let Some(link) = self.link(link) {
-                    link.reset(slot, Code::NotTcp);
-                }
-                control.on_event(self, Event::PortEnded { link, owner, code: Code::NotTcp });
-            }
+            _ if over => self.end_port_owner(control, link, slot, owner, Code::Closed),
+            _ => self.refuse_payload(control, link, slot, owner),
         }
+    }
+
+    /// Bytes or an end came for a port that is no stream, such as a server: the port is cut.
+    fn refuse_payload(&mut self, control: &mut impl Control, key: Key, slot: isthmus_proto::link::Slot, owner: Key) {
+        if let Some(link) = self.link(key) {
+            link.reset(slot, Code::NotTcp);
+            self.touch(key);
+        }
+        self.end_port_owner(control, key, slot, owner, Code::NotTcp);
     }
 }
 
 // A partial record moves in front of what is received next: there must be room for the longest.
 const _: () = assert!(isthmus_ring::PoolConfig::BULK.headroom >= RECORD_MAX);
+
+/// Receive buffers that may be in use before links give theirs up for a record that is not whole.
+const PARTIAL_KEPT_MAX: usize = 8;
 
 /// `ENOBUFS`: no buffer was free for a receive.
 pub(crate) const ENOBUFS: i32 = 105;

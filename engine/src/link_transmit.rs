@@ -1,9 +1,11 @@
 //! Frames -> records, sealed in place -> one gathered send.
 
+use std::time::Duration;
+
 use isthmus_proto::Code;
 use isthmus_proto::limits::GATHER_MAX;
 use isthmus_proto::link::Transmit;
-use isthmus_proto::record::{PLAINTEXT_MAX, RECORD_HEADER};
+use isthmus_proto::record::{PLAINTEXT_MAX, RECORD_HEADER, RECORD_TAIL};
 use isthmus_proto::wire::HEADER_LEN;
 use isthmus_ring::{BATCH_PIECES_MAX, Piece, SendBatch, SendMode};
 
@@ -16,6 +18,11 @@ use crate::link::{LinkIo, Phase};
 /// an interactive frame wait longer behind it.
 const BATCH_MAX: usize = 256 * 1024;
 
+/// A send that is under way for so long is stalled.
+const STALLED_AFTER: Duration = Duration::from_millis(100);
+
+const ECANCELED: i32 = 125;
+
 /// Room for a record around its frames: header before, content type and tag after.
 const ROOM_BEFORE: usize = HEADER_LEN + RECORD_HEADER;
 
@@ -26,6 +33,11 @@ impl Engine {
         let mut freed = std::mem::take(&mut self.dirty.freed);
         let Some(io) = self.links.get_mut(key) else { return };
         io.dirty = false;
+        if io.live().is_some_and(|link| link.is_overrun()) {
+            self.dirty.freed = freed;
+            let text = "the other end asks without reading the answers";
+            return self.end_link(control, key, Code::Overloaded, text, 0);
+        }
         if io.send_op.is_some() {
             self.dirty.freed = freed;
             return;
@@ -36,8 +48,8 @@ impl Engine {
             self.dirty.freed = freed;
             return self.end_link(control, key, Code::ProtocolError, &error.to_string(), 0);
         }
-        let overrun = io.live().is_some_and(|link| link.is_overrun());
         if !batch.is_empty() {
+            io.sent_at = self.now;
             io.send_op = Some(self.ring.send(&io.socket, batch, SendMode::WaitAll, key.to_bits()));
         } else if let Some(code) = io.closing {
             self.dirty.freed = freed;
@@ -45,15 +57,37 @@ impl Engine {
         }
         if io.live().is_some_and(|link| link.is_relaxed()) && !io.paused.is_empty() {
             for stream in std::mem::take(&mut io.paused) {
-                self.receive_stream(stream);
+                self.resume_stream(stream);
             }
         }
         for (owner, bytes) in freed.drain(..) {
             self.bridge_consumed(Key::from_bits(owner), bytes);
         }
         self.dirty.freed = freed;
-        if overrun {
-            self.end_link(control, key, Code::Overloaded, "the other end asks without reading the answers", 0);
+    }
+
+    /// Moves what links hold of the shared receive buffers into memory of its own size: their queues,
+    /// the fronts of records, and, by way of a cancelled send, what a stalled socket does not take.
+    pub(crate) fn compact_links(&mut self) {
+        let now = self.now;
+        for key in self.links.keys().collect::<Vec<_>>() {
+            let Some(io) = self.links.get_mut(key) else { continue };
+            let mut moved = 0;
+            if let Some(partial) = io.partial.as_mut().filter(|partial| partial.is_pooled()) {
+                moved += partial.len();
+                *partial = Piece::copy_from(partial, 0, 0);
+            }
+            if let Some(op) = io.send_op.filter(|_| !io.compacting && now.since(io.sent_at) > STALLED_AFTER) {
+                io.compacting = true;
+                self.ring.cancel(op);
+            }
+            if let Some(link) = io.live() {
+                for piece in link.queued_mut().filter(|piece| piece.is_pooled()) {
+                    moved += piece.len();
+                    *piece = Piece::copy_from(piece, RECORD_HEADER, RECORD_TAIL);
+                }
+            }
+            self.counts.stalled_bytes_compacted += moved as u64;
         }
     }
 
@@ -67,9 +101,22 @@ impl Engine {
     ) {
         let Some(io) = self.links.get_mut(key) else { return };
         io.send_op = None;
+        let compacting = std::mem::take(&mut io.compacting);
+        let result = match result {
+            // Cancelled by us before anything of it went.
+            Err(error) if compacting && error.raw_os_error() == Some(ECANCELED) => Ok(0),
+            result => result,
+        };
         match result {
             Ok(sent) if sent < batch.bytes() => {
                 batch.advance(sent);
+                if compacting {
+                    let pieces: Vec<Piece> = batch.drain().collect();
+                    for piece in pieces {
+                        self.counts.stalled_bytes_compacted += piece.len() as u64;
+                        batch.push(Piece::copy_from(&piece, 0, 0));
+                    }
+                }
                 io.send_op = Some(self.ring.send(&io.socket, batch, SendMode::WaitAll, key.to_bits()));
             }
             Ok(_) => {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use isthmus_proto::Code;
+use isthmus_proto::limits::GATHER_MAX;
 use isthmus_proto::link::Slot;
 use isthmus_proto::wire::{HEADER_LEN, write_data_header};
 use isthmus_ring::{OpId, Piece, PollEvents, SendBatch, SendMode, Socket};
@@ -12,7 +13,9 @@ use isthmus_ring::{OpId, Piece, PollEvents, SendBatch, SendMode, Socket};
 use crate::Engine;
 use crate::event::{Control, Event};
 use crate::key::Key;
+use crate::link::Phase;
 use crate::link_receive::ENOBUFS;
+use crate::timers::TimerId;
 
 /// Most bytes of one receive: one noisy peer never owns a turn.
 const RECEIVE_MAX: usize = 128 * 1024;
@@ -21,6 +24,12 @@ const RECEIVE_MAX: usize = 128 * 1024;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_COUNT: u32 = 6;
+
+/// Between two looks at a half-closed connection.
+const HALF_CLOSED_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Memory in which few bytes wait together.
+const OWN_BYTES: usize = 4 * GATHER_MAX;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Incoming {
@@ -55,6 +64,31 @@ pub(crate) struct Stream {
     /// The socket's buffer is full: waiting for room, with nothing of ours in the kernel's hands.
     stalled: Option<OpId>,
     dirty: bool,
+    /// In its link's list of those that wait for a short queue.
+    waiting: bool,
+    /// Looks for the connection's failure once nothing is received any more.
+    watch: Option<TimerId>,
+}
+
+impl Stream {
+    /// Queues bytes. Few ones that have to wait (`waits`) join those before them, in memory of their own.
+    fn push(&mut self, piece: Piece, waits: bool) {
+        self.queued += piece.len();
+        if !waits || piece.len() > GATHER_MAX {
+            self.queue.push_back(piece);
+            return;
+        }
+        match self.queue.back_mut() {
+            Some(last) if !last.is_pooled() && last.tailroom() >= piece.len() => {
+                last.append(piece.len()).copy_from_slice(&piece);
+            }
+            _ => {
+                let mut own = Piece::with_capacity(0, OWN_BYTES);
+                own.append(piece.len()).copy_from_slice(&piece);
+                self.queue.push_back(own);
+            }
+        }
+    }
 }
 
 impl Engine {
@@ -98,6 +132,8 @@ impl Engine {
             send_op: None,
             stalled: None,
             dirty: false,
+            waiting: false,
+            watch: None,
         })
     }
 
@@ -135,15 +171,26 @@ impl Engine {
             return;
         }
         let Some(io) = self.links.get_mut(stream.link) else { return };
-        let Some(link) = io.live() else { return };
+        let Phase::Live(link) = &mut io.phase else { return };
         if link.is_congested() {
-            io.paused.push(key);
+            if !stream.waiting {
+                stream.waiting = true;
+                io.paused.push(key);
+            }
             return;
         }
         let room = link.room(stream.slot).min(RECEIVE_MAX);
         if room > 0 {
             let op = self.ring.recv_stream(&stream.socket, room as u32, stream.drained, key.to_bits());
             stream.incoming = Incoming::Armed(op);
+        }
+    }
+
+    /// Its link's queue is short again.
+    pub(crate) fn resume_stream(&mut self, key: Key) {
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.waiting = false;
+            self.receive_stream(key);
         }
     }
 
@@ -162,6 +209,9 @@ impl Engine {
         };
         if length == 0 {
             stream.incoming = Incoming::Ended;
+            let timer = self.timers.add(key);
+            self.timers.set(timer, self.now + HALF_CLOSED_INTERVAL);
+            stream.watch = Some(timer);
             if let Some(link) = self.link(link_key) {
                 link.finish(slot);
                 self.touch(link_key);
@@ -172,9 +222,16 @@ impl Engine {
         self.counts.stream_bytes_in += length as u64;
         let now = self.now;
         let mut received = std::mem::take(&mut self.received);
-        if let Some(link) = self.link(link_key) {
+        if let Some(io) = self.links.get_mut(link_key)
+            && let busy = io.send_op.is_some()
+            && let Some(link) = io.live()
+        {
             for mut piece in received.drain(..) {
                 let len = piece.len() as u16;
+                // A few bytes that have to wait give their shared buffer back.
+                if busy && piece.len() <= GATHER_MAX {
+                    piece = Piece::copy_from(&piece, HEADER_LEN, 0);
+                }
                 if let Some(header) = piece.prepend(HEADER_LEN).first_chunk_mut() {
                     write_data_header(header, slot.id(), len);
                 }
@@ -190,8 +247,8 @@ impl Engine {
     /// Bytes from the link for the stream's socket; they go out at the turn's end.
     pub(crate) fn write_stream(&mut self, key: Key, piece: Piece) {
         let Some(stream) = self.streams.get_mut(key) else { return };
-        stream.queued += piece.len();
-        stream.queue.push_back(piece);
+        let waits = stream.send_op.is_some() || stream.stalled.is_some() || stream.connecting.is_some();
+        stream.push(piece, waits);
         self.touch_stream(key);
     }
 
@@ -280,12 +337,32 @@ impl Engine {
         }
     }
 
-    /// The socket has room again.
-    pub(crate) fn on_stream_writable(&mut self, control: &mut impl Control, key: Key) {
-        if let Some(stream) = self.streams.get_mut(key) {
+    /// The socket has room again, or has failed.
+    pub(crate) fn on_stream_polled(
+        &mut self,
+        control: &mut impl Control,
+        key: Key,
+        result: std::io::Result<PollEvents>,
+    ) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        if result.is_ok() {
+            // Of a failure the send tells.
             stream.stalled = None;
             self.flush_stream(control, key);
         }
+    }
+
+    /// A half-closed connection has nothing armed that would tell of a reset, or of a peer that
+    /// keepalive found gone, and a poll for just those is ready at once: so it is looked at now and then.
+    pub(crate) fn on_stream_timer(&mut self, control: &mut impl Control, key: Key) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        if let Ok(None) = stream.socket.take_error() {
+            if let Some(timer) = stream.watch {
+                self.timers.set(timer, self.now + HALF_CLOSED_INTERVAL);
+            }
+            return;
+        }
+        self.reset_stream(control, key, Code::Reset);
     }
 
     /// The socket failed: the other end of the port is told.
@@ -330,6 +407,9 @@ impl Engine {
         };
         for op in [armed, stream.send_op, stream.stalled, stream.connecting].into_iter().flatten() {
             self.ring.cancel(op);
+        }
+        if let Some(timer) = stream.watch {
+            self.timers.remove(timer);
         }
         let tag = stream.tag;
         self.ring.close(stream.socket);

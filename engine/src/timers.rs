@@ -34,6 +34,10 @@ impl Timers {
         self.wheel.set(id.0, deadline);
     }
 
+    pub(crate) fn owner(&self, id: TimerId) -> Option<Key> {
+        self.owners.get(id.0 as usize).copied()
+    }
+
     pub(crate) fn remove(&mut self, id: TimerId) {
         self.wheel.cancel(id.0);
         self.owners.try_remove(id.0 as usize);

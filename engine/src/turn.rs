@@ -13,6 +13,12 @@ use crate::key::{Key, What};
 /// Longest sleep without any timer, so that a lost wake-up could never be for ever.
 const SLEEP_MAX: Duration = Duration::from_secs(5);
 
+/// Between two tries for buffers or descriptors that are scarce.
+const RETRY_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Between two lines in the log about the same trouble.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Completions handled before what they made due goes out: bounds how long one turn can be.
 const COMPLETIONS_MAX: usize = 1024;
 
@@ -26,6 +32,10 @@ pub(crate) struct Dirty {
     pub(crate) channels: Vec<u32>,
     /// Receives that found no buffer.
     pub(crate) starved: Vec<Key>,
+    /// When those may be tried again, where buffers or descriptors are scarce.
+    pub(crate) retry_at: Instant,
+    /// When an accept's failure was logged last.
+    pub(crate) warned_at: Option<Instant>,
     /// Scratch: bytes that left a bridge.
     pub(crate) freed: Vec<(u64, usize)>,
     pub(crate) due: Vec<(crate::TimerId, Key)>,
@@ -79,17 +89,22 @@ impl Engine {
             .timers
             .next_deadline()
             .map_or(SLEEP_MAX, |deadline| deadline.since(Instant(self.start.elapsed().as_nanos() as u64 + 1)));
-        if self.dirty.starved.is_empty() { until.min(SLEEP_MAX) } else { until.min(Duration::from_millis(5)) }
+        if self.dirty.starved.is_empty() { until.min(SLEEP_MAX) } else { until.min(RETRY_INTERVAL) }
     }
 
     fn run_timers(&mut self, control: &mut impl Control) {
         let mut due = std::mem::take(&mut self.dirty.due);
         self.timers.expire(self.now, &mut due);
         for (id, owner) in due.drain(..) {
+            // An earlier one of them may have ended it.
+            if self.timers.owner(id) != Some(owner) {
+                continue;
+            }
             match owner.what() {
                 What::Control => control.on_event(self, Event::Timer { number: owner.index() }),
                 What::Link => self.on_link_timer(control, owner),
                 What::Flow => self.on_flow_timer(control, owner),
+                What::Stream => self.on_stream_timer(control, owner),
                 What::Udp => self.on_channel_timer(control, id, owner),
                 _ => {}
             }
@@ -103,12 +118,20 @@ impl Engine {
         if self.dirty.starved.is_empty() {
             return;
         }
-        let [stream, bulk, _] = self.ring.pool_stats();
-        if [(stream, PoolConfig::STREAM), (bulk, PoolConfig::BULK)]
-            .iter()
-            .any(|(stats, config)| stats.held * 8 >= config.blocks_max * 7)
-        {
+        let pools = [PoolConfig::STREAM, PoolConfig::BULK, PoolConfig::DATAGRAM];
+        let scarce =
+            std::iter::zip(self.ring.pool_stats(), pools).any(|(stats, pool)| stats.held * 8 >= pool.blocks_max * 7);
+        let refused = self.dirty.starved.iter().any(|key| key.what() == What::Listener);
+        if scarce || refused {
+            // What is scarce does not come back by asking all the time.
+            if self.now < self.dirty.retry_at {
+                return;
+            }
+            self.dirty.retry_at = self.now + RETRY_INTERVAL;
+        }
+        if scarce {
             self.compact_stalled();
+            self.compact_links();
         }
         for key in std::mem::take(&mut self.dirty.starved) {
             match key.what() {
@@ -154,17 +177,16 @@ impl Engine {
                 key if key.what() == What::Link => self.on_link_connected(control, key, result),
                 key => self.on_stream_connected(control, key, result),
             },
-            Completion::Poll { user, .. } => match Key::from_bits(user) {
+            Completion::Poll { user, result } => match Key::from_bits(user) {
                 key if key.what() == What::Watch => self.on_watched(control, key),
-                key => self.on_stream_writable(control, key),
+                key => self.on_stream_polled(control, key, result),
             },
             Completion::Accept { user, result, more } => self.on_accept(control, Key::from_bits(user), result, more),
             Completion::Datagrams { user, result, more } => {
                 self.on_datagrams(control, Key::from_bits(user), result, more);
             }
             Completion::SentDatagrams { user, batch, result } => {
-                drop(batch);
-                self.on_datagrams_sent(Key::from_bits(user), result);
+                self.on_datagrams_sent(Key::from_bits(user), batch, result);
             }
         }
     }
@@ -217,7 +239,10 @@ impl Engine {
             Err(error) if error.kind() == std::io::ErrorKind::NotConnected => {}
             Err(error) => {
                 self.counts.accept_errors += 1;
-                tracing::warn!(%error, "cannot accept a connection");
+                if self.dirty.warned_at.is_none_or(|at| self.now.since(at) >= WARN_INTERVAL) {
+                    self.dirty.warned_at = Some(self.now);
+                    tracing::warn!(%error, "cannot accept connections; is the limit of descriptors (LimitNOFILE=) too low?");
+                }
                 // Out of descriptors, most likely: asking again at once would only spin.
                 if !more {
                     self.dirty.starved.push(key);

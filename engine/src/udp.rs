@@ -10,7 +10,7 @@ use isthmus_ring::{DatagramBatch, Datagrams, OpId, Piece, Ring, Socket};
 use crate::Engine;
 use crate::datagram::Way;
 use crate::event::{Control, Event};
-use crate::key::{Key, What};
+use crate::key::Key;
 use crate::link_receive::ENOBUFS;
 
 /// How a mediator's UDP port reaches the relay.
@@ -48,6 +48,8 @@ pub(crate) struct UdpSocket {
     pub(crate) socket: Socket,
     /// Speaks IPv6 (and IPv4 by mapped addresses).
     ipv6: bool,
+    /// The system takes several datagrams of one size at once.
+    gso: bool,
     pub(crate) role: UdpRole,
     op: Option<OpId>,
     pub(crate) out: OutBatch,
@@ -71,11 +73,19 @@ pub(crate) struct OutBatch {
 const SEGMENTS_MAX: usize = 64;
 const BATCH_BYTES_MAX: usize = 65_000;
 
+/// Longer datagrams are left to the system to fragment, one by one: what a path of 1,500 bytes takes over IPv6.
+const SEGMENT_MAX: usize = 1452;
+
+const EIO: i32 = 5;
+const EINVAL: i32 = 22;
+const EMSGSIZE: i32 = 90;
+
 impl OutBatch {
     /// Whether `len` more bytes may join.
-    fn takes(&self, len: usize) -> bool {
+    fn takes(&self, len: usize, gso: bool) -> bool {
         self.batch.as_ref().is_some_and(|batch| {
-            !self.closed
+            gso && !self.closed
+                && self.segment <= SEGMENT_MAX
                 && len > 0
                 && len <= self.segment
                 && batch.len() < SEGMENTS_MAX
@@ -109,6 +119,7 @@ impl Engine {
         let key = self.sockets.insert(UdpSocket {
             socket,
             ipv6,
+            gso: true,
             role,
             op: None,
             out: OutBatch::default(),
@@ -245,7 +256,7 @@ impl Engine {
             }
             udp.allowed = Some(remote);
         }
-        if udp.out_to != to || !udp.out.takes(payload.len()) {
+        if udp.out_to != to || !udp.out.takes(payload.len(), udp.gso) {
             if udp.out.batch.is_some() {
                 self.flush_udp(key);
             } else {
@@ -271,7 +282,8 @@ impl Engine {
         let now = self.now;
         let Some(flow) = self.flows.get_mut(key) else { return };
         flow.last_used = now;
-        if !flow.out.takes(payload.len()) {
+        let gso = self.sockets.get(flow.socket).is_some_and(|udp| udp.gso);
+        if !flow.out.takes(payload.len(), gso) {
             if flow.out.batch.is_some() {
                 self.flush_flow(key);
             } else {
@@ -306,17 +318,44 @@ impl Engine {
         }
     }
 
-    pub(crate) fn on_datagrams_sent(&mut self, key: Key, result: std::io::Result<usize>) {
+    pub(crate) fn on_datagrams_sent(&mut self, key: Key, mut batch: DatagramBatch, result: std::io::Result<usize>) {
         let Err(error) = result else { return };
-        self.counts.datagrams_send_failed += 1;
-        if key.what() == What::Udp {
+        let Some(udp) = self.sockets.get_mut(key) else { return };
+        let segment = batch.segment().map(usize::from);
+        if let (Some(segment), Some(EIO | EINVAL | EMSGSIZE)) = (segment, error.raw_os_error()) {
+            // The device or the path does not take segments of this size: one by one, from now on.
+            udp.gso = false;
+            let to = batch.to();
+            let pieces: Vec<Piece> = batch.drain().collect();
+            for mut piece in pieces {
+                while !piece.is_empty() {
+                    let mut one = self.ring.datagram_batch();
+                    one.set_to(to);
+                    one.push(piece.split_to(segment.min(piece.len())));
+                    self.ring.send_datagrams(&udp.socket, one, key.to_bits());
+                }
+            }
+            return;
+        }
+        self.counts.datagrams_send_failed += batch.len() as u64;
+        if error.kind() != std::io::ErrorKind::WouldBlock {
             self.on_udp_error(key, &error);
         }
+    }
+
+    /// Whether batches of a socket may be segmented by the system.
+    pub(crate) fn segments_allowed(&self, socket: Key) -> bool {
+        self.sockets.get(socket).is_some_and(|udp| udp.gso)
     }
 
     /// Tells which destinations a mediator's ports may send to; without one, all.
     pub fn set_destination_filter(&mut self, allows: Box<dyn Fn(SocketAddr) -> bool>) {
         self.destination_filter = Some(allows);
+        self.forget_allowed();
+    }
+
+    /// What the filter says may have changed.
+    pub fn forget_allowed(&mut self) {
         for key in self.sockets.keys().collect::<Vec<_>>() {
             if let Some(udp) = self.sockets.get_mut(key) {
                 udp.allowed = None;
@@ -324,6 +363,9 @@ impl Engine {
         }
     }
 }
+
+/// Datagrams that a visitor may send before its port is open.
+const UNANSWERED_MAX: u64 = 32;
 
 impl Engine {
     fn on_visitor_datagrams(&mut self, control: &mut impl Control, key: Key, tag: u32, datagrams: Datagrams) {
@@ -339,6 +381,14 @@ impl Engine {
             return;
         };
         flow.last_used = self.now;
+        if !flow.opened {
+            // Few may wait for a mediator's answer: more could only be a flood.
+            flow.unanswered += count;
+            if flow.unanswered > UNANSWERED_MAX {
+                self.counts.datagrams_dropped_full += count;
+                return;
+            }
+        }
         self.counts.datagrams_in += count;
         // Before the mediator has answered, a datagram over UDP could overtake the request for its port.
         let way = if flow.opened { Way::Channel { fallback: true } } else { Way::Tcp };

@@ -62,8 +62,6 @@ codes! {
     Closed = 32, "closed", "closed on request";
     Reset = 33, "reset", "the connection was reset";
     PeerGone = 34, "peer-gone", "the other party of this port is gone";
-    FlowViolation = 35, "flow-violation", "more bytes came than were granted";
-    IdleTimeout = 36, "idle-timeout", "nothing came for the idle timeout";
 
     // Why a link ended or never came to be.
     BadToken = 64, "bad-token", "the token's signature is wrong: it was not issued by this relay's token key";

@@ -30,11 +30,14 @@ pub const EGRESS_LOW: usize = 256 * 1024;
 /// Bytes of datagrams that may wait for a link's TCP channel per port before more are dropped and counted.
 pub const DATAGRAM_QUEUE_MAX: usize = 1024 * 1024;
 
+/// Frame bytes queued on a whole link beyond which new datagrams for its TCP channel are dropped.
+pub const LINK_DATAGRAM_QUEUE_MAX: usize = 8 * 1024 * 1024;
+
 /// Largest UDP payload over IPv4 (65,535 less 20 of IP and 8 of UDP).
 pub const DATAGRAM_MAX: usize = 65_507;
 
 /// Default for the most ports of one link.
-pub const PORTS_MAX: u32 = 16_384;
+pub const PORTS_MAX: u32 = 32_768;
 
 /// Most ports that any configuration may ask for: the identifier's index has 19 bits.
 pub const PORTS_MAX_MAX: u32 = 1 << 19;

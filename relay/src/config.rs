@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use isthmus_proto::MediatorId;
+use isthmus_proto::limits;
 use isthmus_proto::policy::AllowRule;
 use tracing_subscriber::EnvFilter;
 
@@ -117,8 +118,8 @@ pub struct Config {
     /// Time between maintain packets on each UDP channel
     #[arg(long, value_name = "TIME", default_value = "8s", env = "ISTHMUS_KEEPALIVE_UDP", value_parser = duration)]
     pub keepalive_udp: Duration,
-    /// A channel without any answer for this long after a maintain packet is dead
-    #[arg(long, value_name = "TIME", default_value = "25s", env = "ISTHMUS_DEAD_AFTER", value_parser = duration)]
+    /// A channel is dead when a maintain packet stays unanswered for this long
+    #[arg(long, value_name = "TIME", default_value = "10s", env = "ISTHMUS_DEAD_AFTER", value_parser = duration)]
     pub dead_after: Duration,
     /// TLS and greeting together must end within this
     #[arg(long, value_name = "TIME", default_value = "10s", env = "ISTHMUS_HANDSHAKE_TIMEOUT", value_parser = duration)]
@@ -135,7 +136,7 @@ pub struct Config {
           value_parser = clap::value_parser!(u32).range(1..))]
     pub udp_flows_max: u32,
     /// Most ports of one tunnel
-    #[arg(long, value_name = "N", default_value_t = 16_384, env = "ISTHMUS_PORTS_MAX",
+    #[arg(long, value_name = "N", default_value_t = limits::PORTS_MAX, env = "ISTHMUS_PORTS_MAX",
           value_parser = clap::value_parser!(u32).range(1..=1 << 19))]
     pub ports_max: u32,
     /// What to log: error, warn, info, debug, trace, or a filter such as info,isthmus_relay=debug
@@ -293,10 +294,13 @@ mod tests {
         assert_eq!(config.stats_socket_path(), Path::new("/d/stats.sock"));
         assert_eq!(config.keepalive_tcp, Duration::from_secs(20));
         assert_eq!(config.keepalive_udp, Duration::from_secs(8));
-        assert_eq!(config.dead_after, Duration::from_secs(25));
+        assert_eq!(config.dead_after, limits::DEAD_AFTER);
+        assert_eq!(config.keepalive_tcp, limits::KEEPALIVE_TCP);
+        assert_eq!(config.keepalive_udp, limits::KEEPALIVE_UDP);
+        assert_eq!(config.handshake_timeout, limits::HANDSHAKE_TIMEOUT);
         assert_eq!(config.handshake_timeout, Duration::from_secs(10));
         assert_eq!(config.udp_idle, Duration::from_secs(60));
-        assert_eq!((config.half_open_max, config.udp_flows_max, config.ports_max), (4096, 16_384, 16_384));
+        assert_eq!((config.half_open_max, config.udp_flows_max, config.ports_max), (4096, 16_384, limits::PORTS_MAX));
         assert!(!config.plaintext && config.congestion.is_none() && config.shards >= 1);
     }
 

@@ -116,8 +116,7 @@ impl Socket {
     /// Finds a peer that is gone without a word: probes after `idle`, then each `interval`, and gives up after `count` of
     /// them without an answer (`SO_KEEPALIVE`).
     pub fn set_keepalive(&self, idle: Duration, interval: Duration, count: u32) -> io::Result<()> {
-        let keepalive =
-            socket2::TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count);
+        let keepalive = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(count);
         self.options().set_tcp_keepalive(&keepalive)
     }
 

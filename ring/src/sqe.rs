@@ -51,7 +51,8 @@ pub(crate) fn send_message(fd: i32, message: *const libc::msghdr, mode: SendMode
 }
 
 pub(crate) fn send_datagrams(fd: i32, message: *const libc::msghdr) -> squeue::Entry {
-    opcode::SendMsg::new(Fd(fd), message).flags(libc::MSG_NOSIGNAL as u32).build()
+    // Datagrams never wait for room: what waited would hold buffers, and be overtaken.
+    opcode::SendMsg::new(Fd(fd), message).flags((libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) as u32).build()
 }
 
 fn send_flags(mode: SendMode) -> i32 {

@@ -121,9 +121,9 @@ pub(crate) fn kind_of(code: Code) -> io::ErrorKind {
         Code::Refused => io::ErrorKind::ConnectionRefused,
         Code::HostUnreachable => io::ErrorKind::HostUnreachable,
         Code::NetworkUnreachable | Code::NoUdpChannel | Code::MediatorAway => io::ErrorKind::NetworkUnreachable,
-        Code::TimedOut | Code::IdleTimeout => io::ErrorKind::TimedOut,
+        Code::TimedOut => io::ErrorKind::TimedOut,
         Code::Unsupported => io::ErrorKind::Unsupported,
-        Code::Reset | Code::PeerGone | Code::FlowViolation => io::ErrorKind::ConnectionReset,
+        Code::Reset | Code::PeerGone => io::ErrorKind::ConnectionReset,
         Code::UnknownPort | Code::Closed => io::ErrorKind::NotConnected,
         _ => io::ErrorKind::Other,
     }

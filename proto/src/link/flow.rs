@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::port::Slot;
+use super::port::{PortKind, Slot};
 use super::{Link, Payload};
 use crate::limits::{FRAME_PAYLOAD_MAX, LINK_WINDOW_SUM_MAX, WINDOW_EARLY, WINDOW_MAX, WINDOW_START};
 use crate::time::Instant;
@@ -35,7 +35,7 @@ impl<P: Payload> Link<P> {
         let rtt = self.pulse.rtt().unwrap_or(RTT_UNKNOWN).max(RTT_FLOOR);
         let Some(port) = self.ports.get_mut(slot) else { return };
         port.consumed += n as u64;
-        if port.fin_received {
+        if port.fin_received || port.kind != PortKind::Tcp {
             return;
         }
         let elapsed = now.since(port.epoch);
@@ -82,7 +82,6 @@ impl<P: Payload> Link<P> {
         }
         port.granted = target;
         self.control.push(&Frame::Credit { port: port.id, offset: target });
-        self.check_control();
         true
     }
 }

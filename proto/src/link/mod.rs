@@ -89,12 +89,12 @@ pub struct Link<P> {
     quantum_left: i64,
     /// Frame bytes queued in all ports.
     queued: usize,
+    /// Of them, those of streams that credit lets go: what waits for this link and for nothing else.
+    ready: usize,
     /// Receive windows granted beyond the early ones, in bytes.
     window_sum: u64,
     pulse: Pulse,
     stats: LinkStats,
-    /// Set once by the other end breaking a bound of the control queue.
-    overrun: bool,
 }
 
 impl<P: Payload> Link<P> {
@@ -108,10 +108,10 @@ impl<P: Payload> Link<P> {
             bulk: VecDeque::new(),
             quantum_left: QUANTUM,
             queued: 0,
+            ready: 0,
             window_sum: 0,
             pulse: Pulse::new(config.maintain, now),
             stats: LinkStats::default(),
-            overrun: false,
         }
     }
 
@@ -154,7 +154,7 @@ impl<P: Payload> Link<P> {
     /// # Errors
     /// [`Code::Silent`]: the other end is dead; [`Code::Overloaded`]: it asks without reading the answers.
     pub fn on_deadline(&mut self, now: Instant) -> Result<(), Code> {
-        if self.overrun {
+        if self.is_overrun() {
             return Err(Code::Overloaded);
         }
         self.pulse.on_deadline(now, &mut self.control)

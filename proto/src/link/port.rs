@@ -78,6 +78,8 @@ pub(super) struct Port<P> {
     pub(super) queue: VecDeque<P>,
     /// Their bytes.
     pub(super) queued: usize,
+    /// UDP: further parts of a datagram whose first part was taken, and the bytes that they may still have.
+    pub(super) part_room: usize,
     /// Payload bytes sent, and the offset up to which the other end lets us.
     pub(super) sent: u64,
     pub(super) send_max: u64,
@@ -106,6 +108,7 @@ impl<P> Port<P> {
             quiet: false,
             queue: VecDeque::new(),
             queued: 0,
+            part_room: 0,
             sent: 0,
             send_max: u64::from(WINDOW_EARLY),
             received: 0,
@@ -219,6 +222,10 @@ impl<P> Ports<P> {
             *place = NOWHERE;
         }
         Some(port)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Port<P>> {
+        self.table.iter_mut().map(|(_, port)| port)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (Slot, u64)> + '_ {

@@ -221,7 +221,6 @@ impl<P: Payload> Link<P> {
             Frame::Datagram { port, remote, more, len } => self.on_datagram(port, remote, more, len),
             Frame::Ping { opaque } => {
                 self.control.push(&Frame::Pong { opaque });
-                self.check_control();
                 Ok(Input::None)
             }
             Frame::Pong { opaque } => {
@@ -292,7 +291,8 @@ impl<P: Payload> Link<P> {
     fn on_data<'a>(&mut self, port: crate::PortId, len: usize) -> Result<Input<'a>, Violation> {
         let Some(slot) = self.ports.find(port) else { return Ok(self.stale()) };
         let Some(port) = self.ports.get_mut(slot) else { return Ok(Input::None) };
-        if port.kind != PortKind::Tcp || port.fin_received {
+        // An empty one would cost memory and no credit.
+        if port.kind != PortKind::Tcp || port.fin_received || len == 0 {
             return Err(Violation::State);
         }
         port.received += len as u64;

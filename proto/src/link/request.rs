@@ -63,6 +63,9 @@ impl<P: Payload> Link<P> {
         if let Some(port) = self.ports.get_mut(slot) {
             port.closing.get_or_insert(request);
             self.queued -= port.queued;
+            if port.is_ready() {
+                self.ready -= port.queued;
+            }
             port.queued = 0;
             port.queue.clear();
         }
@@ -104,7 +107,6 @@ impl<P: Payload> Link<P> {
             Err(Code::ProtocolError) => return Err(Violation::Identifier),
             Err(code) => {
                 self.control.push(&Frame::Reset { port, code });
-                self.check_control();
                 return Ok(Input::None);
             }
         };
@@ -113,7 +115,6 @@ impl<P: Payload> Link<P> {
         else {
             // The server port was closed while this was on its way.
             self.reset(slot, Code::PeerGone);
-            self.check_control();
             return Ok(Input::None);
         };
         self.start_window(slot, now);
@@ -131,7 +132,6 @@ impl<P: Payload> Link<P> {
         if !silent {
             let local = local.unwrap_or(UNSPECIFIED);
             self.control.push(&Frame::Answer { port: slot.id(), to, request, code, local });
-            self.check_control();
         }
         if over {
             self.forget(slot);
@@ -219,7 +219,6 @@ impl<P: Payload> Link<P> {
 
     fn refuse(&mut self, port: PortId, to: RequestKind, request: u16, code: Code) -> Input<'static> {
         self.control.push(&Frame::Answer { port, to, request, code, local: UNSPECIFIED });
-        self.check_control();
         Input::None
     }
 }

@@ -3,12 +3,17 @@
 use super::port::{Listed, Outgoing, Slot};
 use super::{Link, PortKind};
 use crate::code::Code;
-use crate::limits::{CONTROL_QUEUE_MAX, DATAGRAM_QUEUE_MAX, EGRESS_HIGH, EGRESS_LOW, GATHER_MAX};
+use crate::limits::{
+    CONTROL_QUEUE_MAX, DATAGRAM_MAX, DATAGRAM_QUEUE_MAX, EGRESS_HIGH, EGRESS_LOW, GATHER_MAX, LINK_DATAGRAM_QUEUE_MAX,
+};
 use crate::time::Instant;
-use crate::wire::{ControlBuf, Frame, HEADER_LEN};
+use crate::wire::{ADDR_LEN, ControlBuf, Frame, HEADER_LEN};
 
 /// Bytes that a port with much to send may send before the next one: two frames.
 pub(super) const QUANTUM: i64 = 32 * 1024;
+
+/// Most frame bytes of one datagram: its payload in parts, each with its header, the first with an address.
+const PARTS_BYTES_MAX: usize = DATAGRAM_MAX + 8 * (HEADER_LEN + ADDR_LEN);
 
 /// A queued piece: the driver's handle of one whole encoded frame.
 pub trait Payload {
@@ -52,14 +57,20 @@ impl<P: Payload> Link<P> {
         self.queued
     }
 
-    /// Whether sources should pause.
+    /// Whether sources should pause. What waits for another port's credit does not count: a host that
+    /// does not read stops its own port only.
     pub fn is_congested(&self) -> bool {
-        self.queued >= EGRESS_HIGH
+        self.ready >= EGRESS_HIGH
     }
 
     /// Whether paused sources may go on.
     pub fn is_relaxed(&self) -> bool {
-        self.queued <= EGRESS_LOW
+        self.ready <= EGRESS_LOW
+    }
+
+    /// Every queued piece, for the driver to move them to other memory. Their lengths must stay.
+    pub fn queued_mut(&mut self) -> impl Iterator<Item = &mut P> {
+        self.ports.iter_mut().flat_map(|port| port.queue.iter_mut())
     }
 
     /// Whether [`Link::transmit`] would give something.
@@ -77,6 +88,9 @@ impl<P: Payload> Link<P> {
         }
         port.queued += frame.len();
         self.queued += frame.len();
+        if port.is_ready() {
+            self.ready += frame.len();
+        }
         port.queue.push_back(frame);
         self.list(slot);
         true
@@ -84,15 +98,34 @@ impl<P: Payload> Link<P> {
 
     /// Queues the whole frames of one datagram for the TCP channel; drops and counts it when too much waits.
     pub fn enqueue_datagram(&mut self, slot: Slot, parts: impl Iterator<Item = P>, now: Instant) -> bool {
-        let full = self.ports.get(slot).is_none_or(|port| port.closing.is_some() || port.queued > DATAGRAM_QUEUE_MAX);
-        if full {
-            self.stats.datagrams_dropped += 1;
-            return false;
-        }
-        for part in parts {
-            self.enqueue(slot, part, now);
+        let mut parts = parts.peekable();
+        let mut first = true;
+        while let Some(part) = parts.next() {
+            if !self.enqueue_part(slot, first, parts.peek().is_some(), part, now) {
+                return false;
+            }
+            first = false;
         }
         true
+    }
+
+    /// Queues a frame with a datagram's `first` part, or with one that follows it, for the TCP channel.
+    /// A datagram is dropped, and counted, when too much waits on its port or on the link; parts whose
+    /// first one was dropped, or which make more than a datagram can have, are dropped as well.
+    pub fn enqueue_part(&mut self, slot: Slot, first: bool, more: bool, frame: P, now: Instant) -> bool {
+        let crowded = self.queued > LINK_DATAGRAM_QUEUE_MAX;
+        let Some(port) = self.ports.get_mut(slot) else { return false };
+        if first {
+            port.part_room = 0;
+            if port.closing.is_some() || crowded || port.queued > DATAGRAM_QUEUE_MAX {
+                self.stats.datagrams_dropped += 1;
+                return false;
+            }
+            port.part_room = PARTS_BYTES_MAX;
+        }
+        let room = port.part_room.checked_sub(frame.len());
+        port.part_room = room.filter(|_| more).unwrap_or(0);
+        room.is_some() && self.enqueue(slot, frame, now)
     }
 
     /// No more bytes come from this stream's source: FIN after what is queued.
@@ -112,11 +145,19 @@ impl<P: Payload> Link<P> {
         }
     }
 
+    /// Whether anything came on a stream: its bytes or its end.
+    pub fn has_received(&self, slot: Slot) -> bool {
+        self.ports.get(slot).is_some_and(|port| port.received > 0 || port.fin_received)
+    }
+
     /// Drops a port without a word, as when the other end knows already.
     pub(super) fn forget(&mut self, slot: Slot) -> Option<u64> {
         let port = self.ports.remove(slot)?;
         self.queued -= port.queued;
         self.end_window(port.window);
+        if port.is_ready() {
+            self.ready -= port.queued;
+        }
         match port.listed {
             Listed::No => {}
             Listed::Fast => self.fast.retain(|&index| index != slot.index()),
@@ -144,6 +185,18 @@ impl<P: Payload> Link<P> {
             port.listed = Listed::Bulk;
             self.bulk.push_back(slot.index());
         }
+        if port.is_ready() {
+            self.ready += port.queued;
+        }
+    }
+
+    /// A port that cannot send for now leaves its list.
+    fn unlist(&mut self, index: u32) {
+        let Some(port) = self.ports.at(index) else { return };
+        if port.is_ready() {
+            self.ready -= port.queued;
+        }
+        port.listed = Listed::No;
     }
 
     /// The next thing to send. `None`: nothing that credit allows.
@@ -160,17 +213,17 @@ impl<P: Payload> Link<P> {
             } else if port.can_send() {
                 return self.take_frame(index);
             } else {
-                port.listed = Listed::No;
                 self.fast.pop_front();
+                self.unlist(index);
             }
         }
         while let Some(&index) = self.bulk.front() {
             let debt = self.quantum_left.min(0);
             let port = self.ports.at(index)?;
             if !port.can_send() {
-                port.listed = Listed::No;
                 port.debt = debt;
                 self.bulk.pop_front();
+                self.unlist(index);
                 self.begin_turn();
             } else if self.quantum_left <= 0 {
                 port.debt = debt;
@@ -198,6 +251,9 @@ impl<P: Payload> Link<P> {
         let owner = port.owner;
         port.queued -= frame.len();
         self.queued -= frame.len();
+        if port.is_ready() {
+            self.ready -= frame.len();
+        }
         let payload = frame.len() - HEADER_LEN;
         port.sent += payload as u64;
         self.stats.bytes_out += payload as u64;
@@ -222,18 +278,18 @@ impl<P: Payload> Link<P> {
         }
     }
 
-    /// Whether the other end makes us queue answers that it does not read.
-    pub(super) fn check_control(&mut self) {
-        self.overrun |= self.control.len() > CONTROL_QUEUE_MAX;
-    }
-
-    /// See [`Link::check_control`]; the driver ends such a link.
+    /// Whether the other end makes us queue answers that it does not read; the driver ends such a link.
     pub fn is_overrun(&self) -> bool {
-        self.overrun
+        self.control.len() > CONTROL_QUEUE_MAX
     }
 }
 
 impl<P: Payload> super::port::Port<P> {
+    /// Whether its queue counts as waiting for the link: a stream's that credit lets go.
+    pub(super) fn is_ready(&self) -> bool {
+        self.listed != Listed::No && self.kind == PortKind::Tcp
+    }
+
     fn can_send(&self) -> bool {
         self.queue.front().is_some_and(|frame| {
             self.kind == PortKind::Udp || self.sent + (frame.len() - HEADER_LEN) as u64 <= self.send_max

@@ -32,17 +32,17 @@ pub struct DatagramHeader {
     pub shard: ShardId,
     /// What the plaintext is: 0 to 15, given its meaning by the link.
     pub kind: u8,
-    /// The low four bits of the key epoch. [`ChannelKeys::seal_into`] sets it.
+    /// The low four bits of the key epoch. [`super::ChannelKeys::seal_into`] sets it.
     pub epoch: u8,
     /// The channel.
     pub channel: ChannelId,
-    /// The packet number within channel, direction and epoch. [`ChannelKeys::seal_into`] sets it.
+    /// The packet number within channel, direction and epoch. [`super::ChannelKeys::seal_into`] sets it.
     pub packet: u64,
 }
 
 impl DatagramHeader {
     /// Reads a datagram's head, for choosing the keys. Nothing of it is to be believed before
-    /// [`ChannelKeys::open`] took the datagram.
+    /// [`super::ChannelKeys::open`] took the datagram.
     ///
     /// # Errors
     /// [`DatagramError::Short`], [`DatagramError::Malformed`].
@@ -55,7 +55,7 @@ impl DatagramHeader {
             return Err(DatagramError::Malformed);
         };
         let number = u64::from_be_bytes([p0, p1, p2, p3, p4, p5, p6, p7]);
-        if number >= ChannelKeys::PACKETS_MAX {
+        if number >= EpochKeys::PACKETS_MAX {
             return Err(DatagramError::Malformed);
         }
         Ok(Self {
@@ -120,29 +120,29 @@ pub enum End {
 }
 
 /// One end's keys of one channel and epoch, with its send counter and replay window.
-pub struct ChannelKeys {
+pub(super) struct EpochKeys {
     sealing: TrafficKey,
     opening: TrafficKey,
     /// Number of the next packet to seal.
     next: u64,
     window: ReplayWindow,
-    epoch: u8,
+    epoch: u32,
 }
 
-impl ChannelKeys {
+impl EpochKeys {
     /// Packets that one epoch may seal, in each direction.
-    pub const PACKETS_MAX: u64 = 1 << 48;
+    pub(super) const PACKETS_MAX: u64 = 1 << 48;
 
-    /// Packets after which [`ChannelKeys::epoch_due`]: AES-GCM's advised bound for packets of at most
+    /// Packets after which [`EpochKeys::epoch_due`]: AES-GCM's advised bound for packets of at most
     /// 2 KiB (RFC 9001 B.1.1).
-    pub const EPOCH_AFTER: u64 = 1 << 28;
+    pub(super) const EPOCH_AFTER: u64 = 1 << 28;
 
     /// Derives both directions' keys by HKDF-SHA256 from the tunnel's secret, which both ends share.
     /// The wire carries the low four bits of `epoch` only.
     ///
     /// # Errors
     /// [`DatagramError::Crypto`].
-    pub fn derive(secret: &[u8; 32], channel: ChannelId, epoch: u8, end: End) -> Result<Self, DatagramError> {
+    pub(super) fn derive(secret: &[u8; 32], channel: ChannelId, epoch: u32, end: End) -> Result<Self, DatagramError> {
         let from_caller = derive_one(secret, channel, epoch, End::Caller)?;
         let from_relay = derive_one(secret, channel, epoch, End::Relay)?;
         let (sealing, opening) = match end {
@@ -153,12 +153,17 @@ impl ChannelKeys {
     }
 
     /// The key epoch.
-    pub fn epoch(&self) -> u8 {
+    pub(super) fn epoch(&self) -> u32 {
         self.epoch
     }
 
+    /// As much of the epoch as a datagram carries.
+    pub(super) fn wire_epoch(&self) -> u8 {
+        (self.epoch & 0xf) as u8
+    }
+
     /// Whether this key has sealed as much as is wise, so that the next epoch should begin.
-    pub fn epoch_due(&self) -> bool {
+    pub(super) fn epoch_due(&self) -> bool {
         self.next >= Self::EPOCH_AFTER
     }
 
@@ -168,7 +173,7 @@ impl ChannelKeys {
     ///
     /// # Errors
     /// [`DatagramError::NoRoom`], [`DatagramError::Exhausted`], [`DatagramError::Crypto`].
-    pub fn seal_into(
+    pub(super) fn seal_into(
         &mut self,
         header: DatagramHeader,
         payload: &[u8],
@@ -180,7 +185,7 @@ impl ChannelKeys {
         if self.next >= Self::PACKETS_MAX {
             return Err(DatagramError::Exhausted);
         }
-        let head = DatagramHeader { epoch: self.epoch & 0xf, packet: self.next, ..header }.encode();
+        let head = DatagramHeader { epoch: self.wire_epoch(), packet: self.next, ..header }.encode();
         let (start, body) = out.split_at_mut(DATAGRAM_HEADER);
         start.copy_from_slice(&head);
         let (sealed, rest) = body.split_at_mut(payload.len());
@@ -200,9 +205,9 @@ impl ChannelKeys {
     ///
     /// # Errors
     /// Any [`DatagramError`] but those of sealing; the packet's bytes are then undefined.
-    pub fn open(&mut self, packet: &mut [u8]) -> Result<Range<usize>, DatagramError> {
+    pub(super) fn open(&mut self, packet: &mut [u8]) -> Result<Range<usize>, DatagramError> {
         let header = DatagramHeader::parse(packet)?;
-        if header.epoch != self.epoch & 0xf {
+        if header.epoch != self.wire_epoch() {
             return Err(DatagramError::WrongEpoch);
         }
         let (head, body) = packet.split_first_chunk_mut::<DATAGRAM_HEADER>().ok_or(DatagramError::Short)?;
@@ -217,15 +222,20 @@ impl ChannelKeys {
         Ok(DATAGRAM_HEADER..DATAGRAM_HEADER + length)
     }
 
+    #[cfg(test)]
+    pub(super) fn set_sealed(&mut self, count: u64) {
+        self.next = count;
+    }
+
     /// Frees what can be built again (two key contexts of 632 B), for a channel that fell idle.
-    pub fn release_context(&mut self) {
+    pub(super) fn release_context(&mut self) {
         self.sealing.release();
         self.opening.release();
     }
 }
 
 /// The key and IV of the direction that begins at `from`.
-fn derive_one(secret: &[u8; 32], channel: ChannelId, epoch: u8, from: End) -> Result<TrafficKey, DatagramError> {
+fn derive_one(secret: &[u8; 32], channel: ChannelId, epoch: u32, from: End) -> Result<TrafficKey, DatagramError> {
     const KEY: usize = 16;
     const IV: usize = 12;
     struct Length;
@@ -241,7 +251,7 @@ fn derive_one(secret: &[u8; 32], channel: ChannelId, epoch: u8, from: End) -> Re
     let mut okm = Zeroizing::new([0; KEY + IV]);
     Salt::new(HKDF_SHA256, b"isthmus/1 udp channel")
         .extract(secret)
-        .expand(&[&channel.0.to_be_bytes(), &[epoch, direction]], Length)
+        .expand(&[&channel.0.to_be_bytes(), &epoch.to_be_bytes(), &[direction]], Length)
         .and_then(|output| output.fill(&mut *okm))
         .map_err(|_| DatagramError::Crypto)?;
     TrafficKey::new(Suite::Aes128Gcm, &okm[..KEY], &okm[KEY..]).map_err(|_| DatagramError::Crypto)
@@ -255,11 +265,11 @@ mod tests {
     const CHANNEL: ChannelId = ChannelId(0x0500_0123);
     const HEADER: DatagramHeader = DatagramHeader { shard: ShardId(3), kind: 2, epoch: 0, channel: CHANNEL, packet: 0 };
 
-    fn keys(end: End) -> ChannelKeys {
-        ChannelKeys::derive(&SECRET, CHANNEL, 9, end).unwrap()
+    fn keys(end: End) -> EpochKeys {
+        EpochKeys::derive(&SECRET, CHANNEL, 9, end).unwrap()
     }
 
-    fn sealed(keys: &mut ChannelKeys, payload: &[u8], trailer: &[u8]) -> Vec<u8> {
+    fn sealed(keys: &mut EpochKeys, payload: &[u8], trailer: &[u8]) -> Vec<u8> {
         let mut out = vec![0xee; DATAGRAM_OVERHEAD + payload.len() + trailer.len()];
         assert_eq!(keys.seal_into(HEADER, payload, trailer, &mut out), Ok(out.len()));
         out
@@ -316,11 +326,11 @@ mod tests {
     fn keys_of_another_secret_channel_epoch_or_direction_refuse() {
         let whole = sealed(&mut keys(End::Caller), b"payload", b"");
         for (mut other, want) in [
-            (ChannelKeys::derive(&[8; 32], CHANNEL, 9, End::Relay).unwrap(), DatagramError::Forged),
-            (ChannelKeys::derive(&SECRET, ChannelId(0x0600_0123), 9, End::Relay).unwrap(), DatagramError::Forged),
-            (ChannelKeys::derive(&SECRET, CHANNEL, 10, End::Relay).unwrap(), DatagramError::WrongEpoch),
+            (EpochKeys::derive(&[8; 32], CHANNEL, 9, End::Relay).unwrap(), DatagramError::Forged),
+            (EpochKeys::derive(&SECRET, ChannelId(0x0600_0123), 9, End::Relay).unwrap(), DatagramError::Forged),
+            (EpochKeys::derive(&SECRET, CHANNEL, 10, End::Relay).unwrap(), DatagramError::WrongEpoch),
             // The same low four bits: told apart by the key.
-            (ChannelKeys::derive(&SECRET, CHANNEL, 9 + 16, End::Relay).unwrap(), DatagramError::Forged),
+            (EpochKeys::derive(&SECRET, CHANNEL, 9 + 16, End::Relay).unwrap(), DatagramError::Forged),
             (keys(End::Caller), DatagramError::Forged),
         ] {
             assert_eq!(other.open(&mut whole.clone()), Err(want));
@@ -356,11 +366,11 @@ mod tests {
         let wide = DatagramHeader { kind: 16, ..HEADER };
         assert_eq!(from.seal_into(wide, b"", b"", &mut out), Err(DatagramError::NoRoom));
         assert_eq!(from.next, 0);
-        from.next = ChannelKeys::EPOCH_AFTER - 1;
+        from.next = EpochKeys::EPOCH_AFTER - 1;
         assert!(!from.epoch_due());
         sealed(&mut from, b"x", b"");
         assert!(from.epoch_due());
-        from.next = ChannelKeys::PACKETS_MAX - 1;
+        from.next = EpochKeys::PACKETS_MAX - 1;
         let mut last = sealed(&mut from, b"x", b"");
         assert!(keys(End::Relay).open(&mut last).is_ok());
         assert_eq!(from.seal_into(HEADER, b"x", b"", &mut out), Err(DatagramError::Exhausted));

@@ -12,6 +12,7 @@
 //!
 //! **Invariant:** nothing here allocates per record or per datagram.
 
+mod channel;
 mod config;
 mod datagram;
 mod exporter;
@@ -25,8 +26,9 @@ mod session;
 mod tests;
 mod verify;
 
+pub use channel::ChannelKeys;
 pub use config::{ALPN, Trust, client_config, server_config};
-pub use datagram::{ChannelKeys, DATAGRAM_HEADER, DATAGRAM_OVERHEAD, DatagramError, DatagramHeader, End};
+pub use datagram::{DATAGRAM_HEADER, DATAGRAM_OVERHEAD, DatagramError, DatagramHeader, End};
 pub use handshake::{ClientHandshake, Established, HandshakeError, ServerHandshake, Step};
 pub use session::{Opened, Session};
 pub use verify::{BadPin, fingerprint, format_pin, parse_pin};

@@ -12,19 +12,26 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use oracle::Tally;
 use world::World;
 
-/// Runs many seeds, or the one that the environment names.
-fn for_each_seed(test: &str, default: u64, run: impl Fn(u64)) {
+/// Runs many seeds, or the one that the environment names. Many together must have met everything a few times.
+fn for_each_seed(test: &str, default: u64, run: impl Fn(u64) -> Tally) {
+    let mut tally = Tally::default();
     let setting = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     let first = setting("ISTHMUS_SEED");
     let count = setting("ISTHMUS_SEEDS").unwrap_or(if first.is_some() { 1 } else { default });
     for seed in (first.unwrap_or(0)..).take(count as usize) {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(seed))) {
-            eprintln!("to repeat it: ISTHMUS_SEED={seed} cargo nextest run -p isthmus-proto --test sim {test}");
-            resume_unwind(panic);
+        match catch_unwind(AssertUnwindSafe(|| run(seed))) {
+            Ok(one) => tally.add(one),
+            Err(panic) => {
+                eprintln!("to repeat it: ISTHMUS_SEED={seed} cargo nextest run -p isthmus-proto --test sim {test}");
+                resume_unwind(panic);
+            }
         }
     }
+    eprintln!("{count} seeds: {tally:?}");
+    assert!(count < default || tally.least() >= 10, "these seeds do not reach everything: {tally:?}");
 }
 
 #[test]
@@ -35,6 +42,6 @@ fn all_converges_once_a_faulty_path_heals() {
 #[test]
 fn both_ends_notice_a_cut_in_time_and_nothing_false_is_delivered() {
     for_each_seed("both_ends_notice_a_cut_in_time_and_nothing_false_is_delivered", 200, |seed| {
-        World::new(seed, true).run_and_cut();
+        World::new(seed, true).run_and_cut()
     });
 }

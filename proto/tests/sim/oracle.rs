@@ -25,11 +25,24 @@ pub(crate) struct Half {
     /// Sent over TCP and not received yet, in order: number and length.
     pub(crate) by_tcp: VecDeque<(u64, usize)>,
     by_channel: BTreeMap<u64, usize>,
-    pub(crate) datagrams_read: u64,
+}
+
+/// What happened in a run, so that a test can tell whether its seeds reach everything.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) fins: u64,
+    pub(crate) resets: u64,
+    pub(crate) cuts: u64,
+    pub(crate) by_tcp: u64,
+    pub(crate) by_channel: u64,
+    pub(crate) replayed: u64,
+    pub(crate) damaged: u64,
+    pub(crate) late_accepts: u64,
 }
 
 #[derive(Default)]
 pub(crate) struct Oracle {
+    pub(crate) tally: Tally,
     halves: BTreeMap<(usize, usize), Half>,
     /// Who cut which conversation on purpose: its end number with it.
     cuts: BTreeSet<(usize, usize)>,
@@ -66,7 +79,7 @@ impl Oracle {
 
     /// An end cuts a conversation: from then on it gets nothing, and the other end may hear of a reset.
     pub(crate) fn cut_by(&mut self, talk: usize, end: usize) {
-        self.cuts.insert((talk, end));
+        self.tally.cuts += u64::from(self.cuts.insert((talk, end)));
         self.deaf.insert((talk, end));
     }
 
@@ -81,6 +94,7 @@ impl Oracle {
     }
 
     pub(crate) fn saw_fin(&mut self, talk: usize, at: usize) {
+        self.tally.fins += 1;
         assert!(!self.deaf.contains(&(talk, at)), "FIN after the end of talk {talk} at {at}");
         let half = self.half(talk, 1 - at);
         assert!(half.finished, "FIN that nobody sent in talk {talk} at {at}");
@@ -89,6 +103,7 @@ impl Oracle {
     }
 
     pub(crate) fn saw_reset(&mut self, talk: usize, at: usize) {
+        self.tally.resets += 1;
         assert!(self.cuts.contains(&(talk, 1 - at)), "a reset that nobody made in talk {talk} at {at}");
         self.deaf.insert((talk, at));
     }
@@ -157,7 +172,7 @@ impl Oracle {
         };
         let place = format!("datagram {number} of talk {talk} at {at}, by channel: {by_channel}");
         assert_eq!(sent, Some(bytes.len()), "never sent, or twice, or out of order: {place}");
-        half.datagrams_read += 1;
+        *if by_channel { &mut self.tally.by_channel } else { &mut self.tally.by_tcp } += 1;
         assert!(bytes == pattern(datagram_name(talk, 1 - at, number), 0, bytes.len()), "{place}");
     }
 
@@ -167,6 +182,24 @@ impl Oracle {
             let half = self.half(talk, from);
             assert!(half.by_tcp.is_empty(), "{:?} of talk {talk} from {from} never came", half.by_tcp);
         }
+    }
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.fins += other.fins;
+        self.resets += other.resets;
+        self.cuts += other.cuts;
+        self.by_tcp += other.by_tcp;
+        self.by_channel += other.by_channel;
+        self.replayed += other.replayed;
+        self.damaged += other.damaged;
+        self.late_accepts += other.late_accepts;
+    }
+
+    pub(crate) fn least(&self) -> u64 {
+        let Self { fins, resets, cuts, by_tcp, by_channel, replayed, damaged, late_accepts } = *self;
+        [fins, resets, cuts, by_tcp, by_channel, replayed, damaged, late_accepts].into_iter().min().unwrap_or(0)
     }
 }
 

@@ -145,8 +145,14 @@ impl World {
                     assert!(genuine, "a damaged datagram was taken");
                     self.on_channel(end, header.unwrap().kind, &bytes[range]);
                 }
-                Err(DatagramError::Replayed | DatagramError::TooOld) => assert!(genuine),
-                Err(error) => assert!(!genuine, "{error}"),
+                Err(DatagramError::Replayed | DatagramError::TooOld) => {
+                    self.oracle.tally.replayed += 1;
+                    assert!(genuine);
+                }
+                Err(error) => {
+                    self.oracle.tally.damaged += 1;
+                    assert!(!genuine, "{error}");
+                }
             }
         }
     }

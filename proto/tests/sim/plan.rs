@@ -153,7 +153,7 @@ fn asked(rng: &mut Rng) -> Via {
 fn stream(rng: &mut Rng, start: u64, via: impl FnOnce(&mut Rng) -> Via) -> Stream {
     let via = via(rng);
     let sides = [side(rng, start), side(rng, start)];
-    let close_at = rng.percent(15).then(|| rng.between(start, ACTIVE_MS));
+    let close_at = rng.percent(15).then(|| rng.between(start, ACTIVE_MS.max(start)));
     Stream { start, via, sides, close_at }
 }
 
@@ -163,7 +163,7 @@ fn side(rng: &mut Rng, start: u64) -> Side {
         bytes: rng.below(most + 1),
         piece: rng.pick(&[100, 1400, 20_000]),
         eager: rng.percent(30),
-        reset_at: rng.percent(10).then(|| rng.between(start, ACTIVE_MS)),
+        reset_at: rng.percent(10).then(|| rng.between(start, ACTIVE_MS.max(start))),
         reading: match rng.percent(30) {
             true => Reading::Slow { bytes: rng.between(500, 20_000), every: rng.between(1, 20) },
             false => Reading::Fast,

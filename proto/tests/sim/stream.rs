@@ -228,6 +228,7 @@ impl World {
             // It crossed the server's close.
             assert_eq!((end, self.states[talk].active[REQUESTER]), (RESPONDER, false));
             self.oracle.cut_by(talk, REQUESTER);
+            self.oracle.tally.late_accepts += 1;
         }
         self.oracle.saw_reset(talk, end);
         self.gone(talk, end);

@@ -8,7 +8,7 @@ use isthmus_proto::wire::{Frame, HEADER_LEN, read_header};
 use isthmus_proto::{Code, Instant};
 
 use crate::end::{DEAD, End, INTERVAL, SILENCE, pair};
-use crate::oracle::Oracle;
+use crate::oracle::{Oracle, Tally};
 use crate::path::{Air, Pipe, Weather};
 use crate::plan::{ACTIVE_MS, Plan, Reading, Stream, Talk, Via};
 use crate::rng::Rng;
@@ -19,6 +19,9 @@ pub(crate) const RESPONDER: usize = 1;
 
 /// Everything must have come to rest by then.
 const PATIENCE_MS: u64 = 120_000;
+
+/// A run takes some tens of thousands.
+const STEPS_MAX: u32 = 2_000_000;
 
 const MS: u64 = 1_000_000;
 
@@ -171,7 +174,11 @@ impl World {
 
     /// Goes on to what comes next, until `done`.
     fn run(&mut self, done: impl Fn(&Self) -> bool) {
-        while !done(self) {
+        for step in 0.. {
+            if done(self) {
+                return;
+            }
+            assert!(step < STEPS_MAX, "time stands still at {} ms: {}", self.ms(), self.describe());
             assert!(self.ms() < PATIENCE_MS, "it does not converge: {}", self.describe());
             self.step();
         }
@@ -312,7 +319,7 @@ impl World {
     }
 
     /// Faults, then none: everything must come to its end, but for what a host stalls; then that, too.
-    pub(crate) fn run_and_heal(mut self) {
+    pub(crate) fn run_and_heal(mut self) -> Tally {
         self.run(|world| {
             world.ms() > ACTIVE_MS + 100 && world.unfinished().is_empty() && world.ends.iter().all(End::is_idle)
         });
@@ -343,16 +350,18 @@ impl World {
         // A ping may wait for room behind others' bytes, for one round trip each way.
         let most = 4 * (self.plan.weather.delay + self.plan.weather.jitter) + MS;
         assert!((2 * self.weather.delay..=most).contains(&rtt), "{rtt} ns is no round trip of this path");
+        self.oracle.tally
     }
 
     /// The path fails for good: each end notices in time, and what it has got is true.
-    pub(crate) fn run_and_cut(mut self) {
+    pub(crate) fn run_and_cut(mut self) -> Tally {
         self.run(|world| world.died_at.iter().all(Option::is_some));
         let cut = self.cut_at.unwrap();
         let after = |end: usize| self.died_at[end].unwrap().since(cut);
         let way = Duration::from_nanos(self.plan.weather.delay + self.plan.weather.jitter);
         assert!(after(RESPONDER) <= INTERVAL + DEAD + way, "the caller noticed after {:?}", after(RESPONDER));
-        assert!(after(RESPONDER) + 2 * way >= DEAD, "the caller gave up {:?} after the cut", after(RESPONDER));
+        // The ping that nothing answered may be older than the cut: it and its echo wait for room, one way each.
+        assert!(after(RESPONDER) + 4 * way >= DEAD, "the caller gave up {:?} after the cut", after(RESPONDER));
         assert!(after(REQUESTER) <= SILENCE + way, "the relay noticed after {:?}", after(REQUESTER));
         assert!(after(REQUESTER) + INTERVAL + way >= SILENCE, "the relay gave up {:?}", after(REQUESTER));
         for end in &self.ends {
@@ -360,6 +369,7 @@ impl World {
         }
         self.now = self.now.max(cut + Duration::from_millis(800) + DEAD + way);
         assert!(!self.clock.is_live(self.now), "the UDP channel is dead, too");
+        self.oracle.tally
     }
 
     fn describe(&self) -> String {

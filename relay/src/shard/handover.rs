@@ -48,7 +48,7 @@ impl Shard {
             }
             Message::List { from, link, query, glob, after, limit } => {
                 let rows = self.summaries(engine, &glob, after.as_ref(), limit);
-                // A full letter-box: the asking shard gives the question up by itself.
+                // A full letter-box: the question waits until its terminal gives it up and leaves.
                 let _ = self.send(from, Message::Listed { link, query, rows });
             }
             Message::Listed { link, query, rows } => self.on_listed(engine, link, query, rows),

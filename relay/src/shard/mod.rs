@@ -116,6 +116,9 @@ impl Control for Shard {
 impl Shard {
     fn on_link_ended(&mut self, engine: &mut Engine, link: Key, code: Code, text: &str) {
         self.counters.link_closed(code);
+        if !self.queries.is_empty() {
+            self.queries.retain(|(asker, _), _| *asker != link);
+        }
         match self.links.remove(&link) {
             None => {}
             Some(Party::HalfOpen) => self.on_half_open_ended(code, text),

@@ -15,6 +15,9 @@ use crate::trust::{Glob, Operation};
 /// Rows of one page: with the longest names and services they still fit one frame's payload.
 const PAGE: usize = 32;
 
+/// Questions of one terminal that may wait for the other shards.
+const QUERIES_MAX: usize = 8;
+
 /// Longest text of a wished service in a list.
 const SERVICE_MAX: usize = 128;
 
@@ -47,6 +50,9 @@ impl Shard {
 
     fn list_everywhere(&mut self, engine: &mut Engine, link: Key, query: u32, glob: &Glob, after: Option<MediatorId>) {
         let shards = self.peers.len();
+        if self.queries.keys().filter(|(asker, _)| *asker == link).count() >= QUERIES_MAX {
+            return send_answer(engine, link, query, &failed(Code::Overloaded));
+        }
         self.queries.insert((link, query), Waiting { left: shards, rows: Vec::new() });
         for n in 0..shards {
             let to = ShardId(n as u8);

@@ -110,17 +110,32 @@ impl Shard {
         if let Ask::Open { flags, local, peer } = ask {
             let machine = engine.link(tunnel).ok_or(refused(Code::MediatorAway))?;
             let far = machine.open(0, request, flags, local, peer, now).map_err(refused)?;
-            engine.add_bridge(BridgeEnd { link, slot }, BridgeEnd { link: tunnel, slot: far });
+            let bridge = engine.add_bridge(BridgeEnd { link, slot }, BridgeEnd { link: tunnel, slot: far });
+            engine.ask_bridge_fallback(bridge, flags.has(OpenFlags::FALLBACK));
             engine.touch(tunnel);
             return Ok(());
         }
         let far = engine.bridge_other(owner).ok_or(refused(Code::UnknownPort))?;
         let machine = engine.link(far.link).ok_or(refused(Code::MediatorAway))?;
+        if machine.kind(far.slot).is_none() {
+            // The mediator's side has ended in order; this one only drains.
+            if ask == Ask::Close {
+                engine.remove_bridge(owner);
+                if let Some(near) = engine.link(link) {
+                    near.answer(slot, kind, request, Code::Ok, None);
+                }
+                return Ok(());
+            }
+            return Err(refused(Code::UnknownPort));
+        }
         match ask {
             Ask::Connect { to, timeout_ms } => machine.connect(far.slot, request, to, timeout_ms),
             Ask::Serve => machine.serve(far.slot, request),
             Ask::Close => machine.close(far.slot, request),
-            Ask::Switch { flags } => machine.switch(far.slot, request, flags),
+            Ask::Switch { flags } => {
+                machine.switch(far.slot, request, flags);
+                engine.ask_bridge_fallback(owner, flags.has(OpenFlags::FALLBACK));
+            }
             Ask::Open { .. } => {}
         }
         engine.touch(far.link);
@@ -147,7 +162,9 @@ fn permitted(grant: &Grant, ask: &Ask) -> bool {
         }
         Ask::Connect { to, .. } => grant.permits(Operation::Connect) && grant.permits_destination(to),
         Ask::Serve => grant.permits(Operation::Listen),
-        Ask::Switch { flags } => !flags.has(OpenFlags::REDIRECT) || grant.permits(Operation::Redirect),
+        Ask::Switch { flags } => {
+            grant.permits(if flags.has(OpenFlags::REDIRECT) { Operation::Redirect } else { Operation::Open })
+        }
         Ask::Close => true,
     }
 }
@@ -169,6 +186,8 @@ pub(super) fn forward_answer(
     }
     if over {
         engine.remove_bridge(owner);
+    } else if code.is_ok() && matches!(to, RequestKind::Open | RequestKind::Switch) {
+        engine.confirm_bridge_fallback(owner);
     }
 }
 

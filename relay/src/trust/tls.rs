@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use rustls::crypto::aws_lc_rs;
-use rustls::server::NoServerSessionStorage;
-use rustls::{ServerConfig, version};
+use isthmus_proto::record;
+use rustls::ServerConfig;
 
 use super::State;
 
@@ -20,23 +19,13 @@ pub use isthmus_proto::hello::SERVER_NAME;
 /// # Errors
 /// The server's key does not fit its certificate.
 pub fn server_config(state: &State) -> anyhow::Result<Arc<ServerConfig>> {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_protocol_versions(&[&version::TLS13])
-        .context("TLS 1.3 is not available")?
-        .with_no_client_auth()
-        .with_single_cert(vec![state.certificate().clone()], state.private_key())
-        .with_context(|| format!("server.pem and server.key in {} do not fit together", state.path().display()))?;
-    // The record layer is ours: it takes the secrets over and seals in place.
-    config.enable_secret_extraction = true;
-    // A ticket would be the first record under the application keys, which are not rustls's any more by then; and a
-    // mediator that comes back seldom does so within a ticket's life.
-    config.send_tls13_tickets = 0;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    Ok(Arc::new(config))
+    record::server_config(vec![state.certificate().clone()], state.private_key())
+        .with_context(|| format!("server.pem and server.key in {} do not fit together", state.path().display()))
 }
 
 #[cfg(test)]
 mod tests {
+    use rustls::crypto::aws_lc_rs;
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, ServerName};
     use rustls::{ClientConfig, ClientConnection, ProtocolVersion, RootCertStore, ServerConnection};

@@ -458,9 +458,11 @@ impl Party {
         }
         let now = self.now();
         let redirected = self.redirected.get(&port).copied().unwrap_or(false);
-        if redirected && bytes.len() < 1300 {
-            let channel = self.channels.iter_mut().find(|(_, channel)| channel.peer.is_some());
-            let (&id, channel) = channel.expect("a channel that was heard");
+        let heard = self.channels.iter_mut().find(|(_, channel)| channel.peer.is_some());
+        if let Some((&id, channel)) = heard
+            && redirected
+            && bytes.len() < 1300
+        {
             let mut trailer = [0; TRAILER_ADDR_LEN];
             let len = write_trailer(&mut trailer, port, Some(remote), bytes.len() as u16);
             // Two inner datagrams in one packet: the echo, and its length.

@@ -1,0 +1,189 @@
+//! A UDP channel's keys over its whole life: epoch after epoch, each end turning to the next when its
+//! keys have sealed enough, and following the other end when that does.
+
+use std::ops::Range;
+
+use zeroize::Zeroizing;
+
+use super::datagram::{DatagramError, DatagramHeader, End, EpochKeys};
+use crate::id::ChannelId;
+
+/// One end's keys of one channel.
+pub struct ChannelKeys {
+    secret: Zeroizing<[u8; 32]>,
+    channel: ChannelId,
+    end: End,
+    current: EpochKeys,
+    /// Of the epoch before, for what was still on its way.
+    former: Option<Box<EpochKeys>>,
+    /// Largest packet number opened in the current epoch.
+    highest: Option<u64>,
+    newest: bool,
+}
+
+impl ChannelKeys {
+    /// Derives the keys by HKDF-SHA256 from the tunnel's secret, which both ends share.
+    ///
+    /// # Errors
+    /// [`DatagramError::Crypto`].
+    pub fn derive(secret: &[u8; 32], channel: ChannelId, epoch: u32, end: End) -> Result<Self, DatagramError> {
+        let current = EpochKeys::derive(secret, channel, epoch, end)?;
+        let secret = Zeroizing::new(*secret);
+        Ok(Self { secret, channel, end, current, former: None, highest: None, newest: false })
+    }
+
+    /// The key epoch.
+    pub fn epoch(&self) -> u32 {
+        self.current.epoch()
+    }
+
+    /// Writes a whole datagram to the front of `out`: head, `payload` and `trailer` sealed one behind the
+    /// other, tag. Gives its length, which is [`super::DATAGRAM_OVERHEAD`] more than theirs. Of `header`,
+    /// epoch and packet number are ours, whatever they are set to.
+    ///
+    /// # Errors
+    /// [`DatagramError::NoRoom`], [`DatagramError::Exhausted`] (after 2^32 epochs), [`DatagramError::Crypto`].
+    pub fn seal_into(
+        &mut self,
+        header: DatagramHeader,
+        payload: &[u8],
+        trailer: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize, DatagramError> {
+        if self.current.epoch_due() {
+            let next = self.next()?;
+            self.turn(next);
+        }
+        self.current.seal_into(header, payload, trailer, out)
+    }
+
+    /// Opens a whole datagram of this epoch, the one before, or the next, which an authentic datagram
+    /// begins; in place. Gives where its plaintext lies. The sender's address may be believed from then on.
+    ///
+    /// # Errors
+    /// Any [`DatagramError`] but those of sealing; the packet's bytes are then undefined.
+    pub fn open(&mut self, packet: &mut [u8]) -> Result<Range<usize>, DatagramError> {
+        self.newest = false;
+        let header = DatagramHeader::parse(packet)?;
+        if header.epoch != self.current.wire_epoch() {
+            if let Some(former) = &mut self.former
+                && header.epoch == former.wire_epoch()
+            {
+                return former.open(packet);
+            }
+            let mut next = self.next()?;
+            let range = next.open(packet)?;
+            self.turn(next);
+            self.note(header.packet);
+            return Ok(range);
+        }
+        let range = self.current.open(packet)?;
+        self.note(header.packet);
+        Ok(range)
+    }
+
+    /// Whether the datagram opened last is newer than all before it: only such a one may change where
+    /// the other end is believed to be.
+    pub fn newest(&self) -> bool {
+        self.newest
+    }
+
+    /// Frees what can be built again, for a channel that fell idle.
+    pub fn release_context(&mut self) {
+        self.current.release_context();
+        self.former = None;
+    }
+
+    fn note(&mut self, packet: u64) {
+        self.newest = self.highest.is_none_or(|highest| packet > highest);
+        if self.newest {
+            self.highest = Some(packet);
+        }
+    }
+
+    fn next(&self) -> Result<EpochKeys, DatagramError> {
+        // Epochs never come back: the same key with the same packet numbers would be the end of AES-GCM.
+        let epoch = self.current.epoch().checked_add(1).ok_or(DatagramError::Exhausted)?;
+        EpochKeys::derive(&self.secret, self.channel, epoch, self.end)
+    }
+
+    fn turn(&mut self, next: EpochKeys) {
+        let former = std::mem::replace(&mut self.current, next);
+        self.former = Some(Box::new(former));
+        self.highest = None;
+    }
+
+    #[cfg(test)]
+    pub(super) fn current_mut(&mut self) -> &mut EpochKeys {
+        &mut self.current
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::DATAGRAM_OVERHEAD;
+
+    const CHANNEL: ChannelId = ChannelId(5);
+
+    fn keys(epoch: u32, end: End) -> ChannelKeys {
+        ChannelKeys::derive(&[7; 32], CHANNEL, epoch, end).unwrap()
+    }
+
+    fn sealed(from: &mut ChannelKeys) -> Vec<u8> {
+        let mut out = vec![0; DATAGRAM_OVERHEAD + 1];
+        let header = DatagramHeader { channel: CHANNEL, ..DatagramHeader::default() };
+        from.seal_into(header, b"x", b"", &mut out).unwrap();
+        out
+    }
+
+    #[test]
+    fn an_end_that_has_sealed_enough_turns_and_the_other_follows() {
+        for epoch in [0, 14, 15, 300] {
+            let (mut from, mut to) = (keys(epoch, End::Caller), keys(epoch, End::Relay));
+            let mut late = sealed(&mut from);
+            let mut replay = late.clone();
+            from.current_mut().set_sealed(EpochKeys::EPOCH_AFTER);
+            assert!(to.open(&mut sealed(&mut from)).is_ok());
+            assert_eq!((from.epoch(), to.epoch()), (epoch + 1, epoch + 1));
+            // What was on its way is still taken, once, and moves no address.
+            assert!(to.newest());
+            assert!(to.open(&mut late).is_ok());
+            assert!(!to.newest());
+            assert_eq!(to.open(&mut replay), Err(DatagramError::Replayed));
+            // The follower seals in the new epoch as well.
+            assert!(from.open(&mut sealed(&mut to)).is_ok());
+        }
+    }
+
+    #[test]
+    fn forged_epoch_turns_nothing() {
+        let (mut from, mut to) = (keys(0, End::Caller), keys(0, End::Relay));
+        let mut packet = sealed(&mut from);
+        packet[1] = packet[1] & 0xf0 | 1;
+        assert_eq!(to.open(&mut packet), Err(DatagramError::Forged));
+        packet[1] = packet[1] & 0xf0 | 2;
+        assert_eq!(to.open(&mut packet), Err(DatagramError::WrongEpoch));
+        assert_eq!(to.epoch(), 0);
+        assert!(to.open(&mut sealed(&mut from)).is_ok());
+    }
+
+    #[test]
+    fn last_epoch_is_the_end_and_not_the_first_again() {
+        let mut from = keys(u32::MAX, End::Caller);
+        from.current_mut().set_sealed(EpochKeys::EPOCH_AFTER);
+        let header = DatagramHeader { channel: CHANNEL, ..DatagramHeader::default() };
+        assert_eq!(from.seal_into(header, b"x", b"", &mut [0; 64]), Err(DatagramError::Exhausted));
+    }
+
+    #[test]
+    fn only_a_newer_datagram_is_the_newest() {
+        let (mut from, mut to) = (keys(0, End::Caller), keys(0, End::Relay));
+        let mut packets = [sealed(&mut from), sealed(&mut from), sealed(&mut from)];
+        let mut newest = |n: usize| {
+            to.open(&mut packets[n]).unwrap();
+            to.newest()
+        };
+        assert_eq!([newest(1), newest(0), newest(2)], [true, false, true]);
+    }
+}
