@@ -44,7 +44,7 @@ pub const PORTS_MAX_MAX: u32 = 1 << 19;
 
 /// Most bytes of encoded control frames that may wait on a link; a peer that makes us queue more
 /// (by asking without reading the answers) is cut off.
-pub const CONTROL_QUEUE_MAX: usize = 1024 * 1024;
+pub const CONTROL_QUEUE_MAX: usize = 4 * 1024 * 1024;
 
 /// Most UDP channels of one link.
 pub const CHANNELS_MAX: u8 = 16;
