@@ -90,6 +90,7 @@ impl Engine {
             send_op: None,
             sent_at: self.now,
             compacting: false,
+            counted: 0,
             raw: Vec::new(),
             greeting: ControlBuf::default(),
             paused: Vec::new(),

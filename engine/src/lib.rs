@@ -85,6 +85,8 @@ pub struct Engine {
     /// must still go out, and a descriptor that is free again earlier could make an operation reach
     /// another socket.
     graveyard: Vec<isthmus_ring::Socket>,
+    /// Bytes that wait in links and streams together.
+    queued: usize,
     /// Scratch for received pieces.
     received: Vec<Piece>,
     /// What happened, counted.
@@ -111,6 +113,7 @@ impl Engine {
             destination_filter: None,
             dirty: turn::Dirty::default(),
             graveyard: Vec::new(),
+            queued: 0,
             received: Vec::new(),
             counts: Counts::default(),
         }
@@ -124,6 +127,11 @@ impl Engine {
     /// The ring, for its waker and its pools' figures.
     pub fn ring(&self) -> &Ring {
         &self.ring
+    }
+
+    /// Whether so much waits in all queues together that no new port should be opened.
+    pub fn is_overcommitted(&self) -> bool {
+        self.queued > isthmus_proto::limits::SHARD_QUEUED_MAX
     }
 
     /// Live links, streams and flows.

@@ -53,6 +53,8 @@ pub(crate) struct LinkIo {
     /// When the send in flight began, and whether it was cancelled to free the buffers that it holds.
     pub(crate) sent_at: Instant,
     pub(crate) compacting: bool,
+    /// What waited here when the engine's sum was taken.
+    pub(crate) counted: usize,
     /// Bytes to be sent before any record: handshake messages, key updates.
     pub(crate) raw: Vec<u8>,
     /// Frames before the link is established.
@@ -149,6 +151,7 @@ impl Engine {
             self.ring.cancel(op);
         }
         self.timers.remove(io.timer);
+        self.queued -= io.counted;
         self.end_channels(&io.channels);
         self.counts_on_link_end(&io);
         let mut ended = Vec::new();

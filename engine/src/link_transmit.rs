@@ -33,6 +33,8 @@ impl Engine {
         let mut freed = std::mem::take(&mut self.dirty.freed);
         let Some(io) = self.links.get_mut(key) else { return };
         io.dirty = false;
+        let waits = io.live().map_or(0, |link| link.queued());
+        self.queued = self.queued + waits - std::mem::replace(&mut io.counted, waits);
         if io.live().is_some_and(|link| link.is_overrun()) {
             self.dirty.freed = freed;
             let text = "the other end asks without reading the answers";

@@ -155,6 +155,7 @@ impl Engine {
         let (link, slot) = (stream.link, stream.slot);
         let failed = result.is_err();
         if failed && let Some(stream) = self.streams.remove(key) {
+            self.queued -= stream.queued;
             self.ring.close(stream.socket);
         }
         control.on_event(self, Event::Connected { stream: key, link, slot, result });
@@ -247,6 +248,7 @@ impl Engine {
     /// Bytes from the link for the stream's socket; they go out at the turn's end.
     pub(crate) fn write_stream(&mut self, key: Key, piece: Piece) {
         let Some(stream) = self.streams.get_mut(key) else { return };
+        self.queued += piece.len();
         let waits = stream.send_op.is_some() || stream.stalled.is_some() || stream.connecting.is_some();
         stream.push(piece, waits);
         self.touch_stream(key);
@@ -320,6 +322,7 @@ impl Engine {
         }
         drop(batch);
         stream.queued -= sent;
+        self.queued -= sent;
         let (link_key, slot) = (stream.link, stream.slot);
         if !short && stream.queue.is_empty() && stream.queue.capacity() > 256 {
             stream.queue = VecDeque::new();
@@ -401,6 +404,7 @@ impl Engine {
 
     fn remove_stream(&mut self, control: &mut impl Control, key: Key, code: Code) {
         let Some(stream) = self.streams.remove(key) else { return };
+        self.queued -= stream.queued;
         let armed = match stream.incoming {
             Incoming::Armed(op) => Some(op),
             Incoming::Paused | Incoming::Ended => None,

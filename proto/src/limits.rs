@@ -33,6 +33,9 @@ pub const DATAGRAM_QUEUE_MAX: usize = 1024 * 1024;
 /// Frame bytes queued on a whole link beyond which new datagrams for its TCP channel are dropped.
 pub const LINK_DATAGRAM_QUEUE_MAX: usize = 8 * 1024 * 1024;
 
+/// Bytes queued on all links and streams of one thread beyond which no new port is opened there.
+pub const SHARD_QUEUED_MAX: usize = 1024 * 1024 * 1024;
+
 /// Largest UDP payload over IPv4 (65,535 less 20 of IP and 8 of UDP).
 pub const DATAGRAM_MAX: usize = 65_507;
 

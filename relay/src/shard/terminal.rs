@@ -108,6 +108,9 @@ impl Shard {
         let tunnel = terminal.tunnel.ok_or(refused(Code::MediatorAway))?;
         let now = engine.now();
         if let Ask::Open { flags, local, peer } = ask {
+            if engine.is_overcommitted() {
+                return Err(refused(Code::NoResources));
+            }
             let machine = engine.link(tunnel).ok_or(refused(Code::MediatorAway))?;
             let far = machine.open(0, request, flags, local, peer, now).map_err(refused)?;
             let bridge = engine.add_bridge(BridgeEnd { link, slot }, BridgeEnd { link: tunnel, slot: far });

@@ -90,8 +90,14 @@ impl Shard {
             return;
         };
         let now = engine.now();
+        let overcommitted = engine.is_overcommitted();
         let Some(machine) = engine.link(link) else { return };
-        let slot = match machine.open(0, 0, OpenFlags(OpenFlags::QUIET), UNSPECIFIED, None, now) {
+        let opened = if overcommitted {
+            Err(Code::NoResources)
+        } else {
+            machine.open(0, 0, OpenFlags(OpenFlags::QUIET), UNSPECIFIED, None, now)
+        };
+        let slot = match opened {
             Ok(slot) => slot,
             Err(code) => {
                 self.counters.add(Counter::VisitorsRefusedLimit, 1);
@@ -130,7 +136,7 @@ impl Shard {
     /// The first datagram of a UDP visitor: a port of its own on the mediator.
     pub(super) fn on_new_flow(&mut self, engine: &mut Engine, socket: Key, tag: u32, visitor: SocketAddr) {
         let limit = self.shared.config.udp_flows_max as usize;
-        if engine.flows_of(socket) >= limit {
+        if engine.flows_of(socket) >= limit || engine.is_overcommitted() {
             return;
         }
         let Some(published) = self.published(tag) else { return };
