@@ -222,3 +222,16 @@ pub enum Ask {
         flags: OpenFlags,
     },
 }
+
+impl Ask {
+    /// Which request it is, for the answer.
+    pub fn kind(&self) -> RequestKind {
+        match self {
+            Self::Open { .. } => RequestKind::Open,
+            Self::Connect { .. } => RequestKind::Connect,
+            Self::Serve => RequestKind::Serve,
+            Self::Close => RequestKind::Close,
+            Self::Switch { .. } => RequestKind::Switch,
+        }
+    }
+}

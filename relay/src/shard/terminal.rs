@@ -99,7 +99,7 @@ impl Shard {
         request: u16,
         ask: Ask,
     ) -> Result<(), (RequestKind, Code)> {
-        let kind = kind_of(&ask);
+        let kind = ask.kind();
         let refused = |code| (kind, code);
         let Some(Party::Terminal(terminal)) = self.links.get(&link) else { return Err(refused(Code::MediatorAway)) };
         if !permitted(&terminal.grant, &ask) {
@@ -143,16 +143,6 @@ impl Shard {
         }
         engine.touch(far.link);
         Ok(())
-    }
-}
-
-fn kind_of(ask: &Ask) -> RequestKind {
-    match ask {
-        Ask::Open { .. } => RequestKind::Open,
-        Ask::Connect { .. } => RequestKind::Connect,
-        Ask::Serve => RequestKind::Serve,
-        Ask::Close => RequestKind::Close,
-        Ask::Switch { .. } => RequestKind::Switch,
     }
 }
 
