@@ -147,6 +147,11 @@ impl Engine {
         }
     }
 
+    /// UDP channels of all links.
+    pub fn channel_count(&self) -> usize {
+        self.channels.table.len()
+    }
+
     /// How many UDP channels of a link there are, and how many work.
     pub fn channels_of(&self, link: Key) -> (usize, usize) {
         let Some(io) = self.links.get(link) else { return (0, 0) };

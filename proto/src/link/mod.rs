@@ -134,6 +134,11 @@ impl<P: Payload> Link<P> {
         self.stats.last_payload = now;
     }
 
+    /// Measures the round trip, as a link that carries payload does by itself now and then.
+    pub fn measure(&mut self, now: Instant) {
+        self.pulse.sample(now, &mut self.control);
+    }
+
     /// Smoothed round trip of the TCP channel, once measured.
     pub fn rtt(&self) -> Option<Duration> {
         self.pulse.rtt()

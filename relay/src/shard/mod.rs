@@ -154,6 +154,7 @@ impl Shard {
             (Counter::RingEnters, counts.turns),
             (Counter::HalfOpen, u64::from(self.half_open)),
             (Counter::TunnelsLive, self.mediators.len() as u64),
+            (Counter::ChannelsLive, engine.channel_count() as u64),
         ] {
             c.set(counter, value);
         }

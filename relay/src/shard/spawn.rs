@@ -125,6 +125,14 @@ fn service_sockets(
     shards: usize,
     congestion: Option<&str>,
 ) -> anyhow::Result<(SocketAddr, Vec<(Socket, Socket)>)> {
+    if asked.port() != 0 {
+        // The shards share the number among themselves, and the system would let another relay of the same
+        // user share it as well: a socket that shares with nobody finds out.
+        let alone = super::visitor::retry_in_use(|| Socket::tcp_listener(asked, false, BACKLOG));
+        drop(alone.with_context(|| {
+            format!("--listen: cannot listen on TCP {asked}; is another relay or program there? Stop it, or give another --listen")
+        })?);
+    }
     let mut tries = if asked.port() == 0 { FREE_PORT_TRIES } else { 1 };
     loop {
         tries -= 1;

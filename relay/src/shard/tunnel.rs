@@ -37,6 +37,10 @@ impl Shard {
         }
         let session = self.welcome(engine, link, Side::Requester, udp_channels, None);
         let observed = engine.link_peer(link).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+        let now = engine.now();
+        if let Some(machine) = engine.link(link) {
+            machine.measure(now);
+        }
         tracing::info!(mediator = %id, session, %observed, "tunnel attached");
         self.counters.add(Counter::TunnelsTotal, 1);
         self.mediators.insert(id.clone(), link);

@@ -64,7 +64,7 @@ impl Published {
 const IN_USE_RETRIES: u32 = 20;
 const IN_USE_WAIT: Duration = Duration::from_millis(100);
 
-fn retry_in_use(bind: impl Fn() -> io::Result<Socket>) -> io::Result<Socket> {
+pub(super) fn retry_in_use(bind: impl Fn() -> io::Result<Socket>) -> io::Result<Socket> {
     for _ in 0..IN_USE_RETRIES {
         match bind() {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => std::thread::sleep(IN_USE_WAIT),
