@@ -10,7 +10,6 @@
 
 use std::ops::Range;
 
-use aws_lc_rs::aead::Aad;
 use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use zeroize::Zeroizing;
 
@@ -188,13 +187,10 @@ impl EpochKeys {
         let head = DatagramHeader { epoch: self.wire_epoch(), packet: self.next, ..header }.encode();
         let (start, body) = out.split_at_mut(DATAGRAM_HEADER);
         start.copy_from_slice(&head);
-        let (sealed, rest) = body.split_at_mut(payload.len());
         let nonce = self.sealing.nonce(self.next);
         self.sealing
             .context()
-            .and_then(|context| {
-                context.seal_out_of_place_scatter(nonce, Aad::from(head), payload, sealed, trailer, rest)
-            })
+            .and_then(|context| context.seal_into(nonce, &head, payload, trailer, body))
             .map_err(|_| DatagramError::Crypto)?;
         self.next += 1;
         Ok(length)
@@ -213,7 +209,7 @@ impl EpochKeys {
         let (head, body) = packet.split_first_chunk_mut::<DATAGRAM_HEADER>().ok_or(DatagramError::Short)?;
         let nonce = self.opening.nonce(header.packet);
         let context = self.opening.context().map_err(|_| DatagramError::Crypto)?;
-        let length = context.open_in_place(nonce, Aad::from(*head), body).map_err(|_| DatagramError::Forged)?.len();
+        let length = context.open(nonce, head, body).map_err(|_| DatagramError::Forged)?.len();
         // Behind the proof of origin: a forged number must not move the window.
         self.window.accept(header.packet).map_err(|replay| match replay {
             Replay::Seen => DatagramError::Replayed,

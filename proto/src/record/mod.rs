@@ -12,6 +12,7 @@
 //!
 //! **Invariant:** nothing here allocates per record or per datagram.
 
+mod aead;
 mod channel;
 mod config;
 mod datagram;

@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use aws_lc_rs::aead::Aad;
-
 use super::keys::TrafficKey;
 use super::{PLAINTEXT_MAX, RECORD_HEADER, RecordError, content_type, parse_header};
 
@@ -32,7 +30,7 @@ impl Opener {
         };
         let nonce = self.key.nonce(self.sequence);
         let context = self.key.context().map_err(|_| RecordError::Crypto)?;
-        let inner = context.open_in_place(nonce, Aad::from(*head), body).map_err(|_| RecordError::Forged)?;
+        let inner = context.open(nonce, head, body).map_err(|_| RecordError::Forged)?;
         // 2^64 records take centuries; the wrap is here only so that no arithmetic can panic.
         self.sequence = self.sequence.wrapping_add(1);
         if inner.len() > PLAINTEXT_MAX + 1 {

@@ -1,7 +1,5 @@
 //! The sending direction of a TLS session.
 
-use aws_lc_rs::aead::Aad;
-
 use super::keys::TrafficKey;
 use super::{PLAINTEXT_MAX, RECORD_HEADER, RECORD_TAIL, RecordError, content_type, header};
 
@@ -40,9 +38,9 @@ impl Sealer {
         let sealed = self
             .key
             .context()
-            .and_then(|context| context.seal_in_place_separate_tag(nonce, Aad::from(head), inner))
+            .and_then(|context| context.seal(nonce, &head, inner))
             .map_err(|_| RecordError::Crypto)?;
-        tag.copy_from_slice(sealed.as_ref());
+        tag.copy_from_slice(&sealed);
         self.sequence += 1;
         Ok(())
     }
