@@ -10,6 +10,7 @@ use isthmus_ring::Piece;
 
 use crate::Engine;
 use crate::key::{Key, What};
+use crate::turn::INTERACTIVE_FOR;
 
 /// How a datagram shall travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,7 @@ impl Engine {
     /// datagram from a mediator or towards it.
     pub(crate) fn send_datagram(&mut self, link: Key, slot: Slot, way: Way, remote: SocketAddr, payload: &[u8]) {
         let now = self.now;
+        self.interactive_until = now + INTERACTIVE_FOR;
         let mut oversize = false;
         if let Way::Channel { fallback } = way {
             let mut trailer = [0; TRAILER_ADDR_LEN];
@@ -132,6 +134,7 @@ impl Engine {
 
     /// A whole datagram from a link to its port's owner, unless that is a bridge.
     pub(crate) fn deliver_datagram(&mut self, owner: Key, remote: Option<SocketAddr>, payload: Piece) {
+        self.interactive_until = self.now + INTERACTIVE_FOR;
         match owner.what() {
             What::Udp => self.write_port(owner, remote, payload),
             What::Flow => self.write_flow(owner, payload),

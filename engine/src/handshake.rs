@@ -89,6 +89,7 @@ impl Engine {
             partial: None,
             send_op: None,
             sent_at: self.now,
+            small: false,
             compacting: false,
             counted: 0,
             raw: Vec::new(),

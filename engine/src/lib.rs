@@ -87,6 +87,10 @@ pub struct Engine {
     graveyard: Vec<isthmus_ring::Socket>,
     /// Bytes that wait in links and streams together.
     queued: usize,
+    /// Until then turns are kept short.
+    interactive_until: Instant,
+    /// What is handled now came in a receive of a few small frames, as did what came before it on that link.
+    small_receive: bool,
     /// Scratch for received pieces.
     received: Vec<Piece>,
     /// What happened, counted.
@@ -114,6 +118,8 @@ impl Engine {
             dirty: turn::Dirty::default(),
             graveyard: Vec::new(),
             queued: 0,
+            interactive_until: Instant(0),
+            small_receive: false,
             received: Vec::new(),
             counts: Counts::default(),
         }

@@ -52,6 +52,8 @@ pub(crate) struct LinkIo {
     pub(crate) send_op: Option<OpId>,
     /// When the send in flight began, and whether it was cancelled to free the buffers that it holds.
     pub(crate) sent_at: Instant,
+    /// The last receive brought a few small frames.
+    pub(crate) small: bool,
     pub(crate) compacting: bool,
     /// What waited here when the engine's sum was taken.
     pub(crate) counted: usize,

@@ -1,6 +1,7 @@
 //! Tunnel socket -> contiguous run of records -> opened in place -> payloads to their owners.
 
 use isthmus_proto::Code;
+use isthmus_proto::limits::GATHER_MAX;
 use isthmus_proto::link::Input;
 use isthmus_proto::record::{Opened, RECORD_MAX, parse_header};
 use isthmus_proto::wire::{Frame, HEADER_LEN, read_header};
@@ -10,15 +11,17 @@ use crate::Engine;
 use crate::event::{Ask, Control, Event};
 use crate::key::{Key, What};
 use crate::link::{LinkIo, Phase};
+use crate::turn::{INTERACTIVE_FOR, TURN_BYTES_INTERACTIVE};
 
 impl Engine {
     /// Arms the receive, unless it is. `quiet`: nothing more is expected at once.
     pub(crate) fn receive_link(&mut self, key: Key, quiet: bool) {
+        let limit = self.turn_bytes();
         if let Some(io) = self.links.get_mut(key)
             && io.receive_op.is_none()
             && io.closing.is_none()
         {
-            io.receive_op = Some(self.ring.recv_bulk(&io.socket, quiet, key.to_bits()));
+            io.receive_op = Some(self.ring.recv_bulk(&io.socket, limit as u32, quiet, key.to_bits()));
         }
     }
 
@@ -28,10 +31,12 @@ impl Engine {
         io.receive_op = None;
         match result {
             Ok(0) => self.end_link(control, key, Code::ConnectionLost, "the other end closed the connection", 0),
-            Ok(_) => {
+            Ok(length) => {
                 let Some(mut piece) = self.received.pop() else { return };
-                // A full buffer means that more waits; asking whether it does costs less than being woken.
-                let full = piece.tailroom() < 1024;
+                // A met limit means that more waits; asking whether it does costs less than being woken.
+                let full = length >= TURN_BYTES_INTERACTIVE && length.is_multiple_of(TURN_BYTES_INTERACTIVE);
+                let small = length <= SMALL_RECEIVE_MAX;
+                self.small_receive = std::mem::replace(&mut io.small, small) && small;
                 if let Some(partial) = io.partial.take() {
                     self.counts.partial_bytes_moved += partial.len() as u64;
                     piece.prepend(partial.len()).copy_from_slice(&partial);
@@ -165,6 +170,9 @@ impl Engine {
     fn deliver(&mut self, control: &mut impl Control, key: Key, delivery: Delivery, mut frame: Piece) {
         match delivery {
             Delivery::Data { owner, slot, len } => {
+                if self.small_receive && len <= GATHER_MAX {
+                    self.interactive_until = self.now + INTERACTIVE_FOR;
+                }
                 let owner = Key::from_bits(owner);
                 frame.advance(frame.len() - len);
                 match owner.what() {
@@ -261,6 +269,9 @@ const _: () = assert!(isthmus_ring::PoolConfig::BULK.headroom >= RECORD_MAX);
 
 /// Receive buffers that may be in use before links give theirs up for a record that is not whole.
 const PARTIAL_KEPT_MAX: usize = 8;
+
+/// A receive of a few small frames: neither bulk, nor the end of a stretch of it.
+const SMALL_RECEIVE_MAX: usize = 2048;
 
 /// `ENOBUFS`: no buffer was free for a receive.
 pub(crate) const ENOBUFS: i32 = 105;

@@ -14,9 +14,8 @@ use crate::event::Control;
 use crate::key::{Key, What};
 use crate::link::{LinkIo, Phase};
 
-/// Most bytes of one send: a quarter of what the socket's buffer may grow to; more would only make
-/// an interactive frame wait longer behind it.
-const BATCH_MAX: usize = 256 * 1024;
+/// A send that was taken within this time met a network that is faster than we are.
+const TAKEN_AT_ONCE: Duration = Duration::from_millis(4);
 
 /// A send that is under way for so long is stalled.
 const STALLED_AFTER: Duration = Duration::from_millis(100);
@@ -30,6 +29,7 @@ impl Engine {
     /// Sends what a link has to send, unless a send is in flight: its end comes back here.
     pub(crate) fn flush_link(&mut self, control: &mut impl Control, key: Key) {
         let mut batch = self.ring.send_batch();
+        let bytes_max = self.turn_bytes();
         let mut freed = std::mem::take(&mut self.dirty.freed);
         let Some(io) = self.links.get_mut(key) else { return };
         io.dirty = false;
@@ -45,7 +45,8 @@ impl Engine {
             return;
         }
         let built =
-            Builder { ring: &mut self.ring, counts: &mut self.counts, batch: &mut batch, freed: &mut freed }.build(io);
+            Builder { bytes_max, ring: &mut self.ring, counts: &mut self.counts, batch: &mut batch, freed: &mut freed };
+        let built = built.build(io);
         if let Err(error) = built {
             self.dirty.freed = freed;
             return self.end_link(control, key, Code::ProtocolError, &error.to_string(), 0);
@@ -123,6 +124,10 @@ impl Engine {
             }
             Ok(_) => {
                 drop(batch);
+                let fast = self.now.since(io.sent_at) < TAKEN_AT_ONCE;
+                if let Some(link) = io.live() {
+                    link.set_fast(fast);
+                }
                 self.flush_link(control, key);
             }
             Err(error) => self.end_link(control, key, Code::ConnectionLost, &error.to_string(), 0),
@@ -131,6 +136,8 @@ impl Engine {
 }
 
 struct Builder<'a> {
+    /// The batch ends with the frame that reaches it.
+    bytes_max: usize,
     ring: &'a mut isthmus_ring::Ring,
     counts: &'a mut crate::Counts,
     batch: &'a mut SendBatch,
@@ -164,7 +171,7 @@ impl Builder<'_> {
         }
         io.greeting.reclaim();
         let Phase::Live(link) = &mut io.phase else { return Ok(()) };
-        while self.batch.bytes() < BATCH_MAX && self.batch.len() + 2 < BATCH_PIECES_MAX {
+        while self.batch.bytes() < self.bytes_max && self.batch.len() + 2 < BATCH_PIECES_MAX {
             let small = match link.transmit() {
                 None => break,
                 Some(Transmit::Control) => None,

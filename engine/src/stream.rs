@@ -8,7 +8,7 @@ use isthmus_proto::Code;
 use isthmus_proto::limits::GATHER_MAX;
 use isthmus_proto::link::Slot;
 use isthmus_proto::wire::{HEADER_LEN, write_data_header};
-use isthmus_ring::{OpId, Piece, PollEvents, SendBatch, SendMode, Socket};
+use isthmus_ring::{OpId, Piece, PollEvents, PoolConfig, SendBatch, SendMode, Socket};
 
 use crate::Engine;
 use crate::event::{Control, Event};
@@ -16,9 +16,7 @@ use crate::key::Key;
 use crate::link::Phase;
 use crate::link_receive::ENOBUFS;
 use crate::timers::TimerId;
-
-/// Most bytes of one receive: one noisy peer never owns a turn.
-const RECEIVE_MAX: usize = 128 * 1024;
+use crate::turn::INTERACTIVE_FOR;
 
 /// When a silent plain connection is probed, how often, and how many lost probes end it.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
@@ -55,6 +53,10 @@ pub(crate) struct Stream {
     tag: u32,
     connecting: Option<OpId>,
     incoming: Incoming,
+    /// The last receive brought a small message.
+    small: bool,
+    /// The limit of the last receive.
+    limit: u32,
     /// The last receive left nothing behind.
     drained: bool,
     outgoing: Outgoing,
@@ -125,6 +127,8 @@ impl Engine {
             tag,
             connecting: None,
             incoming: Incoming::Paused,
+            small: false,
+            limit: 0,
             drained: false,
             outgoing: Outgoing::Open,
             queue: VecDeque::new(),
@@ -167,6 +171,7 @@ impl Engine {
 
     /// Arms the receive if the port has credit and its link's queue is short.
     pub(crate) fn receive_stream(&mut self, key: Key) {
+        let receive_max = self.turn_bytes();
         let Some(stream) = self.streams.get_mut(key) else { return };
         if stream.incoming != Incoming::Paused || stream.connecting.is_some() {
             return;
@@ -180,8 +185,9 @@ impl Engine {
             }
             return;
         }
-        let room = link.room(stream.slot).min(RECEIVE_MAX);
+        let room = link.room(stream.slot).min(receive_max);
         if room > 0 {
+            stream.limit = room as u32;
             let op = self.ring.recv_stream(&stream.socket, room as u32, stream.drained, key.to_bits());
             stream.incoming = Incoming::Armed(op);
         }
@@ -219,7 +225,14 @@ impl Engine {
             }
             return self.end_stream_if_over(control, key);
         }
-        stream.drained = length < RECEIVE_MAX;
+        // With whole blocks only, a receive that met its limit may be up to a block shorter.
+        stream.drained = length + PoolConfig::STREAM.payload <= stream.limit as usize;
+        // One small receive may be the end of a stretch of bulk.
+        let small = length <= GATHER_MAX;
+        if small && stream.small {
+            self.interactive_until = self.now + INTERACTIVE_FOR;
+        }
+        stream.small = small;
         self.counts.stream_bytes_in += length as u64;
         let now = self.now;
         let mut received = std::mem::take(&mut self.received);

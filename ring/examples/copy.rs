@@ -63,7 +63,7 @@ fn copy(ring: &mut Ring, ingress: &Socket, egress: &Socket, bulk: bool) -> Resul
     loop {
         if !receiving && !ended && waiting.bytes() < SEND_BYTES && waiting.len() < 32 {
             match bulk {
-                true => ring.recv_bulk(ingress, false, 0),
+                true => ring.recv_bulk(ingress, 0, false, 0),
                 false => ring.recv_stream(ingress, SEND_BYTES as u32, false, 0),
             };
             receiving = true;

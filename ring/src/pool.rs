@@ -27,10 +27,10 @@ impl PoolConfig {
     /// The plain TCP side: blocks of exactly 16 KiB; 64 of them are 1 MiB, about one core's second-level cache.
     pub const STREAM: Self =
         Self { headroom: 32, payload: 16_320, tailroom: 32, provided_max: 64, blocks_max: 4096, prefault: 64 };
-    /// The tunnel side: 256 KiB, and before it room for a partial record, which is at most 5 + 2^14 + 256 = 16,645 bytes
+    /// The tunnel side: 512 KiB, and before it room for a partial record, which is at most 5 + 2^14 + 256 = 16,645 bytes
     /// (RFC 8446, 5.2).
     pub const BULK: Self =
-        Self { headroom: 16_704, payload: 256 * 1024, tailroom: 32, provided_max: 4, blocks_max: 256, prefault: 4 };
+        Self { headroom: 16_704, payload: 512 * 1024, tailroom: 32, provided_max: 4, blocks_max: 256, prefault: 4 };
     /// UDP: a whole coalesced train of datagrams (at most 65,535 bytes) with its addresses.
     pub const DATAGRAM: Self =
         Self { headroom: 64, payload: 66 * 1024, tailroom: 64, provided_max: 16, blocks_max: 512, prefault: 0 };

@@ -180,9 +180,9 @@ impl Ring {
         self.push_plain(user, Op::RecvStream, entry)
     }
 
-    /// Receives once, into one bulk block.
-    pub fn recv_bulk(&mut self, socket: &Socket, poll_first: bool, user: u64) -> OpId {
-        let entry = sqe::recv_one(socket.as_raw_fd(), self.provided[BULK].group(), poll_first);
+    /// Receives once, into one bulk block, at most `len_max` bytes (0: no limit but the block).
+    pub fn recv_bulk(&mut self, socket: &Socket, len_max: u32, poll_first: bool, user: u64) -> OpId {
+        let entry = sqe::recv_one(socket.as_raw_fd(), self.provided[BULK].group(), len_max, poll_first);
         self.push_plain(user, Op::RecvBulk, entry)
     }
 

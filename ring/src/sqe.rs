@@ -27,9 +27,9 @@ pub(crate) fn recv_bundle(fd: i32, group: u16, len_max: u32, poll_first: bool) -
     recv(fd, group, len_max, BUNDLE | if poll_first { POLL_FIRST } else { 0 })
 }
 
-/// Receives into one provided buffer.
-pub(crate) fn recv_one(fd: i32, group: u16, poll_first: bool) -> squeue::Entry {
-    recv(fd, group, 0, if poll_first { POLL_FIRST } else { 0 })
+/// Receives into one provided buffer, at most `len_max` bytes; 0 is no limit.
+pub(crate) fn recv_one(fd: i32, group: u16, len_max: u32, poll_first: bool) -> squeue::Entry {
+    recv(fd, group, len_max, if poll_first { POLL_FIRST } else { 0 })
 }
 
 fn recv(fd: i32, group: u16, len: u32, ioprio: u16) -> squeue::Entry {

@@ -93,7 +93,7 @@ fn bulk_receives_into_one_block_with_room_before() {
     let writer = std::thread::spawn(move || far.write_all(&sent).map(|()| far));
     let mut got = Vec::new();
     while got.len() < bytes.len() {
-        ring.recv_bulk(&near, true, 4);
+        ring.recv_bulk(&near, 0, true, 4);
         let (result, mut pieces) = take_recv(&mut ring, 4);
         assert_eq!((pieces.len(), result.unwrap()), (1, pieces[0].len()));
         assert_eq!(pieces[0].headroom(), 16_704);
@@ -102,7 +102,7 @@ fn bulk_receives_into_one_block_with_room_before() {
     }
     assert!(got == bytes);
     drop(writer.join());
-    ring.recv_bulk(&near, false, 5);
+    ring.recv_bulk(&near, 0, false, 5);
     let (result, pieces) = take_recv(&mut ring, 5);
     assert_eq!((result.unwrap(), pieces.len()), (0, 0), "the end of the stream");
 }
@@ -222,7 +222,7 @@ fn cancelled_operations_complete_as_cancelled() {
     let ids = [
         ring.accept(&listener, 1),
         ring.recv_stream(&near, 0, false, 2),
-        ring.recv_bulk(&near, true, 3),
+        ring.recv_bulk(&near, 0, true, 3),
         ring.poll(&near, PollEvents::READABLE, 4),
     ];
     ring.enter(Some(Duration::ZERO), || false).unwrap();

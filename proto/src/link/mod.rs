@@ -86,6 +86,7 @@ pub struct Link<P> {
     /// Ports with more, in deficit round robin.
     bulk: VecDeque<u32>,
     /// What the front of `bulk` may still send in its turn, in bytes.
+    quantum: i64,
     quantum_left: i64,
     /// Frame bytes queued in all ports.
     queued: usize,
@@ -106,6 +107,7 @@ impl<P: Payload> Link<P> {
             control: ControlBuf::default(),
             fast: VecDeque::new(),
             bulk: VecDeque::new(),
+            quantum: QUANTUM,
             quantum_left: QUANTUM,
             queued: 0,
             ready: 0,
