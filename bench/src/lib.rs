@@ -19,5 +19,6 @@ pub mod names;
 pub mod operate;
 pub mod peer;
 pub mod report;
+pub mod results;
 pub mod simulate;
 pub mod usage;
