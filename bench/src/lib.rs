@@ -22,3 +22,4 @@ pub mod report;
 pub mod results;
 pub mod simulate;
 pub mod usage;
+pub mod world;

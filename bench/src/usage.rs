@@ -42,12 +42,10 @@ impl Usage {
     /// # Errors
     /// A watched process is gone, or there is no `/proc`.
     pub fn now(watched: &[Watched]) -> anyhow::Result<Self> {
-        let machine = machine_ticks(&fs::read_to_string("/proc/stat")?).context("/proc/stat is not understood")?;
-        let process = |watched: &Watched| -> anyhow::Result<u64> {
-            let path = format!("/proc/{}/stat", watched.pid);
-            let text = fs::read_to_string(&path)
-                .with_context(|| format!("the watched process {} ({}) is gone", watched.name, watched.pid))?;
-            process_ticks(&text).with_context(|| format!("{path} is not understood"))
+        let machine = machine_now()?;
+        let process = |watched: &Watched| {
+            let gone = || format!("the watched process {} ({}) is gone", watched.name, watched.pid);
+            process_now(watched.pid).with_context(gone)
         };
         Ok(Self { processes: watched.iter().map(process).collect::<anyhow::Result<_>>()?, machine })
     }
@@ -60,6 +58,26 @@ impl Usage {
         }
         line.add("cpu_machine_s", format_args!("{:.2}", seconds(self.machine, earlier.machine)));
     }
+}
+
+/// CPU time of a process so far, in seconds.
+pub(crate) fn process_s(pid: u32) -> anyhow::Result<f64> {
+    Ok(process_now(pid)? as f64 / ticks_per_second())
+}
+
+/// CPU time of the whole machine so far, in seconds.
+pub(crate) fn machine_s() -> anyhow::Result<f64> {
+    Ok(machine_now()? as f64 / ticks_per_second())
+}
+
+fn process_now(pid: u32) -> anyhow::Result<u64> {
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    process_ticks(&text).with_context(|| format!("{path} is not understood"))
+}
+
+fn machine_now() -> anyhow::Result<u64> {
+    machine_ticks(&fs::read_to_string("/proc/stat")?).context("/proc/stat is not understood")
 }
 
 /// The limit of open descriptors, raised as far as the system lets us.
