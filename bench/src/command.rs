@@ -1,5 +1,7 @@
 //! The command line.
 
+mod loads;
+
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,7 +37,11 @@ enum Command {
     Tcp(Tcp),
     /// Datagrams to a sink, or to what leads to one, and their echoes
     Udp(Udp),
-    /// The other end of tcp and udp; prints 'ready ADDR:PORT'
+    /// New connections to a sink, or to what leads to one
+    Setup(loads::Setup),
+    /// Small messages to a sink, or to what leads to one, and their echoes
+    Pingpong(loads::Pingpong),
+    /// The other end of all four; prints 'ready ADDR:PORT'
     Sink(Sink),
 }
 
@@ -202,6 +208,8 @@ impl Cli {
             Command::Operate(args) => operate(&args),
             Command::Tcp(args) => tcp(args),
             Command::Udp(args) => udp(args),
+            Command::Setup(args) => loads::setup(args),
+            Command::Pingpong(args) => loads::pingpong(args),
             Command::Sink(args) => {
                 peer::serve(args.listen, |listen| println!("ready {listen}")).map(|()| ExitCode::SUCCESS)
             }

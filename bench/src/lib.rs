@@ -5,8 +5,8 @@
 //! |---|---|---|
 //! | `mediators` | many mediators in one process, each a real tunnel | [`simulate`] |
 //! | `operate` | a terminal's operation through each of many mediators | [`operate`] |
-//! | `tcp`, `udp` | loads: bulk streams, datagrams with their echoes | [`load`] |
-//! | `sink` | the other end of both loads | [`peer`] |
+//! | `tcp`, `udp`, `setup`, `pingpong` | loads: bulk streams, datagrams, new connections, small messages | [`load`] |
+//! | `sink` | the other end of all loads | [`peer`] |
 //!
 //! Every result is one line of `key=value` words, see [`report::Line`], so that scripts need no parser.
 //!
