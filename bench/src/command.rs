@@ -1,5 +1,6 @@
 //! The command line.
 
+mod compare;
 mod loads;
 
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -43,6 +44,11 @@ enum Command {
     Pingpong(loads::Pingpong),
     /// The other end of all four; prints 'ready ADDR:PORT'
     Sink(Sink),
+    /// The same work on Isthmus, its peers and the ceilings, in network namespaces; needs root
+    Compare(compare::Compare),
+    /// The private side of coturn: holds a relayed address and echoes; prints 'ready ADDR:PORT'
+    #[command(hide = true)]
+    TurnEcho(compare::TurnEcho),
 }
 
 #[derive(Debug, Args)]
@@ -208,6 +214,8 @@ impl Cli {
             Command::Operate(args) => operate(&args),
             Command::Tcp(args) => tcp(args),
             Command::Udp(args) => udp(args),
+            Command::Compare(args) => compare::compare(args),
+            Command::TurnEcho(args) => compare::turn_echo(&args),
             Command::Setup(args) => loads::setup(args),
             Command::Pingpong(args) => loads::pingpong(args),
             Command::Sink(args) => {

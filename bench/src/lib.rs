@@ -7,6 +7,7 @@
 //! | `operate` | a terminal's operation through each of many mediators | [`operate`] |
 //! | `tcp`, `udp`, `setup`, `pingpong` | loads: bulk streams, datagrams, new connections, small messages | [`load`] |
 //! | `sink` | the other end of all loads | [`peer`] |
+//! | `report`, `diff` | results as a page, and two of them compared | [`html`], [`mod@diff`] |
 //!
 //! Every result is one line of `key=value` words, see [`report::Line`], so that scripts need no parser.
 //!
@@ -14,6 +15,9 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod compare;
+pub mod diff;
+pub mod html;
 pub mod load;
 pub mod names;
 pub mod operate;
@@ -21,5 +25,7 @@ pub mod peer;
 pub mod report;
 pub mod results;
 pub mod simulate;
+pub mod systems;
 pub mod usage;
+pub mod values;
 pub mod world;
