@@ -2,6 +2,7 @@
 
 mod compare;
 mod loads;
+mod results;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -42,7 +43,11 @@ enum Command {
     Setup(loads::Setup),
     /// Small messages to a sink, or to what leads to one, and their echoes
     Pingpong(loads::Pingpong),
-    /// The other end of all four; prints 'ready ADDR:PORT'
+    /// A run's JSON as a page
+    Report(results::Render),
+    /// Two runs' JSON compared
+    Diff(results::Diff),
+    /// The other end of all four loads; prints 'ready ADDR:PORT'
     Sink(Sink),
     /// The same work on Isthmus, its peers and the ceilings, in network namespaces; needs root
     Compare(compare::Compare),
@@ -218,6 +223,8 @@ impl Cli {
             Command::TurnEcho(args) => compare::turn_echo(&args),
             Command::Setup(args) => loads::setup(args),
             Command::Pingpong(args) => loads::pingpong(args),
+            Command::Report(args) => results::render(&args),
+            Command::Diff(args) => results::diff(&args),
             Command::Sink(args) => {
                 peer::serve(args.listen, |listen| println!("ready {listen}")).map(|()| ExitCode::SUCCESS)
             }
