@@ -8,7 +8,6 @@
 //! | `tcp`, `udp`, `setup`, `pingpong` | loads: bulk streams, datagrams, new connections, small messages | [`load`] |
 //! | `sink` | the other end of all loads | [`peer`] |
 //! | `report`, `diff` | results as a page, and two of them compared | [`html`], [`mod@diff`] |
-//! | `report`, `diff` | results as a page, and two of them compared | [`html`], [`mod@diff`] |
 //!
 //! Every result is one line of `key=value` words, see [`report::Line`], so that scripts need no parser.
 //!
@@ -17,8 +16,6 @@
 #![warn(missing_docs)]
 
 pub mod compare;
-pub mod diff;
-pub mod html;
 pub mod diff;
 pub mod html;
 pub mod load;
@@ -30,6 +27,5 @@ pub mod results;
 pub mod simulate;
 pub mod systems;
 pub mod usage;
-pub mod values;
 pub mod values;
 pub mod world;
