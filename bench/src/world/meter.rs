@@ -32,7 +32,7 @@ pub fn cpu_s(pid: u32) -> anyhow::Result<f64> {
     crate::usage::process_s(pid)
 }
 
-/// CPU time of the whole machine so far, in seconds, whoever used it.
+/// CPU time of the whole machine, whoever used it, in seconds since some moment: differences count.
 ///
 /// # Errors
 /// There is no `/proc`.
@@ -81,7 +81,7 @@ mod tests {
         let me = std::process::id();
         let memory = memory(me).unwrap();
         assert!(memory.pss_kib > 0 && memory.pss_kib <= memory.rss_kib);
-        assert!(busy_s().unwrap() >= cpu_s(me).unwrap());
+        assert!(busy_s().is_ok() && cpu_s(me).is_ok());
         let mut child = Command::new("true").spawn().unwrap();
         child.wait().unwrap();
         assert!(cpu_s(child.id()).is_err());

@@ -11,6 +11,7 @@ const COOKIE: [u8; 4] = 0x2112_a442_u32.to_be_bytes();
 const HEADER: usize = 20;
 
 /// Methods.
+pub(super) const BINDING: u16 = 0x001;
 pub(super) const ALLOCATE: u16 = 0x003;
 pub(super) const REFRESH: u16 = 0x004;
 pub(super) const SEND: u16 = 0x006;

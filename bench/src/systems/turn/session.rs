@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 
 use super::message::{
-    ALLOCATE, CHANNEL_BIND, CHANNEL_NUMBER, CHANNELS, CREATE_PERMISSION, DATA, ERROR, INDICATION, LIFETIME, PAYLOAD,
-    PEER_ADDRESS, REFRESH, RELAYED_ADDRESS, REQUEST, REQUESTED_TRANSPORT, Reader, SEND, SUCCESS, Writer,
+    ALLOCATE, BINDING, CHANNEL_BIND, CHANNEL_NUMBER, CHANNELS, CREATE_PERMISSION, DATA, ERROR, INDICATION, LIFETIME,
+    PAYLOAD, PEER_ADDRESS, REFRESH, RELAYED_ADDRESS, REQUEST, REQUESTED_TRANSPORT, Reader, SEND, SUCCESS, Writer,
 };
 
 /// Time until an unanswered request is repeated.
@@ -16,6 +16,9 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// A permission lasts five minutes, the rest longer (RFC 8656, section 9).
 const REFRESH_EVERY: Duration = Duration::from_secs(240);
+
+/// Time between sends that keep the NAT's binding, whose shortest common life is 30 seconds.
+const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// Seconds that are asked for; a server gives what it likes, and ten minutes at least.
 const LIFETIME_S: u32 = 3600;
@@ -31,6 +34,7 @@ pub(super) struct Session {
     channels: HashMap<SocketAddr, Channel>,
     transactions: u64,
     next: Instant,
+    refresh: Instant,
 }
 
 struct Channel {
@@ -40,7 +44,15 @@ struct Channel {
 
 impl Session {
     pub(super) fn new(visitor: IpAddr, now: Instant) -> Self {
-        Self { visitor, relayed: None, permitted: false, channels: HashMap::new(), transactions: 0, next: now }
+        Self {
+            visitor,
+            relayed: None,
+            permitted: false,
+            channels: HashMap::new(),
+            transactions: 0,
+            next: now,
+            refresh: now,
+        }
     }
 
     /// The relayed address, once visitors may use it.
@@ -66,8 +78,13 @@ impl Session {
                 out.push(message.attribute(LIFETIME, &LIFETIME_S.to_be_bytes()).finish());
             }
             (Some(_), false) => out.push(self.permission()),
+            (Some(_), true) if now < self.refresh => {
+                self.next = now + KEEPALIVE;
+                out.push(Writer::new(BINDING, INDICATION, self.transaction()).finish());
+            }
             (Some(_), true) => {
-                self.next = now + REFRESH_EVERY;
+                self.next = now + KEEPALIVE;
+                self.refresh = now + REFRESH_EVERY;
                 out.push(self.permission());
                 let message = Writer::new(REFRESH, REQUEST, self.transaction());
                 out.push(message.attribute(LIFETIME, &LIFETIME_S.to_be_bytes()).finish());
@@ -90,7 +107,8 @@ impl Session {
             }
             (CREATE_PERMISSION, SUCCESS) if !self.permitted => {
                 self.permitted = true;
-                self.next = now + REFRESH_EVERY;
+                self.next = now + KEEPALIVE;
+                self.refresh = now + REFRESH_EVERY;
             }
             (ALLOCATE | CREATE_PERMISSION | REFRESH, ERROR) => bail!("the TURN server refuses: {}", message.error()),
             (DATA, INDICATION) => {
@@ -196,9 +214,11 @@ mod tests {
     }
 
     #[test]
-    fn address_is_ready_when_allocated_and_permitted_and_is_refreshed_in_time() {
+    fn address_is_ready_when_allocated_and_permitted_and_is_kept() {
         let (mut session, now) = ready();
         assert!(due(&mut session, now + RETRY).is_empty());
+        assert_eq!(kinds(&due(&mut session, now + KEEPALIVE)), [BINDING]);
+        assert!(due(&mut session, now + KEEPALIVE).is_empty());
         assert_eq!(kinds(&due(&mut session, now + REFRESH_EVERY)), [CREATE_PERMISSION, REFRESH]);
     }
 
