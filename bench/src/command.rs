@@ -1,5 +1,9 @@
 //! The command line.
 
+mod compare;
+mod loads;
+mod results;
+
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,8 +39,21 @@ enum Command {
     Tcp(Tcp),
     /// Datagrams to a sink, or to what leads to one, and their echoes
     Udp(Udp),
-    /// The other end of tcp and udp; prints 'ready ADDR:PORT'
+    /// New connections to a sink, or to what leads to one
+    Setup(loads::Setup),
+    /// Small messages to a sink, or to what leads to one, and their echoes
+    Pingpong(loads::Pingpong),
+    /// A run's JSON as a page
+    Report(results::Render),
+    /// Two runs' JSON compared
+    Diff(results::Diff),
+    /// The other end of all four loads; prints 'ready ADDR:PORT'
     Sink(Sink),
+    /// The same work on Isthmus, its peers and the ceilings, in network namespaces; needs root
+    Compare(compare::Compare),
+    /// The private side of coturn: holds a relayed address and echoes; prints 'ready ADDR:PORT'
+    #[command(hide = true)]
+    TurnEcho(compare::TurnEcho),
 }
 
 #[derive(Debug, Args)]
@@ -202,6 +219,12 @@ impl Cli {
             Command::Operate(args) => operate(&args),
             Command::Tcp(args) => tcp(args),
             Command::Udp(args) => udp(args),
+            Command::Compare(args) => compare::compare(args),
+            Command::TurnEcho(args) => compare::turn_echo(&args),
+            Command::Setup(args) => loads::setup(args),
+            Command::Pingpong(args) => loads::pingpong(args),
+            Command::Report(args) => results::render(&args),
+            Command::Diff(args) => results::diff(&args),
             Command::Sink(args) => {
                 peer::serve(args.listen, |listen| println!("ready {listen}")).map(|()| ExitCode::SUCCESS)
             }

@@ -5,8 +5,9 @@
 //! |---|---|---|
 //! | `mediators` | many mediators in one process, each a real tunnel | [`simulate`] |
 //! | `operate` | a terminal's operation through each of many mediators | [`operate`] |
-//! | `tcp`, `udp` | loads: bulk streams, datagrams with their echoes | [`load`] |
-//! | `sink` | the other end of both loads | [`peer`] |
+//! | `tcp`, `udp`, `setup`, `pingpong` | loads: bulk streams, datagrams, new connections, small messages | [`load`] |
+//! | `sink` | the other end of all loads | [`peer`] |
+//! | `report`, `diff` | results as a page, and two of them compared | [`html`], [`mod@diff`] |
 //!
 //! Every result is one line of `key=value` words, see [`report::Line`], so that scripts need no parser.
 //!
@@ -14,10 +15,17 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod compare;
+pub mod diff;
+pub mod html;
 pub mod load;
 pub mod names;
 pub mod operate;
 pub mod peer;
 pub mod report;
+pub mod results;
 pub mod simulate;
+pub mod systems;
 pub mod usage;
+pub mod values;
+pub mod world;

@@ -55,8 +55,8 @@ impl Outcome {
             .with("answered", self.answered)
             .with("seconds", format_args!("{:.3}", self.time.as_secs_f64()))
             .with("rate", format_args!("{:.0}", self.answered as f64 / self.time.as_secs_f64().max(1e-9)));
-        line.add_percentiles("attach", &mut self.attach);
-        line.add_percentiles("echo", &mut self.echo);
+        line.add_percentiles("attach", &self.attach);
+        line.add_percentiles("echo", &self.echo);
         line
     }
 }

@@ -2,12 +2,16 @@
 //!
 //! A process's time includes the softirq work that its own system calls trigger, and not that of the
 //! kernel's threads: the machine's busy time must stand beside it.
+//!
+//! The machine's busy time is what is left of the time of all processors when the idle time is taken away. The kernel knows
+//! the latter exactly; the busy kinds it only samples at its ticks, and misses most of a load that wakes up in step with them.
 
 use std::fs;
 use std::io;
 use std::str::FromStr;
 
 use anyhow::Context;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::report::Line;
 
@@ -29,11 +33,13 @@ impl FromStr for Watched {
     }
 }
 
-/// CPU time used up to some moment, in ticks of the kernel.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// CPU time used up to some moment.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Usage {
+    /// In ticks of the kernel.
     processes: Vec<u64>,
-    machine: u64,
+    /// In seconds since some moment.
+    machine: f64,
 }
 
 impl Usage {
@@ -42,12 +48,10 @@ impl Usage {
     /// # Errors
     /// A watched process is gone, or there is no `/proc`.
     pub fn now(watched: &[Watched]) -> anyhow::Result<Self> {
-        let machine = machine_ticks(&fs::read_to_string("/proc/stat")?).context("/proc/stat is not understood")?;
-        let process = |watched: &Watched| -> anyhow::Result<u64> {
-            let path = format!("/proc/{}/stat", watched.pid);
-            let text = fs::read_to_string(&path)
-                .with_context(|| format!("the watched process {} ({}) is gone", watched.name, watched.pid))?;
-            process_ticks(&text).with_context(|| format!("{path} is not understood"))
+        let machine = machine_s()?;
+        let process = |watched: &Watched| {
+            let gone = || format!("the watched process {} ({}) is gone", watched.name, watched.pid);
+            process_now(watched.pid).with_context(gone)
         };
         Ok(Self { processes: watched.iter().map(process).collect::<anyhow::Result<_>>()?, machine })
     }
@@ -58,8 +62,28 @@ impl Usage {
         for ((watched, now), then) in watched.iter().zip(&self.processes).zip(&earlier.processes) {
             line.add(&format!("cpu_{}_s", watched.name), format_args!("{:.2}", seconds(*now, *then)));
         }
-        line.add("cpu_machine_s", format_args!("{:.2}", seconds(self.machine, earlier.machine)));
+        line.add("cpu_machine_s", format_args!("{:.2}", (self.machine - earlier.machine).max(0.0)));
     }
+}
+
+/// CPU time of a process so far, in seconds.
+pub(crate) fn process_s(pid: u32) -> anyhow::Result<f64> {
+    Ok(process_now(pid)? as f64 / ticks_per_second())
+}
+
+/// CPU time of the whole machine, in seconds since some moment: differences count.
+pub(crate) fn machine_s() -> anyhow::Result<f64> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let now = clock_gettime(ClockId::Monotonic);
+    let (idle, processors) = idle_ticks(&text).context("/proc/stat is not understood")?;
+    let seconds = now.tv_sec as f64 + now.tv_nsec as f64 / 1e9;
+    Ok(seconds * processors as f64 - idle as f64 / ticks_per_second())
+}
+
+fn process_now(pid: u32) -> anyhow::Result<u64> {
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    process_ticks(&text).with_context(|| format!("{path} is not understood"))
 }
 
 /// The limit of open descriptors, raised as far as the system lets us.
@@ -87,12 +111,14 @@ fn ticks_per_second() -> f64 {
     rustix::param::clock_ticks_per_second() as f64
 }
 
-/// `user nice system idle iowait irq softirq steal guest guest_nice`: guest time is in user time already, and what
-/// was stolen is not ours.
-fn machine_ticks(text: &str) -> Option<u64> {
+/// `user nice system idle iowait irq softirq steal guest guest_nice`, all processors together: when they did nothing, or
+/// something for another machine. And how many there are, a line for each.
+fn idle_ticks(text: &str) -> Option<(u64, usize)> {
     let line = text.lines().find(|line| line.starts_with("cpu "))?;
     let ticks: Vec<u64> = line.split_whitespace().skip(1).map_while(|word| word.parse().ok()).collect();
-    [0, 1, 2, 5, 6].iter().map(|&at| ticks.get(at).copied()).sum()
+    let idle = [3, 4, 7].iter().map(|&at| ticks.get(at).copied()).sum::<Option<u64>>()?;
+    let processors = text.lines().filter(|line| line.starts_with("cpu") && !line.starts_with("cpu ")).count();
+    (processors > 0).then_some((idle, processors))
 }
 
 /// utime and stime of all threads: the 14th and 15th field; the second, in brackets, may have spaces and brackets in it.
@@ -106,9 +132,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn machine_time_leaves_idle_wait_stolen_and_guest_time_out() {
-        assert_eq!(machine_ticks("cpu  1 20 300 4000 5 600 7000 80 9 10\ncpu0 1 1 1\n"), Some(7921));
-        assert_eq!(machine_ticks("cpu  1 20 300\n"), None);
+    fn machine_is_busy_when_it_neither_idles_nor_waits_nor_is_stolen_from() {
+        let text = "cpu  1 20 300 4000 5 600 7000 80 9 10\ncpu0 1 1 1\ncpu1 0 19 299\nintr 5\n";
+        assert_eq!(idle_ticks(text), Some((4085, 2)));
+        assert_eq!(idle_ticks("cpu  1 20 300\ncpu0 1 20 300\n"), None);
+        assert_eq!(idle_ticks("cpu  1 20 300 4000 5 600 7000 80 9 10\n"), None);
     }
 
     #[test]

@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
-use crate::load::udp::{Client, Outcome};
+use crate::load::udp::{Client, Outcome, SENT_MIN};
 use crate::report::Line;
 
 /// Loss, as a share, that a rate may have and still count as carried.
 pub const LOSS_MAX: f64 = 0.005;
-
-/// Share of the wanted rate that must really have been sent: below it, the load is at its own end.
-pub const SENT_MIN: f64 = 0.95;
 
 const STEP: Duration = Duration::from_millis(600);
 const RATE_FIRST: f64 = 10_000.0;

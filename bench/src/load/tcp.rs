@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+use crate::load::own::Own;
 use crate::peer::stream::{self, BLOCK};
 use crate::report::Line;
 use crate::usage::{Usage, Watched};
@@ -100,18 +101,20 @@ fn measure(
 ) -> anyhow::Result<Line> {
     pass(settings.warm_up, failures)?;
     let counts = || moved.iter().map(|moved| moved.load(Ordering::Relaxed)).collect::<Vec<_>>();
-    let (before, usage, started) = (counts(), Usage::now(&settings.watched)?, Instant::now());
+    let (before, usage, own, started) = (counts(), Usage::now(&settings.watched)?, Own::now(), Instant::now());
     pass(settings.measured, failures)?;
     let (after, used, seconds) = (counts(), Usage::now(&settings.watched)?, started.elapsed().as_secs_f64());
+    let share = own.since();
     let each: Vec<u64> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
     let bytes: u64 = each.iter().sum();
-    let share = |bytes: Option<&u64>| bytes.copied().unwrap_or(0) as f64 * 8.0 / seconds / 1e9;
+    let gbit_s = |bytes: Option<&u64>| bytes.copied().unwrap_or(0) as f64 * 8.0 / seconds / 1e9;
     let mut line = Line::default()
         .with("gbit_s", format_args!("{:.3}", bytes as f64 * 8.0 / seconds / 1e9))
         .with("bytes", bytes)
         .with("seconds", format_args!("{seconds:.3}"))
-        .with("slowest_gbit_s", format_args!("{:.3}", share(each.iter().min())))
-        .with("fastest_gbit_s", format_args!("{:.3}", share(each.iter().max())));
+        .with("slowest_gbit_s", format_args!("{:.3}", gbit_s(each.iter().min())))
+        .with("fastest_gbit_s", format_args!("{:.3}", gbit_s(each.iter().max())));
+    share.report(share.saturated(settings.streams), &mut line);
     used.report(&usage, &settings.watched, &mut line);
     Ok(line)
 }

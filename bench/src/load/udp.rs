@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use isthmus_ring::{Completion, Piece, Ring, Socket};
 
+use crate::load::own::Own;
 use crate::peer::datagram::{ring, socket};
 use crate::report::{Line, Samples};
-use crate::usage::{Usage, Watched};
+use crate::usage::{self, Usage, Watched};
 
 /// What to send.
 #[derive(Clone, Debug)]
@@ -18,7 +19,7 @@ pub struct Settings {
     pub to: SocketAddr,
     /// Payload bytes of each datagram, from [`STAMP`] to 65,507.
     pub size: usize,
-    /// Sockets, which a relay takes for as many visitors.
+    /// Sockets, which a relay takes for as many visitors; from 1 to [`FLOWS_MAX`].
     pub flows: usize,
     /// Datagrams of one send call (`UDP_SEGMENT`); 1 for each by itself, as from many machines.
     pub batch: usize,
@@ -43,8 +44,20 @@ const DRAIN: Duration = Duration::from_millis(250);
 /// How long a flow may take until its first echo; the first datagrams may be lost where a flow is set up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Share of the wanted rate that must really have been sent: below it, the load is at its own end.
+pub const SENT_MIN: f64 = 0.95;
+
 /// Sends in the kernel's hands at once.
 const SENDS_MAX: usize = 2048;
+
+/// Most sockets.
+pub const FLOWS_MAX: usize = 19_000;
+
+/// Flows that wait for their first echo at once: a relay does more for a new flow than for a datagram.
+const BEGUN_AT_ONCE: usize = 256;
+
+/// Descriptors beside the flows' own.
+const DESCRIPTORS_BESIDE: u64 = 64;
 
 /// One run's figures.
 #[derive(Clone, Debug, Default)]
@@ -96,7 +109,8 @@ impl Client {
     /// Bad settings, no io_uring, or a flow without an echo.
     pub fn new(settings: Settings) -> anyhow::Result<Self> {
         ensure!((STAMP..=65_507).contains(&settings.size), "--size is from {STAMP} to 65507 bytes");
-        ensure!(settings.flows > 0, "--flows is at least 1");
+        ensure!((1..=FLOWS_MAX).contains(&settings.flows), "--flows is from 1 to {FLOWS_MAX}");
+        usage::raise_descriptors(settings.flows as u64 + DESCRIPTORS_BESIDE)?;
         let batch_max = (65_000 / settings.size).clamp(1, 64);
         ensure!((1..=batch_max).contains(&settings.batch), "--batch is from 1 to {batch_max} at that size");
         let any: SocketAddr = match settings.to {
@@ -104,31 +118,38 @@ impl Client {
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
         let flow = |_| {
-            let socket = socket(any)?;
+            let socket = socket(any, settings.flows)?;
             socket.connect_udp(settings.to).with_context(|| format!("cannot reach {}", settings.to))?;
             Ok(Flow { socket, answered: false })
         };
         let flows: Vec<Flow> = (0..settings.flows).map(flow).collect::<anyhow::Result<_>>()?;
         let unarmed = (0..flows.len()).collect();
-        let (ring, start) = (ring()?, Instant::now());
+        let (ring, start) = (ring(settings.flows)?, Instant::now());
         let mut client = Self { settings, ring, flows, start, run: 0, sends: 0, received: Vec::new(), unarmed };
         client.begin()?;
         Ok(client)
     }
 
     fn begin(&mut self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let mut deadline = Instant::now() + PATIENCE;
         let mut outcome = Outcome::default();
-        while self.flows.iter().any(|flow| !flow.answered) {
-            ensure!(Instant::now() < deadline, "no echo from {} within {PATIENCE:?}", self.settings.to);
-            for index in 0..self.flows.len() {
-                if !self.flows[index].answered {
-                    self.send(index, 1);
-                }
-            }
+        let mut silent: Vec<usize> = (0..self.flows.len()).collect();
+        while !silent.is_empty() {
+            let missing = silent.len();
+            ensure!(
+                Instant::now() < deadline,
+                "no echo from {} within {PATIENCE:?} on {missing} flows",
+                self.settings.to
+            );
+            let begun = missing.min(BEGUN_AT_ONCE);
+            silent[..begun].iter().for_each(|&flow| self.send(flow, 1));
             let again = Instant::now() + Duration::from_millis(50);
-            while Instant::now() < again && self.flows.iter().any(|flow| !flow.answered) {
+            while Instant::now() < again && silent[..begun].iter().any(|&flow| !self.flows[flow].answered) {
                 self.turn(again.saturating_duration_since(Instant::now()), &mut outcome)?;
+            }
+            silent.retain(|&flow| !self.flows[flow].answered);
+            if silent.len() < missing {
+                deadline = Instant::now() + PATIENCE;
             }
         }
         Ok(())
@@ -178,9 +199,9 @@ impl Client {
     /// As there, or a watched process is gone.
     pub fn measure(&mut self, rate: f64) -> anyhow::Result<(Outcome, Line)> {
         let watched = std::mem::take(&mut self.settings.watched);
-        let before = Usage::now(&watched)?;
-        let mut outcome = self.run(rate, self.settings.measured)?;
-        let after = Usage::now(&watched)?;
+        let (before, own) = (Usage::now(&watched)?, Own::now());
+        let outcome = self.run(rate, self.settings.measured)?;
+        let (after, share) = (Usage::now(&watched)?, own.since());
         let mut line = Line::default()
             .with("rate", format_args!("{:.0}", outcome.rate()))
             .with("echo_rate", format_args!("{:.0}", outcome.echoed as f64 / outcome.time.as_secs_f64()))
@@ -188,7 +209,8 @@ impl Client {
             .with("echoed", outcome.echoed)
             .with("loss_percent", format_args!("{:.3}", outcome.loss() * 100.0))
             .with("seconds", format_args!("{:.3}", outcome.time.as_secs_f64()));
-        line.add_percentiles("rtt", &mut outcome.round_trips);
+        line.add_percentiles("rtt", &outcome.round_trips);
+        share.report(share.saturated(1) || outcome.rate() < rate * SENT_MIN, &mut line);
         after.report(&before, &watched, &mut line);
         self.settings.watched = watched;
         Ok((outcome, line))
@@ -286,6 +308,13 @@ mod tests {
     }
 
     #[test]
+    fn thousands_of_flows_all_have_their_echoes() {
+        let mut client = Client::new(Settings { flows: 3000, ..settings(echo()) }).unwrap();
+        let outcome = client.run(10_000.0, Duration::from_millis(300)).unwrap();
+        assert_eq!(outcome.echoed, outcome.sent);
+    }
+
+    #[test]
     fn late_echo_of_an_earlier_run_counts_for_none() {
         let mut outcome = Outcome::default();
         let datagram = [7u64.to_be_bytes(), 0u64.to_be_bytes()].concat();
@@ -303,6 +332,7 @@ mod tests {
         for bad in [
             Settings { size: STAMP - 1, ..settings(to) },
             Settings { flows: 0, ..settings(to) },
+            Settings { flows: FLOWS_MAX + 1, ..settings(to) },
             Settings { batch: 65, ..settings(to) },
             Settings { batch: 0, ..settings(to) },
         ] {

@@ -7,24 +7,28 @@ use std::time::Duration;
 use anyhow::Context;
 use isthmus_ring::{Completion, PoolConfig, Ring, RingConfig, Socket, UdpOptions};
 
-/// Socket buffers: a burst of the load must fit while we are not running.
-const SOCKET_BUFFER: usize = 4 << 20;
+/// Buffers of all sockets together, and the least of one: a burst of the load must fit while we are not running.
+const SOCKET_BUFFERS: usize = 4 << 20;
+const SOCKET_BUFFER_MIN: usize = 64 << 10;
 
 /// How long to wait for sends to give their buffers back.
 const STARVED: Duration = Duration::from_millis(1);
 
-/// A ring for datagrams: more buffers at once than a relay's default, so that the load's own ends lose nothing.
-pub(crate) fn ring() -> anyhow::Result<Ring> {
-    let datagram = PoolConfig { provided_max: 64, blocks_max: 2048, ..PoolConfig::DATAGRAM };
+/// A ring for datagrams on so many sockets: more buffers at once than a relay's default, so that the load's own ends lose
+/// nothing. Datagrams of different sockets share none.
+pub(crate) fn ring(sockets: usize) -> anyhow::Result<Ring> {
+    let provided_max = if sockets > 64 { 512 } else { 64 };
+    let datagram = PoolConfig { provided_max, blocks_max: 2048, ..PoolConfig::DATAGRAM };
     Ok(Ring::new(RingConfig { sq_entries: 4096, cq_entries: 16_384, datagram, ..RingConfig::small() })?)
 }
 
-/// A socket with GRO and large buffers.
-pub(crate) fn socket(local: SocketAddr) -> anyhow::Result<Socket> {
+/// One of so many sockets, with GRO and large buffers.
+pub(crate) fn socket(local: SocketAddr, sockets: usize) -> anyhow::Result<Socket> {
     let socket = Socket::udp(local, UdpOptions { gro: true, ..UdpOptions::default() })
         .with_context(|| format!("cannot bind UDP {local}"))?;
     // The system may allow less: then more is lost at high rates.
-    let _ = socket.set_buffers(Some(SOCKET_BUFFER), Some(SOCKET_BUFFER));
+    let bytes = (SOCKET_BUFFERS / sockets.max(1)).max(SOCKET_BUFFER_MIN);
+    let _ = socket.set_buffers(Some(bytes), Some(bytes));
     Ok(socket)
 }
 
@@ -40,7 +44,7 @@ impl Echo {
     /// # Errors
     /// The number is taken, or there is no io_uring.
     pub fn bind(listen: SocketAddr) -> anyhow::Result<Self> {
-        Ok(Self { ring: ring()?, socket: socket(listen)? })
+        Ok(Self { ring: ring(1)?, socket: socket(listen, 1)? })
     }
 
     /// Its address.

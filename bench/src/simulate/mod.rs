@@ -79,7 +79,7 @@ impl Figures {
         if let Some(time) = self.all_up_after {
             line.add("all_up_s", format_args!("{:.3}", time.as_secs_f64()));
         }
-        line.add_percentiles("handshake", &mut self.handshakes);
+        line.add_percentiles("handshake", &self.handshakes);
         line.add("requests", self.requests);
         line.add("refused", self.refused);
         for (word, count) in &self.ended {

@@ -1,0 +1,109 @@
+//! `compare` and `turn-echo`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, value_parser};
+use isthmus_bench::compare::{self, NOISY_PERCENT, cases::Work, table};
+use isthmus_bench::results::Report;
+use isthmus_bench::systems::turn;
+
+#[derive(Debug, Args)]
+pub(super) struct Compare {
+    /// Kinds of load [default: all]
+    #[arg(long, value_name = "LIST", value_enum, value_delimiter = ',')]
+    works: Vec<Work>,
+    /// Systems [default: all that are installed]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    systems: Vec<String>,
+    /// Only cases with this in their name, such as '16 streams' or 'udp 200 B, 1 flow'; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    cases: Vec<String>,
+    /// Every size with every number of flows at every rate
+    #[arg(long)]
+    full: bool,
+    /// Rounds, whose medians are shown
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Seconds of each measurement
+    #[arg(long, value_name = "S", default_value_t = 3, value_parser = value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    /// TCP congestion control on every leg
+    #[arg(long, value_name = "NAME", default_value = "cubic", value_parser = ["cubic", "bbr", "reno"])]
+    congestion: String,
+    /// Threads of relays and proxies
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u16).range(1..=64))]
+    shards: u16,
+    /// rathole, where it is not in the PATH
+    #[arg(long, value_name = "PATH")]
+    rathole: Option<PathBuf>,
+    /// Write the results here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Show the bars and their verdicts
+    #[arg(long)]
+    bars: bool,
+    /// The same, and fail if one is missed
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TurnEcho {
+    /// The TURN server
+    #[arg(long, value_name = "ADDR:PORT")]
+    server: SocketAddr,
+    /// Whose datagrams it shall let through
+    #[arg(long, value_name = "IP")]
+    visitor: IpAddr,
+}
+
+pub(super) fn compare(args: Compare) -> anyhow::Result<ExitCode> {
+    let settings = compare::Settings {
+        works: if args.works.is_empty() { Work::ALL.to_vec() } else { args.works },
+        systems: args.systems,
+        cases: args.cases,
+        full: args.full,
+        rounds: args.rounds,
+        seconds: args.seconds,
+        congestion: args.congestion,
+        shards: args.shards,
+        rathole: args.rathole,
+    };
+    let report = compare::run(&settings)?;
+    // Saved before anything is printed: what was measured is not lost with a closed pipe.
+    if let Some(path) = &args.json {
+        report.save(path)?;
+    }
+    print!("{}", table::results(&report));
+    println!("{}", closing(&report));
+    if args.bars || args.check {
+        print!("\n{}", table::bars(&report.bars));
+    }
+    let missed = report.bars.iter().any(|bar| bar.met == Some(false));
+    Ok(if args.check && missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+pub(super) fn turn_echo(args: &TurnEcho) -> anyhow::Result<ExitCode> {
+    turn::run(args.server, args.visitor, |relayed| println!("ready {relayed}")).map(|()| ExitCode::SUCCESS)
+}
+
+/// Where this was measured, and how quiet it was.
+fn closing(report: &Report) -> String {
+    let machine = &report.machine;
+    let mut text = format!(
+        "{}, {} cores, {} GiB, Linux {}; medians of the rounds.",
+        machine.cpu, machine.cores, machine.memory_gib, machine.kernel
+    );
+    if let Some(background) = report.background {
+        text += &format!(
+            "\nOthers used {:.0} % of a core (median), {:.0} % at most.",
+            background.median_percent, background.max_percent
+        );
+        if background.median_percent > NOISY_PERCENT {
+            text += " That is noisy: end what else runs, and measure again.";
+        }
+    }
+    text
+}

@@ -1,0 +1,80 @@
+//! Whether the load itself is what is at its end: the CPU time that this process uses.
+
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::report::Line;
+
+/// Share of a thread's time from which on it is taken for saturated.
+const SATURATED: f64 = 0.95;
+
+/// Clock and CPU time of this process at some moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Own {
+    at: Instant,
+    cpu: Duration,
+}
+
+/// What this process used since then.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Share {
+    /// CPU time.
+    cpu_s: f64,
+    /// Time.
+    seconds: f64,
+}
+
+impl Own {
+    pub(crate) fn now() -> Self {
+        let cpu = clock_gettime(ClockId::ProcessCPUTime);
+        let cpu = Duration::new(cpu.tv_sec.unsigned_abs(), cpu.tv_nsec as u32);
+        Self { at: Instant::now(), cpu }
+    }
+
+    pub(crate) fn since(&self) -> Share {
+        let now = Self::now();
+        let cpu_s = now.cpu.saturating_sub(self.cpu).as_secs_f64();
+        Share { cpu_s, seconds: (now.at - self.at).as_secs_f64() }
+    }
+}
+
+impl Share {
+    /// Whether `threads` of them had no more time to give, or all processors where those are fewer.
+    pub(crate) fn saturated(&self, threads: usize) -> bool {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        self.cpu_s >= SATURATED * self.seconds * threads.min(cores) as f64
+    }
+
+    /// Adds `cpu_load_s`, and `load_bound=yes` where the figures are the load's own.
+    pub(crate) fn report(&self, bound: bool, line: &mut Line) {
+        line.add("cpu_load_s", format_args!("{:.3}", self.cpu_s));
+        if bound {
+            line.add("load_bound", "yes");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn saturated_is_a_thread_without_time_to_spare() {
+        let share = |cpu_s| Share { cpu_s, seconds: 1.0 };
+        assert!(share(0.95).saturated(1) && !share(0.94).saturated(1));
+        assert!(!share(0.95).saturated(2) || std::thread::available_parallelism().unwrap().get() == 1);
+        let mut line = Line::default();
+        share(0.5).report(true, &mut line);
+        assert_eq!(line.to_string(), "cpu_load_s=0.500 load_bound=yes");
+    }
+
+    #[test]
+    fn busy_process_uses_time() {
+        let own = Own::now();
+        while own.since().cpu_s == 0.0 {
+            std::hint::spin_loop();
+        }
+        assert!(own.since().seconds > 0.0);
+    }
+}
