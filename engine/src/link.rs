@@ -8,7 +8,7 @@ use isthmus_proto::link::{Link, LinkConfig, Slot};
 use isthmus_proto::record::Session;
 use isthmus_proto::time::Instant;
 use isthmus_proto::wire::{ControlBuf, Frame};
-use isthmus_ring::{OpId, Piece, Socket};
+use isthmus_ring::{Connection, OpId, Piece};
 
 use crate::Engine;
 use crate::event::{Control, Event};
@@ -37,7 +37,7 @@ pub(crate) enum Phase {
 }
 
 pub(crate) struct LinkIo {
-    pub(crate) socket: Socket,
+    pub(crate) socket: Connection,
     pub(crate) role: LinkRole,
     pub(crate) peer: SocketAddr,
     pub(crate) phase: Phase,
@@ -159,7 +159,7 @@ impl Engine {
             ended.extend(link.live().map(|(slot, owner)| (slot, Key::from_bits(owner))));
         }
         // Dropping a socket with an armed receive would not close it: the other end is told.
-        self.graveyard.push(io.socket);
+        self.graveyard.extend(self.ring.close_connection(io.socket));
         for (slot, owner) in ended {
             self.end_port_owner(control, key, slot, owner, Code::PeerGone);
         }

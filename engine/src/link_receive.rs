@@ -18,6 +18,10 @@ impl Engine {
             && io.receive_op.is_none()
             && io.closing.is_none()
         {
+            // Here nothing that was pushed names the descriptor any more.
+            if io.send_op.is_none() && matches!(io.phase, Phase::Live(_)) {
+                self.ring.make_direct(&mut io.socket);
+            }
             io.receive_op = Some(self.ring.recv_bulk(&io.socket, quiet, key.to_bits()));
         }
     }

@@ -143,6 +143,8 @@ pub(crate) enum Op {
     Send(SendBatch),
     RecvDatagrams,
     SendDatagrams(DatagramBatch),
+    /// Of this place in the ring's table.
+    CloseDirect(u32),
     Wake(Box<u64>),
 }
 

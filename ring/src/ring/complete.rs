@@ -32,6 +32,10 @@ impl Ring {
             Op::Send(batch) => Completion::Send { user, batch, result: outcome(entry) },
             Op::RecvDatagrams => self.datagrams(user, entry, false),
             Op::SendDatagrams(batch) => Completion::SentDatagrams { user, batch, result: outcome(entry) },
+            Op::CloseDirect(place) => {
+                self.places.give_back(place);
+                return None;
+            }
             Op::Wake(_) => {
                 self.arm_wake();
                 return None;
