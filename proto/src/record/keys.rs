@@ -35,6 +35,13 @@ impl Suite {
     }
 }
 
+impl Suite {
+    /// Bytes of a key.
+    pub(super) fn key_len(self) -> usize {
+        self.algorithm().key_len()
+    }
+}
+
 impl TrafficKey {
     /// # Errors
     /// [`RecordError::Crypto`] when `key` or `iv` have not the suite's lengths.
@@ -88,7 +95,6 @@ impl TrafficKey {
         self.context = None;
     }
 
-    #[cfg(test)]
     pub(super) fn suite(&self) -> Suite {
         self.suite
     }
