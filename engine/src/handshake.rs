@@ -8,13 +8,13 @@ use isthmus_proto::Code;
 use isthmus_proto::record::{
     self, ClientHandshake, Established, FirstByte, HandshakeError, ServerHandshake, Session, Step,
 };
-use isthmus_proto::wire::ControlBuf;
 use isthmus_ring::{Connection, Piece, Socket};
 
 use crate::Engine;
 use crate::event::{Control, Event};
 use crate::key::Key;
 use crate::link::{LinkIo, LinkRole, Phase};
+use crate::rare::Rare;
 
 /// How a caller begins.
 pub enum Caller {
@@ -93,13 +93,13 @@ impl Engine {
             sent_at: self.now,
             compacting: false,
             counted: 0,
-            raw: Vec::new(),
-            greeting: ControlBuf::default(),
-            paused: Vec::new(),
+            raw: Rare::default(),
+            greeting: Rare::default(),
+            paused: Rare::default(),
             dirty: false,
             closing: None,
-            assembling: Vec::new(),
-            channels: Vec::new(),
+            assembling: Rare::default(),
+            channels: Box::default(),
             permits: None,
         });
         self.timers.give(timer, key);

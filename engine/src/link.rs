@@ -14,6 +14,7 @@ use crate::Engine;
 use crate::event::{Control, Event};
 use crate::handshake::Tls;
 use crate::key::{Key, What};
+use crate::rare::Rare;
 use crate::timers::TimerId;
 
 /// Which end of the connection this is.
@@ -56,30 +57,48 @@ pub(crate) struct LinkIo {
     /// What waited here when the engine's sum was taken.
     pub(crate) counted: usize,
     /// Bytes to be sent before any record: handshake messages, key updates.
-    pub(crate) raw: Vec<u8>,
+    pub(crate) raw: Rare<Vec<u8>>,
     /// Frames before the link is established.
-    pub(crate) greeting: ControlBuf,
+    pub(crate) greeting: Rare<ControlBuf>,
     /// Streams that wait until the egress queue is short again.
-    pub(crate) paused: Vec<Key>,
+    pub(crate) paused: Rare<Vec<Key>>,
     pub(crate) dirty: bool,
     /// End it once everything queued is sent.
     pub(crate) closing: Option<Code>,
     /// Parts of datagrams that come over TCP in several frames.
-    pub(crate) assembling: Vec<crate::datagram::Assembly>,
+    pub(crate) assembling: Rare<Vec<crate::datagram::Assembly>>,
     /// Its UDP channels, by their place in the table.
-    pub(crate) channels: Vec<u32>,
+    pub(crate) channels: Box<[u32]>,
     /// Which destinations its datagrams may go to; without one, all.
     pub(crate) permits: Option<Rc<dyn Fn(SocketAddr) -> bool>>,
 }
 
 /// A link without payload for this long gives its key contexts' memory back.
-const CONTEXT_KEPT: std::time::Duration = std::time::Duration::from_secs(5);
+pub(crate) const CONTEXT_KEPT: std::time::Duration = std::time::Duration::from_secs(5);
 
 impl LinkIo {
     pub(crate) fn live(&mut self) -> Option<&mut Link<Piece>> {
         match &mut self.phase {
             Phase::Live(link) => Some(link),
             _ => None,
+        }
+    }
+
+    /// Gives the memory back that an idle link can do without. Contexts cost 140 ns each to be built again, which a
+    /// maintain packet pays; two of them for each of very many idle links would be most of what those take.
+    pub(crate) fn rest(&mut self, now: Instant) {
+        let quiet = match &self.phase {
+            Phase::Live(link) => now.since(link.stats().last_payload) > CONTEXT_KEPT,
+            Phase::Connecting | Phase::Tls(_) | Phase::Greeting => false,
+        };
+        if !quiet {
+            return;
+        }
+        if let Some(session) = &mut self.session {
+            session.release_context();
+        }
+        if self.assembling.is_empty() {
+            self.assembling.clear();
         }
     }
 }
@@ -217,14 +236,9 @@ impl Engine {
         match &mut io.phase {
             Phase::Live(link) => match link.on_deadline(now) {
                 Ok(()) => {
-                    // A quiet link builds its key contexts again when it needs them.
-                    if now.since(link.stats().last_payload) > CONTEXT_KEPT
-                        && let Some(session) = &mut io.session
-                    {
-                        session.release_context();
-                    }
                     let deadline = link.deadline();
                     self.timers.set(io.timer, deadline);
+                    io.rest(now);
                     self.touch(key);
                 }
                 Err(code) => self.end_link(control, key, code, "", 0),
