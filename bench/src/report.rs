@@ -22,6 +22,13 @@ impl Samples {
         }
     }
 
+    /// Adds all of another's.
+    pub fn merge(&mut self, other: &Self) {
+        self.count += other.count;
+        let room = SAMPLES_MAX.saturating_sub(self.micros.len());
+        self.micros.extend(other.micros.iter().take(room));
+    }
+
     /// How many were added.
     pub fn count(&self) -> u64 {
         self.count

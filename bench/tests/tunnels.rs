@@ -53,6 +53,8 @@ impl World {
             tls: Some(client_config(Trust::Pin(self.state.fingerprint().0)).unwrap()),
             tokens: self.state.tokens().clone(),
             names: numbered("m", 0, COUNT).unwrap(),
+            sources: None,
+            rings: 1,
             udp_channels: 1,
             at_once: 4,
             answer,
