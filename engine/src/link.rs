@@ -54,6 +54,8 @@ pub(crate) struct LinkIo {
     /// When the send in flight began, and whether it was cancelled to free the buffers that it holds.
     pub(crate) sent_at: Instant,
     pub(crate) compacting: bool,
+    /// Much came lately: the next receive takes a large block.
+    pub(crate) roomy: bool,
     /// What waited here when the engine's sum was taken.
     pub(crate) counted: usize,
     /// Bytes to be sent before any record: handshake messages, key updates.

@@ -22,7 +22,10 @@ impl Engine {
             if io.send_op.is_none() && matches!(io.phase, Phase::Live(_)) {
                 self.ring.make_direct(&mut io.socket);
             }
-            io.receive_op = Some(self.ring.recv_bulk(&io.socket, quiet, key.to_bits()));
+            io.receive_op = Some(match io.roomy {
+                true => self.ring.recv_bulk(&io.socket, quiet, key.to_bits()),
+                false => self.ring.recv_small(&io.socket, quiet, key.to_bits()),
+            });
         }
     }
 
@@ -32,8 +35,9 @@ impl Engine {
         io.receive_op = None;
         match result {
             Ok(0) => self.end_link(control, key, Code::ConnectionLost, "the other end closed the connection", 0),
-            Ok(_) => {
+            Ok(length) => {
                 let Some(mut piece) = self.received.pop() else { return };
+                io.roomy = length >= ROOMY_FROM;
                 // A full buffer means that more waits; asking whether it does costs less than being woken.
                 let full = piece.tailroom() < 1024;
                 if let Some(partial) = io.partial.take() {
@@ -102,8 +106,8 @@ impl Engine {
         }
         // A few links may keep their buffer until the rest of the record comes; were it all of them, none
         // would find another one to receive that rest into.
-        let [_, bulk, _] = self.ring.pool_stats();
-        if bytes.is_pooled() && bulk.held > PARTIAL_KEPT_MAX {
+        let [_, bulk, _, small] = self.ring.pool_stats();
+        if bytes.is_pooled() && (bulk.held > PARTIAL_KEPT_MAX || small.held > SMALL_KEPT_MAX) {
             self.counts.partial_bytes_moved += bytes.len() as u64;
             bytes = Piece::copy_from(&bytes, 0, 0);
         }
@@ -262,6 +266,13 @@ impl Engine {
 
 // A partial record moves in front of what is received next: there must be room for the longest.
 const _: () = assert!(isthmus_ring::PoolConfig::BULK.headroom >= RECORD_MAX);
+const _: () = assert!(isthmus_ring::PoolConfig::SMALL.headroom >= RECORD_MAX);
+
+/// A receive of so many bytes announces more; each first one of a burst takes a small block.
+const ROOMY_FROM: usize = 2048;
+
+/// Small receive buffers that may be in use before links give theirs up likewise.
+const SMALL_KEPT_MAX: usize = 64;
 
 /// Receive buffers that may be in use before links give theirs up for a record that is not whole.
 const PARTIAL_KEPT_MAX: usize = 8;

@@ -32,6 +32,7 @@ const DROP_WAIT: Duration = Duration::from_secs(2);
 const STREAM: usize = 0;
 const BULK: usize = 1;
 const DATAGRAM: usize = 2;
+const SMALL: usize = 3;
 
 /// A ring's sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub struct RingConfig {
     pub bulk: PoolConfig,
     /// Blocks for [`Ring::recv_datagrams`].
     pub datagram: PoolConfig,
+    /// Blocks for [`Ring::recv_small`].
+    pub small: PoolConfig,
 }
 
 impl Default for RingConfig {
@@ -56,6 +59,7 @@ impl Default for RingConfig {
             stream: PoolConfig::STREAM,
             bulk: PoolConfig::BULK,
             datagram: PoolConfig::DATAGRAM,
+            small: PoolConfig::SMALL,
         }
     }
 }
@@ -64,12 +68,13 @@ impl RingConfig {
     /// Small queues and nothing touched beforehand: for tests and for programs with a handful of sockets.
     pub fn small() -> Self {
         let lazy = |pool: PoolConfig| PoolConfig { prefault: 0, ..pool };
-        let Self { stream, bulk, datagram, .. } = Self::default();
-        Self { sq_entries: 64, cq_entries: 1024, stream: lazy(stream), bulk: lazy(bulk), datagram: lazy(datagram) }
+        let Self { stream, bulk, datagram, small, .. } = Self::default();
+        let [stream, bulk, datagram, small] = [stream, bulk, datagram, small].map(lazy);
+        Self { sq_entries: 64, cq_entries: 1024, stream, bulk, datagram, small }
     }
 
     fn check(&self) -> Result<(), RingError> {
-        for pool in [&self.stream, &self.bulk, &self.datagram] {
+        for pool in [&self.stream, &self.bulk, &self.datagram, &self.small] {
             if !pool.provided_max.is_power_of_two() || pool.provided_max > 32_768 {
                 return Err(RingError::bad_config("provided_max is not a power of two of at most 32,768"));
             }
@@ -98,8 +103,8 @@ impl RingConfig {
 pub struct Ring {
     uring: Uring,
     ops: ManuallyDrop<OpTable>,
-    /// In the order of STREAM, BULK, DATAGRAM.
-    provided: ManuallyDrop<[ProvidedRing; 3]>,
+    /// In the order of STREAM, BULK, DATAGRAM, SMALL.
+    provided: ManuallyDrop<[ProvidedRing; 4]>,
     /// Sizes of name and control for every multishot `recvmsg`.
     template: ManuallyDrop<Box<libc::msghdr>>,
     /// Of direct descriptors.
@@ -123,7 +128,7 @@ impl Ring {
         let mut template = empty_message();
         template.msg_namelen = datagram::NAME_BYTES as _;
         template.msg_controllen = datagram::CONTROL_BYTES as _;
-        let pools = [config.stream, config.bulk, config.datagram].map(Pool::new);
+        let pools = [config.stream, config.bulk, config.datagram, config.small].map(Pool::new);
         let mut group = 0;
         let provided = pools.map(|pool| {
             group += 1;
@@ -189,6 +194,12 @@ impl Ring {
     pub fn recv_bulk(&mut self, socket: &impl Target, poll_first: bool, user: u64) -> OpId {
         let entry = sqe::recv_one(socket.name(), self.provided[BULK].group(), poll_first);
         self.push_plain(user, Op::RecvBulk, entry)
+    }
+
+    /// Receives once, into one small block.
+    pub fn recv_small(&mut self, socket: &impl Target, poll_first: bool, user: u64) -> OpId {
+        let entry = sqe::recv_one(socket.name(), self.provided[SMALL].group(), poll_first);
+        self.push_plain(user, Op::RecvSmall, entry)
     }
 
     /// Sends a batch on a stream. Keep one in flight per socket: two on a full socket overtake each other.
@@ -299,9 +310,9 @@ impl Ring {
         self.waker.clone()
     }
 
-    /// Figures of the stream, bulk and datagram pools, in that order.
-    pub fn pool_stats(&self) -> [PoolStats; 3] {
-        [STREAM, BULK, DATAGRAM].map(|kind| self.provided[kind].pool().stats())
+    /// Figures of the stream, bulk, datagram and small pools, in that order.
+    pub fn pool_stats(&self) -> [PoolStats; 4] {
+        [STREAM, BULK, DATAGRAM, SMALL].map(|kind| self.provided[kind].pool().stats())
     }
 
     /// Operations in flight, the ring's own one included.
