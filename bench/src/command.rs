@@ -91,6 +91,12 @@ struct Mediators {
     /// Handshakes at once
     #[arg(long, value_name = "M", default_value_t = 64)]
     connect_at_once: usize,
+    /// Their source addresses, for more than one has port numbers; on loopback, any network of 127.0.0.0/8
+    #[arg(long, value_name = "ADDR/LEN")]
+    source: Option<ipnet::Ipv4Net>,
+    /// Fewest event loops, each with a ring and a thread; each holds at most 16,000
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u16).range(1..=1024))]
+    rings: u16,
     /// What they say to a request to connect
     #[arg(long, value_enum, default_value_t = Answer::Echo)]
     answer: Answer,
@@ -242,6 +248,8 @@ fn mediators(args: Mediators) -> anyhow::Result<ExitCode> {
         tls,
         tokens: State::open(&args.state)?.tokens().clone(),
         names: names::numbered(&args.prefix, args.first, args.count).map_err(|text| anyhow!(text))?,
+        sources: args.source,
+        rings: args.rings.into(),
         udp_channels: args.udp_channels,
         at_once: args.connect_at_once,
         answer: match args.answer {
@@ -252,7 +260,11 @@ fn mediators(args: Mediators) -> anyhow::Result<ExitCode> {
         hold: args.hold.map(Duration::from_secs),
     };
     let count = settings.names.len();
-    let mut figures = simulate::run(settings, |figures| println!("ready {}", figures.line()))?;
+    let mut up_before = false;
+    let mut figures = simulate::run(settings, |figures| {
+        println!("{} {}", if up_before { "back" } else { "ready" }, figures.line());
+        up_before = true;
+    })?;
     println!("{}", figures.line());
     Ok(if figures.up == count { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -26,6 +26,13 @@ impl Samples {
         let _ = self.0.record(sample.min(LONGEST).as_nanos() as u64);
     }
 
+    /// Adds all of another's.
+    pub fn merge(&mut self, other: &Self) {
+        self.count += other.count;
+        let room = SAMPLES_MAX.saturating_sub(self.micros.len());
+        self.micros.extend(other.micros.iter().take(room));
+    }
+
     /// How many were added.
     pub fn count(&self) -> u64 {
         self.0.len()

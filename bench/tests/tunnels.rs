@@ -1,10 +1,12 @@
 //! Simulated mediators at a real relay, and operations through each of them.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_bench::names::{Names, numbered};
 use isthmus_bench::simulate::{self, Answer, Settings};
@@ -53,6 +55,8 @@ impl World {
             tls: Some(client_config(Trust::Pin(self.state.fingerprint().0)).unwrap()),
             tokens: self.state.tokens().clone(),
             names: numbered("m", 0, COUNT).unwrap(),
+            sources: None,
+            rings: 1,
             udp_channels: 1,
             at_once: 4,
             answer,
@@ -116,6 +120,38 @@ fn refusing_mediators_are_counted_as_unanswered_with_the_reason() {
     assert_eq!((outcome.asked, outcome.answered), (COUNT, 0));
     assert_eq!(outcome.failed.values().sum::<usize>(), COUNT);
     assert!(outcome.failed.keys().all(|why| why.contains("refused the connection")), "{:?}", outcome.failed);
+}
+
+/// One command over the relay's stats socket.
+fn ask(world: &World, command: &str) -> String {
+    let mut stream = UnixStream::connect(world._folder.path().join("state/stats.sock")).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(format!("{command}; quit\n").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// The sum over the shards of a counter.
+fn counter(world: &World, word: &str) -> u64 {
+    let stat = ask(world, "show stat json");
+    let stat: serde_json::Value = serde_json::from_str(stat.trim()).unwrap();
+    stat["total"][word].as_u64().unwrap_or_else(|| panic!("no {word} in {stat}"))
+}
+
+#[test]
+fn every_tunnel_answers_a_check_whatever_it_says_to_terminals() {
+    let world = World::new();
+    mediators(Settings { rings: 3, sources: Some("127.0.1.0/24".parse().unwrap()), ..world.settings(Answer::Refuse) });
+    for round in 1..=2 {
+        assert!(ask(&world, "check tunnels").starts_with(&format!("{COUNT} tunnels are asked")));
+        let deadline = Instant::now() + PATIENCE;
+        while counter(&world, "checks_answered") < round * COUNT as u64 {
+            assert!(Instant::now() < deadline, "not all of them answer");
+            thread::yield_now();
+        }
+        assert_eq!((counter(&world, "checks_asked"), counter(&world, "checks_failed")), (round * COUNT as u64, 0));
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ use slab::Slab;
 use crate::Engine;
 use crate::event::{Control, Event};
 use crate::key::{Key, What};
+use crate::link::CONTEXT_KEPT;
 use crate::timers::TimerId;
 use crate::udp::{UdpRole, canonical};
 
@@ -32,16 +33,19 @@ struct Channel {
     /// Where the other end is; a caller's socket is connected and needs none.
     peer: Option<SocketAddr>,
     /// The maintaining (calling) end's.
-    clock: Option<(ChannelClock, TimerId)>,
+    clock: Option<Box<(ChannelClock, TimerId)>>,
     /// Whether it worked when that was last told.
     told_live: bool,
-    last_heard: Option<Instant>,
-    /// The relay's end: dead when nothing was heard for this long.
-    silence: Duration,
+    /// Zero: never.
+    last_heard: Instant,
+    /// When a datagram of a port travelled last.
+    last_payload: Instant,
+    /// The relay's end: dead when nothing was heard for so many milliseconds.
+    silence_ms: u32,
     /// Sealed datagrams of one size that go out together.
     out: Option<Piece>,
-    segment: usize,
-    count: usize,
+    segment: u16,
+    count: u16,
     closed: bool,
 }
 
@@ -53,23 +57,26 @@ impl Channels {
     /// Frees a place; the link's own list names it.
     pub(crate) fn remove(&mut self, index: u32) -> Option<(Option<TimerId>, Key)> {
         let channel = self.table.try_remove(index as usize)?;
-        Some((channel.clock.map(|(_, timer)| timer), channel.socket))
+        Some((channel.clock.map(|clock| clock.1), channel.socket))
     }
 }
 
 impl Channel {
     fn is_live(&self, now: Instant) -> bool {
-        match &self.clock {
+        match self.clock.as_deref() {
             Some((clock, _)) => clock.is_live(now),
-            None => self.peer.is_some() && self.last_heard.is_some_and(|heard| now.since(heard) < self.silence),
+            None => {
+                let silence = Duration::from_millis(u64::from(self.silence_ms));
+                self.peer.is_some() && self.last_heard != Instant::ZERO && now.since(self.last_heard) < silence
+            }
         }
     }
 
     fn takes(&self, size: usize) -> bool {
         self.out.as_ref().is_some_and(|out| {
             !self.closed
-                && size <= self.segment
-                && self.count < SEGMENTS_MAX
+                && size <= usize::from(self.segment)
+                && usize::from(self.count) < SEGMENTS_MAX
                 && out.len() + size <= BATCH_BYTES_MAX
                 && out.tailroom() >= size
         })
@@ -111,7 +118,7 @@ impl Engine {
         let timer = self.timers.add(socket);
         self.timers.set(timer, self.now);
         if let Some(channel) = self.channels.table.get_mut(index as usize) {
-            channel.clock = Some((clock, timer));
+            channel.clock = Some(Box::new((clock, timer)));
         }
         Ok(())
     }
@@ -135,15 +142,17 @@ impl Engine {
             peer: None,
             clock: None,
             told_live: false,
-            last_heard: None,
-            silence,
+            last_heard: Instant::ZERO,
+            last_payload: Instant::ZERO,
+            silence_ms: u32::try_from(silence.as_millis()).unwrap_or(u32::MAX),
             out: None,
             segment: 0,
             count: 0,
             closed: false,
         });
         if let Some(io) = self.links.get_mut(link) {
-            io.channels.push(index as u32);
+            // One allocation of its own size; a link has few.
+            io.channels = io.channels.iter().copied().chain([index as u32]).collect();
         }
     }
 
@@ -198,7 +207,8 @@ impl Engine {
                 return true;
             };
             channel.out = Some(out);
-            channel.segment = size;
+            // A datagram's size, which is below 64 KiB.
+            channel.segment = size as u16;
             channel.count = 0;
             channel.closed = false;
             self.dirty.channels.push(index);
@@ -209,7 +219,10 @@ impl Engine {
         match channel.keys.seal_into(header, payload, trailer, out.append(size)) {
             Ok(_) => {
                 channel.count += 1;
-                channel.closed = size < channel.segment;
+                channel.closed = size < usize::from(channel.segment);
+                if kind == kind::DATA {
+                    channel.last_payload = self.now;
+                }
                 self.counts.channel_datagrams_out += 1;
                 true
             }
@@ -230,7 +243,7 @@ impl Engine {
         if let Some(udp) = self.sockets.get(channel.socket) {
             let mut batch = self.ring.datagram_batch();
             batch.set_to(channel.peer);
-            batch.set_segment((channel.count > 1).then_some(channel.segment as u16));
+            batch.set_segment((channel.count > 1).then_some(channel.segment));
             batch.push(out);
             self.ring.send_datagrams(&udp.socket, batch, channel.socket.to_bits());
         }
@@ -273,7 +286,7 @@ impl Engine {
             }
         };
         self.counts.channel_datagrams_in += 1;
-        channel.last_heard = Some(now);
+        channel.last_heard = now;
         // An older packet that took a longer way must not take the address back.
         if own.is_none()
             && channel.keys.newest()
@@ -284,7 +297,7 @@ impl Engine {
             let (old, new) = (canonical(old), canonical(from));
             tracing::info!(channel = channel.id.0, %old, %new, "UDP channel moved to another address");
         }
-        if let Some((clock, timer)) = &mut channel.clock {
+        if let Some((clock, timer)) = channel.clock.as_deref_mut() {
             clock.heard(now);
             // A channel that works now is told by its timer, which is therefore due at once.
             let deadline = if channel.told_live { clock.deadline() } else { now };
@@ -294,12 +307,25 @@ impl Engine {
         packet.truncate(plain.end);
         packet.advance(plain.start);
         match header.kind {
-            kind::DATA => self.on_inner(link, packet),
+            kind::DATA => {
+                channel.last_payload = now;
+                self.on_inner(link, packet);
+            }
             // The echo is as long as the question: nothing is amplified.
             kind::PING => {
                 self.seal_on(index, kind::PONG, &packet, &[]);
+                self.rest_channel(index);
             }
-            _ => {}
+            _ => self.rest_channel(index),
+        }
+    }
+
+    /// A channel that carries maintain packets only gives its key contexts' memory back after each.
+    fn rest_channel(&mut self, index: u32) {
+        if let Some(channel) = self.channels.table.get_mut(index as usize)
+            && self.now.since(channel.last_payload) > CONTEXT_KEPT
+        {
+            channel.keys.release_context();
         }
     }
 
@@ -350,7 +376,7 @@ impl Engine {
         let now = self.now;
         let Some(UdpRole::Channel(index)) = self.udp_role(socket) else { return };
         let Some(channel) = self.channels.table.get_mut(index as usize) else { return };
-        let Some((clock, _)) = &mut channel.clock else { return };
+        let Some((clock, _)) = channel.clock.as_deref_mut() else { return };
         let action = clock.on_deadline(now);
         let deadline = clock.deadline();
         self.timers.set(timer, deadline);

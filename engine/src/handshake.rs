@@ -8,13 +8,13 @@ use isthmus_proto::Code;
 use isthmus_proto::record::{
     self, ClientHandshake, Established, FirstByte, HandshakeError, ServerHandshake, Session, Step,
 };
-use isthmus_proto::wire::ControlBuf;
-use isthmus_ring::{Piece, Socket};
+use isthmus_ring::{Connection, Piece, Socket};
 
 use crate::Engine;
 use crate::event::{Control, Event};
 use crate::key::Key;
 use crate::link::{LinkIo, LinkRole, Phase};
+use crate::rare::Rare;
 
 /// How a caller begins.
 pub enum Caller {
@@ -55,13 +55,15 @@ impl Engine {
     /// its first byte tells which it does.
     pub fn accept_link(&mut self, socket: Socket, peer: SocketAddr, tls: Option<Arc<rustls::ServerConfig>>) -> Key {
         let tls = Tls { input: Vec::new(), side: Side::Undecided(tls) };
-        let key = self.add_link(socket, LinkRole::Relay, peer, Phase::Tls(Box::new(tls)));
+        let key = self.add_link(socket.into(), LinkRole::Relay, peer, Phase::Tls(Box::new(tls)));
         self.receive_link(key, false);
         key
     }
 
     /// Dials a relay.
     pub fn dial_link(&mut self, socket: Socket, to: SocketAddr, caller: Caller) -> Key {
+        let mut socket = Connection::from(socket);
+        self.ring.make_direct(&mut socket);
         let key = self.add_link(socket, LinkRole::Caller, to, Phase::Connecting);
         if let Some(io) = self.links.get_mut(key) {
             match caller {
@@ -75,7 +77,7 @@ impl Engine {
         key
     }
 
-    fn add_link(&mut self, socket: Socket, role: LinkRole, peer: SocketAddr, phase: Phase) -> Key {
+    fn add_link(&mut self, socket: Connection, role: LinkRole, peer: SocketAddr, phase: Phase) -> Key {
         let timer = self.timers.add(Key::control(0));
         let key = self.links.insert(LinkIo {
             socket,
@@ -89,16 +91,16 @@ impl Engine {
             partial: None,
             send_op: None,
             sent_at: self.now,
-            small: false,
             compacting: false,
+            roomy: false,
             counted: 0,
-            raw: Vec::new(),
-            greeting: ControlBuf::default(),
-            paused: Vec::new(),
+            raw: Rare::default(),
+            greeting: Rare::default(),
+            paused: Rare::default(),
             dirty: false,
             closing: None,
-            assembling: Vec::new(),
-            channels: Vec::new(),
+            assembling: Rare::default(),
+            channels: Box::default(),
             permits: None,
         });
         self.timers.give(timer, key);
@@ -247,14 +249,14 @@ impl Engine {
     /// so that nothing is being received. `None` when something of the handshake is still being sent.
     pub fn detach(&mut self, key: Key) -> Option<Detached> {
         let io = self.links.get(key)?;
-        if io.send_op.is_some() || io.receive_op.is_some() || !io.raw.is_empty() || !matches!(io.phase, Phase::Greeting)
-        {
+        let settled = io.send_op.is_none() && io.receive_op.is_none() && io.raw.is_empty();
+        if !settled || io.socket.is_direct() || !matches!(io.phase, Phase::Greeting) {
             return None;
         }
         let io = self.links.remove(key)?;
         self.timers.remove(io.timer);
         Some(Detached {
-            socket: io.socket,
+            socket: io.socket.into_socket().ok()?,
             session: io.session,
             udp_secret: io.udp_secret,
             peer: io.peer,
@@ -264,7 +266,7 @@ impl Engine {
 
     /// Takes a link from another thread. Then establish it, and [`Engine::resume`].
     pub fn attach(&mut self, detached: Detached) -> Key {
-        let key = self.add_link(detached.socket, LinkRole::Relay, detached.peer, Phase::Greeting);
+        let key = self.add_link(detached.socket.into(), LinkRole::Relay, detached.peer, Phase::Greeting);
         if let Some(io) = self.links.get_mut(key) {
             io.session = detached.session;
             io.udp_secret = detached.udp_secret;

@@ -23,6 +23,7 @@ mod key;
 mod link;
 mod link_receive;
 mod link_transmit;
+mod rare;
 mod stream;
 mod timers;
 mod turn;

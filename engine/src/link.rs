@@ -8,12 +8,13 @@ use isthmus_proto::link::{Link, LinkConfig, Slot};
 use isthmus_proto::record::Session;
 use isthmus_proto::time::Instant;
 use isthmus_proto::wire::{ControlBuf, Frame};
-use isthmus_ring::{OpId, Piece, Socket};
+use isthmus_ring::{Connection, OpId, Piece};
 
 use crate::Engine;
 use crate::event::{Control, Event};
 use crate::handshake::Tls;
 use crate::key::{Key, What};
+use crate::rare::Rare;
 use crate::timers::TimerId;
 
 /// Which end of the connection this is.
@@ -37,7 +38,7 @@ pub(crate) enum Phase {
 }
 
 pub(crate) struct LinkIo {
-    pub(crate) socket: Socket,
+    pub(crate) socket: Connection,
     pub(crate) role: LinkRole,
     pub(crate) peer: SocketAddr,
     pub(crate) phase: Phase,
@@ -52,36 +53,54 @@ pub(crate) struct LinkIo {
     pub(crate) send_op: Option<OpId>,
     /// When the send in flight began, and whether it was cancelled to free the buffers that it holds.
     pub(crate) sent_at: Instant,
-    /// The last receive brought a few small frames.
-    pub(crate) small: bool,
     pub(crate) compacting: bool,
+    /// Much came lately: the next receive takes a large block.
+    pub(crate) roomy: bool,
     /// What waited here when the engine's sum was taken.
     pub(crate) counted: usize,
     /// Bytes to be sent before any record: handshake messages, key updates.
-    pub(crate) raw: Vec<u8>,
+    pub(crate) raw: Rare<Vec<u8>>,
     /// Frames before the link is established.
-    pub(crate) greeting: ControlBuf,
+    pub(crate) greeting: Rare<ControlBuf>,
     /// Streams that wait until the egress queue is short again.
-    pub(crate) paused: Vec<Key>,
+    pub(crate) paused: Rare<Vec<Key>>,
     pub(crate) dirty: bool,
     /// End it once everything queued is sent.
     pub(crate) closing: Option<Code>,
     /// Parts of datagrams that come over TCP in several frames.
-    pub(crate) assembling: Vec<crate::datagram::Assembly>,
+    pub(crate) assembling: Rare<Vec<crate::datagram::Assembly>>,
     /// Its UDP channels, by their place in the table.
-    pub(crate) channels: Vec<u32>,
+    pub(crate) channels: Box<[u32]>,
     /// Which destinations its datagrams may go to; without one, all.
     pub(crate) permits: Option<Rc<dyn Fn(SocketAddr) -> bool>>,
 }
 
 /// A link without payload for this long gives its key contexts' memory back.
-const CONTEXT_KEPT: std::time::Duration = std::time::Duration::from_secs(5);
+pub(crate) const CONTEXT_KEPT: std::time::Duration = std::time::Duration::from_secs(5);
 
 impl LinkIo {
     pub(crate) fn live(&mut self) -> Option<&mut Link<Piece>> {
         match &mut self.phase {
             Phase::Live(link) => Some(link),
             _ => None,
+        }
+    }
+
+    /// Gives the memory back that an idle link can do without. Contexts cost 140 ns each to be built again, which a
+    /// maintain packet pays; two of them for each of very many idle links would be most of what those take.
+    pub(crate) fn rest(&mut self, now: Instant) {
+        let quiet = match &self.phase {
+            Phase::Live(link) => now.since(link.stats().last_payload) > CONTEXT_KEPT,
+            Phase::Connecting | Phase::Tls(_) | Phase::Greeting => false,
+        };
+        if !quiet {
+            return;
+        }
+        if let Some(session) = &mut self.session {
+            session.release_context();
+        }
+        if self.assembling.is_empty() {
+            self.assembling.clear();
         }
     }
 }
@@ -161,7 +180,7 @@ impl Engine {
             ended.extend(link.live().map(|(slot, owner)| (slot, Key::from_bits(owner))));
         }
         // Dropping a socket with an armed receive would not close it: the other end is told.
-        self.graveyard.push(io.socket);
+        self.graveyard.extend(self.ring.close_connection(io.socket));
         for (slot, owner) in ended {
             self.end_port_owner(control, key, slot, owner, Code::PeerGone);
         }
@@ -219,14 +238,9 @@ impl Engine {
         match &mut io.phase {
             Phase::Live(link) => match link.on_deadline(now) {
                 Ok(()) => {
-                    // A quiet link builds its key contexts again when it needs them.
-                    if now.since(link.stats().last_payload) > CONTEXT_KEPT
-                        && let Some(session) = &mut io.session
-                    {
-                        session.release_context();
-                    }
                     let deadline = link.deadline();
                     self.timers.set(io.timer, deadline);
+                    io.rest(now);
                     self.touch(key);
                 }
                 Err(code) => self.end_link(control, key, code, "", 0),

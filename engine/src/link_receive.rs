@@ -21,7 +21,14 @@ impl Engine {
             && io.receive_op.is_none()
             && io.closing.is_none()
         {
-            io.receive_op = Some(self.ring.recv_bulk(&io.socket, limit as u32, quiet, key.to_bits()));
+            // Here nothing that was pushed names the descriptor any more.
+            if io.send_op.is_none() && matches!(io.phase, Phase::Live(_)) {
+                self.ring.make_direct(&mut io.socket);
+            }
+            io.receive_op = Some(match io.roomy {
+                true => self.ring.recv_bulk(&io.socket, limit as u32, quiet, key.to_bits()),
+                false => self.ring.recv_small(&io.socket, quiet, key.to_bits()),
+            });
         }
     }
 
@@ -33,10 +40,11 @@ impl Engine {
             Ok(0) => self.end_link(control, key, Code::ConnectionLost, "the other end closed the connection", 0),
             Ok(length) => {
                 let Some(mut piece) = self.received.pop() else { return };
+                // One small receive may be the end of a stretch of bulk.
+                self.small_receive = !io.roomy && length < ROOMY_FROM;
+                io.roomy = length >= ROOMY_FROM;
                 // A met limit means that more waits; asking whether it does costs less than being woken.
                 let full = length >= TURN_BYTES_INTERACTIVE && length.is_multiple_of(TURN_BYTES_INTERACTIVE);
-                let small = length <= SMALL_RECEIVE_MAX;
-                self.small_receive = std::mem::replace(&mut io.small, small) && small;
                 if let Some(partial) = io.partial.take() {
                     self.counts.partial_bytes_moved += partial.len() as u64;
                     piece.prepend(partial.len()).copy_from_slice(&partial);
@@ -103,8 +111,8 @@ impl Engine {
         }
         // A few links may keep their buffer until the rest of the record comes; were it all of them, none
         // would find another one to receive that rest into.
-        let [_, bulk, _] = self.ring.pool_stats();
-        if bytes.is_pooled() && bulk.held > PARTIAL_KEPT_MAX {
+        let [_, bulk, _, small] = self.ring.pool_stats();
+        if bytes.is_pooled() && (bulk.held > PARTIAL_KEPT_MAX || small.held > SMALL_KEPT_MAX) {
             self.counts.partial_bytes_moved += bytes.len() as u64;
             bytes = Piece::copy_from(&bytes, 0, 0);
         }
@@ -266,12 +274,16 @@ impl Engine {
 
 // A partial record moves in front of what is received next: there must be room for the longest.
 const _: () = assert!(isthmus_ring::PoolConfig::BULK.headroom >= RECORD_MAX);
+const _: () = assert!(isthmus_ring::PoolConfig::SMALL.headroom >= RECORD_MAX);
+
+/// A receive of so many bytes announces more; each first one of a burst takes a small block.
+const ROOMY_FROM: usize = 2048;
+
+/// Small receive buffers that may be in use before links give theirs up likewise.
+const SMALL_KEPT_MAX: usize = 64;
 
 /// Receive buffers that may be in use before links give theirs up for a record that is not whole.
 const PARTIAL_KEPT_MAX: usize = 8;
-
-/// A receive of a few small frames: neither bulk, nor the end of a stretch of it.
-const SMALL_RECEIVE_MAX: usize = 2048;
 
 /// `ENOBUFS`: no buffer was free for a receive.
 pub(crate) const ENOBUFS: i32 = 105;

@@ -47,6 +47,7 @@ impl Engine {
         let built =
             Builder { bytes_max, ring: &mut self.ring, counts: &mut self.counts, batch: &mut batch, freed: &mut freed };
         let built = built.build(io);
+        io.rest(self.now);
         if let Err(error) = built {
             self.dirty.freed = freed;
             return self.end_link(control, key, Code::ProtocolError, &error.to_string(), 0);
@@ -59,7 +60,7 @@ impl Engine {
             return self.end_link(control, key, code, "", 0);
         }
         if io.live().is_some_and(|link| link.is_relaxed()) && !io.paused.is_empty() {
-            for stream in std::mem::take(&mut io.paused) {
+            for stream in io.paused.take() {
                 self.resume_stream(stream);
             }
         }
@@ -155,7 +156,7 @@ impl Builder<'_> {
         }
         if !io.raw.is_empty() {
             self.batch.push(Piece::copy_from(&io.raw, 0, 0));
-            io.raw = Vec::new();
+            io.raw.clear();
         }
         let Some(session) = &mut io.session else { return Ok(()) };
         let tail = session.tail();
@@ -169,7 +170,7 @@ impl Builder<'_> {
             record.append(frames.len()).copy_from_slice(frames);
             self.seal(session, record, tail)?;
         }
-        io.greeting.reclaim();
+        io.greeting.clear();
         let Phase::Live(link) = &mut io.phase else { return Ok(()) };
         while self.batch.bytes() < self.bytes_max && self.batch.len() + 2 < BATCH_PIECES_MAX {
             let small = match link.transmit() {

@@ -16,6 +16,9 @@ const SLEEP_MAX: Duration = Duration::from_secs(5);
 /// Between two tries for buffers or descriptors that are scarce.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
+/// Receives that are tried again in one turn.
+const RETRIES_MAX: usize = 256;
+
 /// Between two lines in the log about the same trouble.
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -133,7 +136,7 @@ impl Engine {
         if self.dirty.starved.is_empty() {
             return;
         }
-        let pools = [PoolConfig::STREAM, PoolConfig::BULK, PoolConfig::DATAGRAM];
+        let pools = [PoolConfig::STREAM, PoolConfig::BULK, PoolConfig::DATAGRAM, PoolConfig::SMALL];
         let scarce =
             std::iter::zip(self.ring.pool_stats(), pools).any(|(stats, pool)| stats.held * 8 >= pool.blocks_max * 7);
         let refused = self.dirty.starved.iter().any(|key| key.what() == What::Listener);
@@ -148,7 +151,10 @@ impl Engine {
             self.compact_stalled();
             self.compact_links();
         }
-        for key in std::mem::take(&mut self.dirty.starved) {
+        // What exceeds the blocks would only be refused again.
+        let now = self.dirty.starved.len().min(RETRIES_MAX);
+        let later = self.dirty.starved.split_off(now);
+        for key in std::mem::replace(&mut self.dirty.starved, later) {
             match key.what() {
                 What::Link => self.receive_link(key, false),
                 What::Stream => self.receive_stream(key),

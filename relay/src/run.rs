@@ -86,6 +86,9 @@ pub fn run_with(
     config: Config,
     spawn: impl FnOnce(Arc<Shared>, Vec<ShardSeat>) -> anyhow::Result<Shards>,
 ) -> anyhow::Result<()> {
+    if let Err(error) = isthmus_ring::raise_descriptor_limit() {
+        tracing::warn!(%error, "the limit of descriptors stays as low as it is; set LimitNOFILE= in the unit");
+    }
     let state = State::open(&config.state)?;
     let tls = if config.plaintext { None } else { Some(trust::server_config(&state)?) };
     let stats_socket = StatsSocket::bind(&config.stats_socket_path())?;

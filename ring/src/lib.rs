@@ -16,6 +16,7 @@ mod batch;
 mod block;
 mod control;
 mod datagram;
+mod direct;
 mod error;
 mod op;
 mod piece;
@@ -33,6 +34,7 @@ mod wake;
 
 pub use batch::{BATCH_PIECES_MAX, DatagramBatch, SendBatch};
 pub use datagram::Datagrams;
+pub use direct::{Connection, Name, Target, raise_descriptor_limit};
 pub use error::RingError;
 pub use op::{Completion, OpId, PollEvents, SendMode};
 pub use piece::Piece;

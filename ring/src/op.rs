@@ -93,7 +93,7 @@ pub enum Completion {
         /// What is ready.
         result: io::Result<PollEvents>,
     },
-    /// Of [`crate::Ring::recv_stream`] and [`crate::Ring::recv_bulk`]; the bytes are in the caller's vector.
+    /// Of [`crate::Ring::recv_stream`], [`crate::Ring::recv_bulk`] and [`crate::Ring::recv_small`]; the bytes are in the caller's vector.
     Recv {
         /// As given.
         user: u64,
@@ -140,9 +140,12 @@ pub(crate) enum Op {
     Poll,
     RecvStream,
     RecvBulk,
+    RecvSmall,
     Send(SendBatch),
     RecvDatagrams,
     SendDatagrams(DatagramBatch),
+    /// Of this place in the ring's table.
+    CloseDirect(u32),
     Wake(Box<u64>),
 }
 

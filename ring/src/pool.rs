@@ -31,6 +31,10 @@ impl PoolConfig {
     /// (RFC 8446, 5.2).
     pub const BULK: Self =
         Self { headroom: 16_704, payload: 512 * 1024, tailroom: 32, provided_max: 4, blocks_max: 256, prefault: 4 };
+    /// The tunnel side while little comes: greetings, maintain packets, requests. Very many links may have that at a time,
+    /// and a large block for each would either be too much memory or too few blocks.
+    pub const SMALL: Self =
+        Self { headroom: 16_704, payload: 4096, tailroom: 32, provided_max: 256, blocks_max: 4096, prefault: 0 };
     /// UDP: a whole coalesced train of datagrams (at most 65,535 bytes) with its addresses.
     pub const DATAGRAM: Self =
         Self { headroom: 64, payload: 66 * 1024, tailroom: 64, provided_max: 16, blocks_max: 512, prefault: 0 };

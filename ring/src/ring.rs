@@ -14,6 +14,7 @@ use socket2::SockAddr;
 
 use crate::batch::{DatagramBatch, Gathered, Letters, Prepared, SendBatch, empty_message};
 use crate::datagram;
+use crate::direct::{Connection, Held, Places, Target};
 use crate::error::RingError;
 use crate::op::{Completion, Op, OpId, OpTable, PollEvents, SendMode};
 use crate::piece::Piece;
@@ -31,6 +32,7 @@ const DROP_WAIT: Duration = Duration::from_secs(2);
 const STREAM: usize = 0;
 const BULK: usize = 1;
 const DATAGRAM: usize = 2;
+const SMALL: usize = 3;
 
 /// A ring's sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub struct RingConfig {
     pub bulk: PoolConfig,
     /// Blocks for [`Ring::recv_datagrams`].
     pub datagram: PoolConfig,
+    /// Blocks for [`Ring::recv_small`].
+    pub small: PoolConfig,
 }
 
 impl Default for RingConfig {
@@ -55,6 +59,7 @@ impl Default for RingConfig {
             stream: PoolConfig::STREAM,
             bulk: PoolConfig::BULK,
             datagram: PoolConfig::DATAGRAM,
+            small: PoolConfig::SMALL,
         }
     }
 }
@@ -63,12 +68,13 @@ impl RingConfig {
     /// Small queues and nothing touched beforehand: for tests and for programs with a handful of sockets.
     pub fn small() -> Self {
         let lazy = |pool: PoolConfig| PoolConfig { prefault: 0, ..pool };
-        let Self { stream, bulk, datagram, .. } = Self::default();
-        Self { sq_entries: 64, cq_entries: 1024, stream: lazy(stream), bulk: lazy(bulk), datagram: lazy(datagram) }
+        let Self { stream, bulk, datagram, small, .. } = Self::default();
+        let [stream, bulk, datagram, small] = [stream, bulk, datagram, small].map(lazy);
+        Self { sq_entries: 64, cq_entries: 1024, stream, bulk, datagram, small }
     }
 
     fn check(&self) -> Result<(), RingError> {
-        for pool in [&self.stream, &self.bulk, &self.datagram] {
+        for pool in [&self.stream, &self.bulk, &self.datagram, &self.small] {
             if !pool.provided_max.is_power_of_two() || pool.provided_max > 32_768 {
                 return Err(RingError::bad_config("provided_max is not a power of two of at most 32,768"));
             }
@@ -97,10 +103,12 @@ impl RingConfig {
 pub struct Ring {
     uring: Uring,
     ops: ManuallyDrop<OpTable>,
-    /// In the order of STREAM, BULK, DATAGRAM.
-    provided: ManuallyDrop<[ProvidedRing; 3]>,
+    /// In the order of STREAM, BULK, DATAGRAM, SMALL.
+    provided: ManuallyDrop<[ProvidedRing; 4]>,
     /// Sizes of name and control for every multishot `recvmsg`.
     template: ManuallyDrop<Box<libc::msghdr>>,
+    /// Of direct descriptors.
+    places: Places,
     sends: Rc<Shelf<Gathered>>,
     letters: Rc<Shelf<Letters>>,
     waker: Waker,
@@ -120,14 +128,16 @@ impl Ring {
         let mut template = empty_message();
         template.msg_namelen = datagram::NAME_BYTES as _;
         template.msg_controllen = datagram::CONTROL_BYTES as _;
-        let pools = [config.stream, config.bulk, config.datagram].map(Pool::new);
+        let pools = [config.stream, config.bulk, config.datagram, config.small].map(Pool::new);
         let mut group = 0;
         let provided = pools.map(|pool| {
             group += 1;
             ProvidedRing::new(pool, group - 1)
         });
+        let uring = Uring::new(config.sq_entries, config.cq_entries)?;
         let mut ring = Self {
-            uring: Uring::new(config.sq_entries, config.cq_entries)?,
+            places: Places::register(uring.submitter()),
+            uring,
             ops: ManuallyDrop::default(),
             provided: ManuallyDrop::new(provided),
             template: ManuallyDrop::new(Box::new(template)),
@@ -152,48 +162,54 @@ impl Ring {
     }
 
     /// Connects a TCP socket.
-    pub fn connect(&mut self, socket: &Socket, to: SocketAddr, user: u64) -> OpId {
+    pub fn connect(&mut self, socket: &impl Target, to: SocketAddr, user: u64) -> OpId {
         let (id, op) = self.ops.insert(user, Op::Connect(Box::new(SockAddr::from(to))));
         let Op::Connect(name) = op else { unreachable!("just inserted") };
-        let entry = sqe::connect(socket.as_raw_fd(), name.as_ptr().cast(), name.len()).user_data(id.0);
+        let entry = sqe::connect(socket.name(), name.as_ptr().cast(), name.len()).user_data(id.0);
         // SAFETY: the address is in the operation table until the final completion.
         unsafe { self.uring.push(entry) };
         id
     }
 
     /// Waits once for any of `events`, an error or a hang-up. The cheapest way to wait on an idle socket: no buffer.
-    pub fn poll(&mut self, socket: &impl AsRawFd, events: PollEvents, user: u64) -> OpId {
-        let entry = sqe::poll(socket.as_raw_fd(), events);
+    pub fn poll(&mut self, socket: &impl Target, events: PollEvents, user: u64) -> OpId {
+        let entry = sqe::poll(socket.name(), events);
         self.push_plain(user, Op::Poll, entry)
     }
 
     /// Receives once, into as many stream blocks as there is data for, of at most `len_max` bytes together (0: no limit
     /// but the blocks lent). Only whole blocks count towards the limit, unless it is less than one: 40,000 bytes with
     /// blocks of 16,320 give at most two. `poll_first` waits for readiness without a first try.
-    pub fn recv_stream(&mut self, socket: &Socket, len_max: u32, poll_first: bool, user: u64) -> OpId {
+    pub fn recv_stream(&mut self, socket: &impl Target, len_max: u32, poll_first: bool, user: u64) -> OpId {
         let provided = &self.provided[STREAM];
         // Once a limit of whole blocks is filled, the kernel tries again without it (seen on 6.18: 16,000 bytes for a limit of
         // 1000); a limit that ends within a block forbids that, and the block that it ends in is not begun.
         let whole_blocks = len_max > 0 && (len_max as usize).is_multiple_of(provided.pool().config().payload);
         let len = len_max.saturating_add(u32::from(whole_blocks));
-        let entry = sqe::recv_bundle(socket.as_raw_fd(), provided.group(), len, poll_first);
+        let entry = sqe::recv_bundle(socket.name(), provided.group(), len, poll_first);
         self.push_plain(user, Op::RecvStream, entry)
     }
 
     /// Receives once, into one bulk block, at most `len_max` bytes (0: no limit but the block).
-    pub fn recv_bulk(&mut self, socket: &Socket, len_max: u32, poll_first: bool, user: u64) -> OpId {
-        let entry = sqe::recv_one(socket.as_raw_fd(), self.provided[BULK].group(), len_max, poll_first);
+    pub fn recv_bulk(&mut self, socket: &impl Target, len_max: u32, poll_first: bool, user: u64) -> OpId {
+        let entry = sqe::recv_one(socket.name(), self.provided[BULK].group(), len_max, poll_first);
         self.push_plain(user, Op::RecvBulk, entry)
     }
 
+    /// Receives once, into one small block.
+    pub fn recv_small(&mut self, socket: &impl Target, poll_first: bool, user: u64) -> OpId {
+        let entry = sqe::recv_one(socket.name(), self.provided[SMALL].group(), 0, poll_first);
+        self.push_plain(user, Op::RecvSmall, entry)
+    }
+
     /// Sends a batch on a stream. Keep one in flight per socket: two on a full socket overtake each other.
-    pub fn send(&mut self, socket: &Socket, batch: SendBatch, mode: SendMode, user: u64) -> OpId {
-        let fd = socket.as_raw_fd();
+    pub fn send(&mut self, socket: &impl Target, batch: SendBatch, mode: SendMode, user: u64) -> OpId {
+        let name = socket.name();
         let (id, op) = self.ops.insert(user, Op::Send(batch));
         let Op::Send(batch) = op else { unreachable!("just inserted") };
         let entry = match batch.0.prepare() {
-            Prepared::One(bytes, len) => sqe::send(fd, bytes, len, mode),
-            Prepared::Many(message) => sqe::send_message(fd, message, mode),
+            Prepared::One(bytes, len) => sqe::send(name, bytes, len, mode),
+            Prepared::Many(message) => sqe::send_message(name, message, mode),
         };
         // SAFETY: the batch, whose box holds the header, the vectors and the pieces, stays untouched in the operation table
         // until the final completion.
@@ -225,6 +241,31 @@ impl Ring {
     pub fn cancel(&mut self, id: OpId) {
         // SAFETY: the entry points to nothing.
         unsafe { self.uring.push(sqe::cancel(id.0).user_data(OpId::NOBODY)) };
+    }
+
+    /// Moves a connection into the ring's own table, if there is room: it takes no descriptor of the process from then
+    /// on. Operations that name the descriptor, which is closed here, must have been submitted before.
+    pub fn make_direct(&mut self, connection: &mut Connection) {
+        self.places.take(self.uring.submitter(), connection);
+    }
+
+    /// Sockets in the ring's own table.
+    pub fn direct_count(&self) -> usize {
+        self.places.used()
+    }
+
+    /// Closes a connection of the ring's table, after the operations on it that were pushed before have begun, cancels
+    /// among them: cancel what is armed first, since an armed operation keeps its connection open. One of the process's
+    /// table comes back, to be shut down and dropped.
+    pub fn close_connection(&mut self, connection: Connection) -> Option<Socket> {
+        match connection.0 {
+            Held::Process(socket) => Some(socket),
+            Held::Ring(place) => {
+                // The place is free only once the kernel has emptied it.
+                self.push_plain(0, Op::CloseDirect(place), sqe::close_direct(place));
+                None
+            }
+        }
     }
 
     /// Closes a socket, after the operations on it that were pushed before have begun.
@@ -269,9 +310,9 @@ impl Ring {
         self.waker.clone()
     }
 
-    /// Figures of the stream, bulk and datagram pools, in that order.
-    pub fn pool_stats(&self) -> [PoolStats; 3] {
-        [STREAM, BULK, DATAGRAM].map(|kind| self.provided[kind].pool().stats())
+    /// Figures of the stream, bulk, datagram and small pools, in that order.
+    pub fn pool_stats(&self) -> [PoolStats; 4] {
+        [STREAM, BULK, DATAGRAM, SMALL].map(|kind| self.provided[kind].pool().stats())
     }
 
     /// Operations in flight, the ring's own one included.

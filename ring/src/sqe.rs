@@ -1,8 +1,9 @@
 //! How each operation is put to the kernel: the flags that the crate's builders leave to us, in one place.
 
-use io_uring::types::{CancelBuilder, Fd};
+use io_uring::types::{CancelBuilder, Fd, Fixed};
 use io_uring::{opcode, squeue};
 
+use crate::direct::{Name, Named};
 use crate::op::{PollEvents, SendMode};
 
 /// `IORING_RECVSEND_POLL_FIRST`, in `ioprio`: wait for readiness before the first attempt.
@@ -10,44 +11,52 @@ const POLL_FIRST: u16 = 1 << 0;
 /// `IORING_RECVSEND_BUNDLE`, in `ioprio`: fill as many provided buffers as there is data for.
 const BUNDLE: u16 = 1 << 4;
 
+/// Builds an entry for either kind of descriptor: both are the same field, told apart by a flag.
+fn on(name: Name, build: impl FnOnce(Fd) -> squeue::Entry) -> squeue::Entry {
+    match name.0 {
+        Named::Process(fd) => build(Fd(fd)),
+        Named::Ring(place) => build(Fd(place as i32)).flags(squeue::Flags::FIXED_FILE),
+    }
+}
+
 pub(crate) fn accept(fd: i32) -> squeue::Entry {
     opcode::AcceptMulti::new(Fd(fd)).flags(libc::SOCK_CLOEXEC).build()
 }
 
-pub(crate) fn connect(fd: i32, name: *const libc::sockaddr, len: libc::socklen_t) -> squeue::Entry {
-    opcode::Connect::new(Fd(fd), name, len).build()
+pub(crate) fn connect(socket: Name, name: *const libc::sockaddr, len: libc::socklen_t) -> squeue::Entry {
+    on(socket, |fd| opcode::Connect::new(fd, name, len).build())
 }
 
-pub(crate) fn poll(fd: i32, events: PollEvents) -> squeue::Entry {
-    opcode::PollAdd::new(Fd(fd), events.0).build()
+pub(crate) fn poll(socket: Name, events: PollEvents) -> squeue::Entry {
+    on(socket, |fd| opcode::PollAdd::new(fd, events.0).build())
 }
 
 /// Receives into a bundle of provided buffers, of at most `len_max` bytes together; 0 is no limit.
-pub(crate) fn recv_bundle(fd: i32, group: u16, len_max: u32, poll_first: bool) -> squeue::Entry {
-    recv(fd, group, len_max, BUNDLE | if poll_first { POLL_FIRST } else { 0 })
+pub(crate) fn recv_bundle(socket: Name, group: u16, len_max: u32, poll_first: bool) -> squeue::Entry {
+    recv(socket, group, len_max, BUNDLE | if poll_first { POLL_FIRST } else { 0 })
 }
 
 /// Receives into one provided buffer, at most `len_max` bytes; 0 is no limit.
-pub(crate) fn recv_one(fd: i32, group: u16, len_max: u32, poll_first: bool) -> squeue::Entry {
-    recv(fd, group, len_max, if poll_first { POLL_FIRST } else { 0 })
+pub(crate) fn recv_one(socket: Name, group: u16, len_max: u32, poll_first: bool) -> squeue::Entry {
+    recv(socket, group, len_max, if poll_first { POLL_FIRST } else { 0 })
 }
 
-fn recv(fd: i32, group: u16, len: u32, ioprio: u16) -> squeue::Entry {
+fn recv(socket: Name, group: u16, len: u32, ioprio: u16) -> squeue::Entry {
     let null = std::ptr::null_mut();
-    let recv = opcode::Recv::new(Fd(fd), null, len).ioprio(ioprio).buf_group(group);
-    recv.build().flags(squeue::Flags::BUFFER_SELECT)
+    let recv = |fd| opcode::Recv::new(fd, null, len).ioprio(ioprio).buf_group(group).build();
+    on(socket, recv).flags(squeue::Flags::BUFFER_SELECT)
 }
 
 pub(crate) fn recv_datagrams(fd: i32, template: *const libc::msghdr, group: u16) -> squeue::Entry {
     opcode::RecvMsgMulti::new(Fd(fd), template, group).build()
 }
 
-pub(crate) fn send(fd: i32, bytes: *const u8, len: u32, mode: SendMode) -> squeue::Entry {
-    opcode::Send::new(Fd(fd), bytes, len).flags(send_flags(mode)).build()
+pub(crate) fn send(socket: Name, bytes: *const u8, len: u32, mode: SendMode) -> squeue::Entry {
+    on(socket, |fd| opcode::Send::new(fd, bytes, len).flags(send_flags(mode)).build())
 }
 
-pub(crate) fn send_message(fd: i32, message: *const libc::msghdr, mode: SendMode) -> squeue::Entry {
-    opcode::SendMsg::new(Fd(fd), message).flags(send_flags(mode) as u32).build()
+pub(crate) fn send_message(socket: Name, message: *const libc::msghdr, mode: SendMode) -> squeue::Entry {
+    on(socket, |fd| opcode::SendMsg::new(fd, message).flags(send_flags(mode) as u32).build())
 }
 
 pub(crate) fn send_datagrams(fd: i32, message: *const libc::msghdr) -> squeue::Entry {
@@ -77,4 +86,8 @@ pub(crate) fn cancel_all() -> squeue::Entry {
 
 pub(crate) fn close(fd: i32) -> squeue::Entry {
     opcode::Close::new(Fd(fd)).build().flags(squeue::Flags::SKIP_SUCCESS)
+}
+
+pub(crate) fn close_direct(place: u32) -> squeue::Entry {
+    opcode::Close::new(Fixed(place)).build()
 }

@@ -1,25 +1,29 @@
-//! Many mediators in one process, on one event loop: each is a real tunnel with its own keys and UDP
+//! Many mediators in one process, on a few event loops: each is a real tunnel with its own keys and UDP
 //! channels, made by the same engine as the mediator's. What they lend is an echo service.
 
 mod echo;
+mod part;
 mod ports;
 mod session;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use isthmus_engine::{Control, Engine, EngineConfig, Event, Key, TimerId};
+use ipnet::Ipv4Net;
+use isthmus_engine::{Control, Engine, Event, Key, TimerId};
 use isthmus_proto::time::Instant;
 use isthmus_proto::{Code, MediatorId};
 use isthmus_relay::trust::TokenKey;
-use isthmus_ring::{Ring, RingConfig};
 use rustls::ClientConfig;
 
 use crate::report::{Line, Samples};
 use crate::usage;
+use part::{Part, Told};
 
 /// What to simulate.
 #[derive(Clone)]
@@ -32,6 +36,10 @@ pub struct Settings {
     pub tokens: TokenKey,
     /// Their names.
     pub names: Vec<MediatorId>,
+    /// Their source addresses, one after the other, where one has too few port numbers; `None` lets the system choose.
+    pub sources: Option<Ipv4Net>,
+    /// Fewest rings, each with a thread.
+    pub rings: usize,
     /// UDP channels of each.
     pub udp_channels: u8,
     /// Handshakes at once.
@@ -90,7 +98,11 @@ impl Figures {
 }
 
 /// Wait before ended and failed ones dial again, all together.
-const AGAIN: Duration = Duration::from_millis(500);
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// Mediators of one ring: its table has room for as many sockets as the limit of descriptors allows a process, and
+/// 20,000 is a usual one.
+pub const PER_RING: usize = 16_000;
 
 /// Descriptors beside the tunnels' own: ring, echo service, standard streams.
 const DESCRIPTORS_BESIDE: u64 = 64;
@@ -98,52 +110,116 @@ const DESCRIPTORS_BESIDE: u64 = 64;
 const TIMER_AGAIN: u32 = 0;
 const TIMER_PHASE: u32 = 1;
 
-/// Runs them. `told` gets the figures when all are up, and `run` returns those at the end of the hold. Tunnels that
-/// end in between are made anew, as a mediator does.
+/// Runs them, on a ring and a thread for each [`PER_RING`]. `told` gets the figures each time that all are up: at first,
+/// and again when some had ended in between, since those are made anew as a mediator does. `run` returns the figures at
+/// the end of the hold.
 ///
 /// # Errors
 /// Not all are up in time (with why), too few descriptors, no io_uring.
-pub fn run(settings: Settings, told: impl FnOnce(&mut Figures)) -> anyhow::Result<Figures> {
-    let each = 1 + u64::from(settings.udp_channels);
-    usage::raise_descriptors(settings.names.len() as u64 * each + DESCRIPTORS_BESIDE)?;
+pub fn run(settings: Settings, mut told: impl FnMut(&mut Figures)) -> anyhow::Result<Figures> {
+    // The tunnels' own sockets are in the rings' tables, but the sockets of UDP channels are not.
+    let channels = settings.names.len() as u64 * u64::from(settings.udp_channels);
+    usage::raise_descriptors(channels + settings.at_once as u64 + DESCRIPTORS_BESIDE)?;
     let services = echo::spawn().context("cannot start the echo service")?;
-    let mut engine = Engine::new(Ring::new(RingConfig::default())?, EngineConfig::default());
-    let timers = Timers { again: engine.add_timer(TIMER_AGAIN), phase: engine.add_timer(TIMER_PHASE) };
-    let count = settings.names.len();
-    let report = session::report()?;
-    let mut simulator = Simulator {
-        services,
-        report,
-        waiting: (0..count).collect(),
-        later: Vec::new(),
-        dialling: 0,
-        dialled: vec![Instant::ZERO; count],
-        links: HashMap::with_capacity(count),
-        ports: ports::Ports::default(),
-        timers,
-        started: None,
-        told: false,
-        phase_over: false,
-        figures: Figures::default(),
-        settings,
-    };
-    engine.set_timer(simulator.timers.again, engine.now());
-    engine.set_timer(simulator.timers.phase, engine.now() + simulator.settings.patience);
-    while !simulator.all_up() {
-        engine.turn(&mut simulator).context("the ring failed")?;
-        anyhow::ensure!(!simulator.phase_over, "not all are up in time: {}", simulator.figures.line());
+    let stop = Arc::new(AtomicBool::new(false));
+    let hold = settings.hold;
+    let parts = settings.parts();
+    let mut latest: Vec<Option<Figures>> = vec![None; parts.len()];
+    let (tell, letters) = mpsc::channel();
+    let mut threads = Vec::new();
+    let mut wakers = Vec::new();
+    for (number, settings) in parts.into_iter().enumerate() {
+        let (tell, stop) = (tell.clone(), stop.clone());
+        let ended = tell.clone();
+        let part =
+            Part { settings, number, services, stop, tell: move |told| drop(tell.send(Letter::Told(number, told))) };
+        let work = move || {
+            let result = part.run();
+            // Whoever listened has gone, and with it the need to know.
+            let _ = ended.send(Letter::Ended(number, result));
+        };
+        threads.push(thread::Builder::new().name(format!("mediators-{number}")).spawn(work)?);
     }
-    simulator.figures.all_up_after = simulator.started.map(|started| engine.now().since(started));
-    simulator.told = true;
-    told(&mut simulator.figures);
-    match simulator.settings.hold {
-        Some(hold) => engine.set_timer(simulator.timers.phase, engine.now() + hold),
-        None => engine.remove_timer(simulator.timers.phase),
+    drop(tell);
+    let mut deadline = None;
+    let mut failure = None;
+    while failure.is_none() {
+        let letter =
+            match deadline.map(|at: std::time::Instant| at.saturating_duration_since(std::time::Instant::now())) {
+                None => letters.recv().ok(),
+                Some(left) => letters.recv_timeout(left).ok(),
+            };
+        match letter {
+            Some(Letter::Told(_, Told::Begun(waker))) => wakers.push(waker),
+            Some(Letter::Told(number, Told::Up(figures))) => {
+                latest[number] = Some(figures);
+                if latest.iter().all(Option::is_some) {
+                    let mut all = Figures::sum(latest.iter().flatten());
+                    told(&mut all);
+                    deadline = deadline.or(hold.map(|hold| std::time::Instant::now() + hold));
+                    // The next time tells of those parts again that lost some.
+                    continue;
+                }
+            }
+            Some(Letter::Ended(number, result)) => {
+                failure = Some(result.err().unwrap_or_else(|| anyhow::anyhow!("thread {number} ended early")));
+            }
+            None => break,
+        }
     }
-    while !simulator.phase_over {
-        engine.turn(&mut simulator).context("the ring failed")?;
+    stop.store(true, Ordering::Release);
+    wakers.iter().for_each(isthmus_ring::Waker::wake);
+    for thread in threads {
+        thread.join().map_err(|_| anyhow::anyhow!("a thread of mediators panicked"))?;
     }
-    Ok(simulator.figures)
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let ended = letters.try_iter().filter_map(|letter| match letter {
+        Letter::Ended(_, result) => Some(result),
+        Letter::Told(..) => None,
+    });
+    let figures: Vec<Figures> = ended.collect::<anyhow::Result<_>>()?;
+    Ok(Figures::sum(&figures))
+}
+
+/// What the parts' threads send.
+enum Letter {
+    Told(usize, Told),
+    Ended(usize, anyhow::Result<Figures>),
+}
+
+impl Settings {
+    /// As many parts as it needs rings, of about the same size.
+    fn parts(self) -> Vec<Self> {
+        let count = self.names.len().div_ceil(PER_RING).max(self.rings).max(1);
+        let size = self.names.len().div_ceil(count).max(1);
+        let part = |names: &[MediatorId]| Self {
+            names: names.to_vec(),
+            at_once: self.at_once.div_ceil(count).max(1),
+            ..self.clone()
+        };
+        self.names.chunks(size).map(part).collect()
+    }
+}
+
+impl Figures {
+    /// Of several parts together: the slowest one's time.
+    fn sum<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut sum = Self::default();
+        for part in parts {
+            sum.came_up += part.came_up;
+            sum.up += part.up;
+            sum.handshakes.merge(&part.handshakes);
+            sum.all_up_after = sum.all_up_after.max(part.all_up_after);
+            for (&word, count) in &part.ended {
+                *sum.ended.entry(word).or_default() += count;
+            }
+            sum.requests += part.requests;
+            sum.refused += part.refused;
+        }
+        sum
+    }
 }
 
 struct Timers {
@@ -168,6 +244,8 @@ struct Simulator {
     /// To be dialled at the next [`TIMER_AGAIN`].
     later: Vec<usize>,
     dialling: usize,
+    /// How many were dialled, which chooses the source address.
+    dials: usize,
     /// When each was dialled last.
     dialled: Vec<Instant>,
     links: HashMap<Key, Tunnel>,
@@ -177,6 +255,7 @@ struct Simulator {
     /// That all were up.
     told: bool,
     phase_over: bool,
+    stop: Arc<AtomicBool>,
     figures: Figures,
 }
 
@@ -216,9 +295,9 @@ impl Control for Simulator {
 
     fn on_turn(&mut self, _engine: &mut Engine) {}
 
-    /// What the loop in [`run`] looks for has come: it shall not sleep on it.
+    /// What the loop in [`Part::run`] looks for has come: it shall not sleep on it.
     fn has_work(&self) -> bool {
-        self.phase_over || self.all_up() && !self.told
+        self.phase_over || self.stop.load(Ordering::Acquire) || self.all_up() && !self.told
     }
 }
 
@@ -228,7 +307,9 @@ impl Simulator {
     }
 
     fn dial_more(&mut self, engine: &mut Engine) {
-        self.started.get_or_insert(engine.now());
+        if !self.all_up() {
+            self.started.get_or_insert(engine.now());
+        }
         while self.dialling < self.settings.at_once.max(1)
             && let Some(index) = self.waiting.pop_front()
         {
@@ -259,6 +340,11 @@ impl Simulator {
         tracing::debug!(mediator = %self.settings.names[tunnel.index], reason = code.word(), text, "tunnel ended");
         *self.figures.ended.entry(code.word()).or_default() += 1;
         if tunnel.up {
+            if self.all_up() {
+                // All are up again later than now.
+                self.started = Some(engine.now());
+                self.told = false;
+            }
             self.figures.up -= 1;
         } else {
             self.dialling -= 1;

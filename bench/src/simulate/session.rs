@@ -1,6 +1,6 @@
 //! Dialling, the greeting, and the UDP channels of a new tunnel.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
@@ -10,7 +10,7 @@ use isthmus_proto::hello::{self, Hello, Report, Role, Welcome};
 use isthmus_proto::link::{ChannelClock, LinkConfig, Maintain, Side};
 use isthmus_proto::record::ClientHandshake;
 use isthmus_proto::wire::Frame;
-use isthmus_ring::{Family, Socket, UdpOptions};
+use isthmus_ring::{BindOptions, Family, Socket, UdpOptions};
 use rustls::pki_types::ServerName;
 
 use super::Simulator;
@@ -32,7 +32,7 @@ pub(super) fn report() -> anyhow::Result<Report> {
 }
 
 impl Simulator {
-    pub(super) fn dial(&self, engine: &mut Engine) -> anyhow::Result<Key> {
+    pub(super) fn dial(&mut self, engine: &mut Engine) -> anyhow::Result<Key> {
         let caller = match &self.settings.tls {
             None => Caller::Plaintext,
             Some(config) => {
@@ -41,6 +41,15 @@ impl Simulator {
             }
         };
         let socket = Socket::tcp(Family::from(self.settings.relay)).context("cannot make a socket")?;
+        if let Some(net) = self.settings.sources {
+            // The network's own address and the broadcast address at its end are nobody's.
+            let hosts = u32::MAX.checked_shr(net.prefix_len().into()).unwrap_or(0).saturating_sub(1).max(1);
+            let host = u32::from(net.network()) + 1 + (self.dials % hosts as usize) as u32;
+            let source = SocketAddr::new(Ipv4Addr::from(host).into(), 0);
+            let options = BindOptions { no_port: true, ..BindOptions::default() };
+            socket.bind(source, options).with_context(|| format!("--source: cannot use {source}"))?;
+        }
+        self.dials += 1;
         Ok(engine.dial_link(socket, self.settings.relay, caller))
     }
 

@@ -27,24 +27,53 @@ pub enum Maintain {
 /// How often a busy link measures its round trip.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 
+/// No time at which anything is sent.
+const NEVER: Instant = Instant(u64::MAX);
+
+/// Small, since there is one for each idle tunnel: times that may be missing are [`NEVER`] then.
 pub(super) struct Pulse {
-    maintain: Maintain,
     last_heard: Instant,
-    last_ping: Option<Instant>,
+    last_ping: Instant,
     /// The ping that nothing was heard since.
-    unanswered: Option<Instant>,
+    unanswered: Instant,
+    /// The caller's interval; zero marks the relay's end.
+    interval_ms: u32,
+    /// The caller's dead time, or the relay's silence.
+    dead_ms: u32,
+    /// Smoothed, in microseconds; zero before it was measured.
+    rtt_us: u32,
     /// Whether the last ping's own echo is missing.
     echo_due: bool,
-    rtt: Option<Duration>,
 }
 
 impl Pulse {
     pub(super) fn new(maintain: Maintain, now: Instant) -> Self {
-        Self { maintain, last_heard: now, last_ping: None, unanswered: None, echo_due: false, rtt: None }
+        let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        let (interval_ms, dead_ms) = match maintain {
+            Maintain::Caller { interval, dead } => (millis(interval).max(1), millis(dead)),
+            Maintain::Relay { silence } => (0, millis(silence)),
+        };
+        Self { last_heard: now, last_ping: NEVER, unanswered: NEVER, interval_ms, dead_ms, rtt_us: 0, echo_due: false }
+    }
+
+    fn maintain(&self) -> Maintain {
+        let millis = |ms: u32| Duration::from_millis(u64::from(ms));
+        match self.interval_ms {
+            0 => Maintain::Relay { silence: millis(self.dead_ms) },
+            interval => Maintain::Caller { interval: millis(interval), dead: millis(self.dead_ms) },
+        }
+    }
+
+    fn last_ping(&self) -> Option<Instant> {
+        (self.last_ping != NEVER).then_some(self.last_ping)
+    }
+
+    fn unanswered(&self) -> Option<Instant> {
+        (self.unanswered != NEVER).then_some(self.unanswered)
     }
 
     pub(super) fn rtt(&self) -> Option<Duration> {
-        self.rtt
+        (self.rtt_us > 0).then(|| Duration::from_micros(u64::from(self.rtt_us)))
     }
 
     pub(super) fn last_heard(&self) -> Instant {
@@ -53,51 +82,52 @@ impl Pulse {
 
     pub(super) fn heard(&mut self, now: Instant) {
         self.last_heard = now;
-        self.unanswered = None;
+        self.unanswered = NEVER;
     }
 
     /// An echo came. One that is not of our last ping is passed over.
     pub(super) fn pong(&mut self, opaque: u64, now: Instant) {
-        if self.echo_due && self.last_ping.is_some_and(|sent| sent.0 == opaque) {
+        if self.echo_due && self.last_ping().is_some_and(|sent| sent.0 == opaque) {
             self.echo_due = false;
             let sample = now.since(Instant(opaque));
             // RFC 6298's gain; the smallest recent value would be better for windows but sticks.
-            self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
+            let rtt = self.rtt().map_or(sample, |rtt| (rtt * 7 + sample) / 8);
+            self.rtt_us = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX).max(1);
         }
     }
 
     /// Bytes flow: measure the round trip now and then. Never while an echo is missing: on a path longer
     /// than the interval, each ping would make the echo before it worthless.
     pub(super) fn sample(&mut self, now: Instant, control: &mut ControlBuf) {
-        if !self.echo_due && self.last_ping.is_none_or(|sent| now.since(sent) >= SAMPLE_INTERVAL) {
+        if !self.echo_due && self.last_ping().is_none_or(|sent| now.since(sent) >= SAMPLE_INTERVAL) {
             self.ping(now, control);
         }
     }
 
     fn ping(&mut self, now: Instant, control: &mut ControlBuf) {
         control.push(&Frame::Ping { opaque: now.0 });
-        self.last_ping = Some(now);
+        self.last_ping = now;
         self.echo_due = true;
-        self.unanswered.get_or_insert(now);
+        self.unanswered = self.unanswered().unwrap_or(now);
     }
 
     pub(super) fn deadline(&self) -> Instant {
-        match self.maintain {
+        match self.maintain() {
             Maintain::Caller { interval, dead } => {
-                let next = self.last_ping.map_or(Instant::ZERO, |sent| sent + interval);
-                self.unanswered.map_or(next, |sent| next.min(sent + dead))
+                let next = self.last_ping().map_or(Instant::ZERO, |sent| sent + interval);
+                self.unanswered().map_or(next, |sent| next.min(sent + dead))
             }
             Maintain::Relay { silence } => self.last_heard + silence,
         }
     }
 
     pub(super) fn on_deadline(&mut self, now: Instant, control: &mut ControlBuf) -> Result<(), Code> {
-        match self.maintain {
+        match self.maintain() {
             Maintain::Caller { interval, dead } => {
-                if self.unanswered.is_some_and(|sent| now >= sent + dead) {
+                if self.unanswered().is_some_and(|sent| now >= sent + dead) {
                     return Err(Code::Silent);
                 }
-                if self.last_ping.is_none_or(|sent| now >= sent + interval) {
+                if self.last_ping().is_none_or(|sent| now >= sent + interval) {
                     self.ping(now, control);
                 }
             }

@@ -16,8 +16,8 @@ pub struct ChannelKeys {
     current: EpochKeys,
     /// Of the epoch before, for what was still on its way.
     former: Option<Box<EpochKeys>>,
-    /// Largest packet number opened in the current epoch.
-    highest: Option<u64>,
+    /// One more than the largest packet number opened in the current epoch; 0 before any.
+    above: u64,
     newest: bool,
 }
 
@@ -29,7 +29,7 @@ impl ChannelKeys {
     pub fn derive(secret: &[u8; 32], channel: ChannelId, epoch: u32, end: End) -> Result<Self, DatagramError> {
         let current = EpochKeys::derive(secret, channel, epoch, end)?;
         let secret = Zeroizing::new(*secret);
-        Ok(Self { secret, channel, end, current, former: None, highest: None, newest: false })
+        Ok(Self { secret, channel, end, current, former: None, above: 0, newest: false })
     }
 
     /// The key epoch.
@@ -95,9 +95,10 @@ impl ChannelKeys {
     }
 
     fn note(&mut self, packet: u64) {
-        self.newest = self.highest.is_none_or(|highest| packet > highest);
+        self.newest = packet >= self.above;
         if self.newest {
-            self.highest = Some(packet);
+            // Numbers are below 2^48.
+            self.above = packet + 1;
         }
     }
 
@@ -110,7 +111,7 @@ impl ChannelKeys {
     fn turn(&mut self, next: EpochKeys) {
         let former = std::mem::replace(&mut self.current, next);
         self.former = Some(Box::new(former));
-        self.highest = None;
+        self.above = 0;
     }
 
     #[cfg(test)]

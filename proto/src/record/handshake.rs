@@ -14,7 +14,8 @@ use rustls::{
 };
 
 use super::exporter::Capture;
-use super::session::{Kernel, Session};
+use super::secret::TrafficSecret;
+use super::session::Session;
 use super::{RECORD_HEADER, RECORD_MAX, RecordError, content_type};
 
 /// Label of the exporter that gives the UDP channels' secret.
@@ -152,7 +153,7 @@ impl ServerHandshake {
         self.progress.check_done()?;
         let (secrets, kernel) = self.connection.dangerous_into_kernel_connection()?;
         let suite = kernel.negotiated_cipher_suite();
-        establish(&secrets, Kernel::Server(Box::new(kernel)), suite, &self.capture)
+        establish(&secrets, false, suite, &self.capture)
     }
 }
 
@@ -192,13 +193,13 @@ impl ClientHandshake {
         self.progress.check_done()?;
         let (secrets, kernel) = self.connection.dangerous_into_kernel_connection()?;
         let suite = kernel.negotiated_cipher_suite();
-        establish(&secrets, Kernel::Client(Box::new(kernel)), suite, &self.capture)
+        establish(&secrets, true, suite, &self.capture)
     }
 }
 
 fn establish(
     secrets: &ExtractedSecrets,
-    kernel: Kernel,
+    is_client: bool,
     suite: SupportedCipherSuite,
     capture: &Capture,
 ) -> Result<Established, HandshakeError> {
@@ -206,8 +207,13 @@ fn establish(
         .tls13()
         .and_then(|suite| capture.export(suite, UDP_SECRET_LABEL))
         .ok_or_else(|| HandshakeError::Other("it gave no exporter secret".into()))?;
-    let session =
-        Session::tls(secrets, kernel).map_err(|error: RecordError| HandshakeError::Other(error.to_string()))?;
+    let (client, server) =
+        capture.traffic_secrets().ok_or_else(|| HandshakeError::Other("it gave no traffic secrets".into()))?;
+    let other = |error: RecordError| HandshakeError::Other(error.to_string());
+    let client = TrafficSecret::new(client.as_ref()).map_err(other)?;
+    let server = TrafficSecret::new(server.as_ref()).map_err(other)?;
+    let (ours, theirs) = if is_client { (client, server) } else { (server, client) };
+    let session = Session::tls(secrets, ours, theirs, is_client).map_err(other)?;
     Ok(Established { session, udp_secret })
 }
 

@@ -67,7 +67,6 @@ impl TrafficKey {
         self.context = None;
     }
 
-    #[cfg(test)]
     pub(super) fn suite(&self) -> Suite {
         self.suite
     }

@@ -22,6 +22,7 @@ mod keys;
 mod open;
 mod replay;
 mod seal;
+mod secret;
 mod session;
 #[cfg(test)]
 mod tests;

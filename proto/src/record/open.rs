@@ -40,6 +40,10 @@ impl Opener {
         Ok((inner[end], RECORD_HEADER..RECORD_HEADER + end))
     }
 
+    pub(super) fn suite(&self) -> super::keys::Suite {
+        self.key.suite()
+    }
+
     pub(super) fn release(&mut self) {
         self.key.release();
     }

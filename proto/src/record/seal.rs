@@ -49,7 +49,6 @@ impl Sealer {
         self.key.release();
     }
 
-    #[cfg(test)]
     pub(super) fn suite(&self) -> super::keys::Suite {
         self.key.suite()
     }

@@ -3,14 +3,12 @@
 use std::fmt;
 use std::ops::Range;
 
-use rustls::client::ClientConnectionData;
-use rustls::kernel::KernelConnection;
-use rustls::server::ServerConnectionData;
-use rustls::{ConnectionTrafficSecrets, ExtractedSecrets};
+use rustls::ExtractedSecrets;
 
 use super::keys::TrafficKey;
 use super::open::Opener;
 use super::seal::{REKEY_AFTER, Sealer};
+use super::secret::TrafficSecret;
 use super::{PLAINTEXT_MAX, RECORD_HEADER, RECORD_TAIL, RecordError, content_type, header, parse_header};
 
 const KEY_UPDATE: u8 = 24;
@@ -35,7 +33,10 @@ pub struct Session {
 struct Tls {
     sealer: Sealer,
     opener: Opener,
-    kernel: Kernel,
+    /// What the sealer's and the opener's next keys come from.
+    sealing: TrafficSecret,
+    opening: TrafficSecret,
+    is_client: bool,
 }
 
 /// What [`Session::open`] found.
@@ -67,11 +68,17 @@ impl Session {
         Self { tls: None, quiet: 0, answer_due: false }
     }
 
-    /// Takes what a handshake left.
-    pub(super) fn tls(secrets: &ExtractedSecrets, kernel: Kernel) -> Result<Self, RecordError> {
+    /// Takes what a handshake left: keys with their record numbers, and the secrets that they came from.
+    pub(super) fn tls(
+        secrets: &ExtractedSecrets,
+        sealing: TrafficSecret,
+        opening: TrafficSecret,
+        is_client: bool,
+    ) -> Result<Self, RecordError> {
         let sealer = Sealer::new(TrafficKey::from_secrets(&secrets.tx.1)?, secrets.tx.0);
         let opener = Opener::new(TrafficKey::from_secrets(&secrets.rx.1)?, secrets.rx.0);
-        Ok(Self { tls: Some(Tls { sealer, opener, kernel }), quiet: 0, answer_due: false })
+        let tls = Tls { sealer, opener, sealing, opening, is_client };
+        Ok(Self { tls: Some(tls), quiet: 0, answer_due: false })
     }
 
     /// Whether this is a session of plaintext mode.
@@ -144,8 +151,7 @@ impl Session {
     pub fn write_key_update(&mut self, request: bool, out: &mut Vec<u8>) -> Result<(), RecordError> {
         let Some(tls) = &mut self.tls else { return Ok(()) };
         tls.write(content_type::HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, u8::from(request)], out)?;
-        let (sequence, secrets) = tls.kernel.next_sealing()?;
-        tls.sealer = Sealer::new(TrafficKey::from_secrets(&secrets)?, sequence);
+        tls.sealer = Sealer::new(tls.sealing.advance(tls.sealer.suite())?, 0);
         self.answer_due = false;
         Ok(())
     }
@@ -232,11 +238,10 @@ impl Tls {
             match (kind, body) {
                 // What follows a key update is sealed with the next key, so nothing can follow in here (RFC 8446 5.1).
                 (KEY_UPDATE, &[request @ (0 | 1)]) if rest.is_empty() => {
-                    let (sequence, secrets) = self.kernel.next_opening()?;
-                    self.opener = Opener::new(TrafficKey::from_secrets(&secrets)?, sequence);
+                    self.opener = Opener::new(self.opening.advance(self.opener.suite())?, 0);
                     return Ok(Opened::KeyUpdate { respond: request == 1 });
                 }
-                (NEW_SESSION_TICKET, _) if self.kernel.is_client() => messages = rest,
+                (NEW_SESSION_TICKET, _) if self.is_client => messages = rest,
                 _ => return Err(RecordError::Unexpected),
             }
         }
@@ -264,37 +269,9 @@ fn open_plaintext(record: &[u8]) -> Result<Opened, RecordError> {
     }
 }
 
-/// Derives the next keys. Boxed: it is far larger than the rest, and used once in 2^23 records.
-pub(super) enum Kernel {
-    Client(Box<KernelConnection<ClientConnectionData>>),
-    Server(Box<KernelConnection<ServerConnectionData>>),
-}
-
-impl Kernel {
-    fn is_client(&self) -> bool {
-        matches!(self, Self::Client(_))
-    }
-
-    fn next_sealing(&mut self) -> Result<(u64, ConnectionTrafficSecrets), RecordError> {
-        match self {
-            Self::Client(kernel) => kernel.update_tx_secret(),
-            Self::Server(kernel) => kernel.update_tx_secret(),
-        }
-        .map_err(|_| RecordError::Crypto)
-    }
-
-    fn next_opening(&mut self) -> Result<(u64, ConnectionTrafficSecrets), RecordError> {
-        match self {
-            Self::Client(kernel) => kernel.update_rx_secret(),
-            Self::Server(kernel) => kernel.update_rx_secret(),
-        }
-        .map_err(|_| RecordError::Crypto)
-    }
-}
-
 /// Sessions are handed from the shard that accepted to the one that owns.
 const _: () = {
     const fn is_send<T: Send>() {}
     is_send::<Session>();
-    assert!(size_of::<Session>() <= 200);
+    assert!(size_of::<Session>() <= 288);
 };

@@ -65,6 +65,11 @@ pub struct ControlBuf {
 }
 
 impl ControlBuf {
+    /// Without any, and without memory.
+    pub const fn new() -> Self {
+        Self { bytes: Vec::new(), taken: 0 }
+    }
+
     /// Bytes that wait.
     pub fn len(&self) -> usize {
         self.bytes.len() - self.taken

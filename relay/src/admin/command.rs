@@ -40,6 +40,11 @@ pub enum Command {
         /// Takes whether there was one.
         reply: oneshot::Sender<bool>,
     },
+    /// Ask every tunnel for an operation, bit by bit; the counters tell how it goes.
+    Check {
+        /// Takes the number of tunnels; `None` while the round before goes on.
+        reply: oneshot::Sender<Option<usize>>,
+    },
     /// The published ports that this shard listens on.
     Publishes {
         /// Takes all of them.

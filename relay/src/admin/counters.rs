@@ -88,6 +88,10 @@ counters! {
     Roamed = "roamed", Total, "UDP channels whose peer address changed";
     KeyUpdates = "key_updates", Total, "TLS key updates, both ways";
 
+    ChecksAsked = "checks_asked", Total, "Tunnels asked by 'check tunnels'";
+    ChecksAnswered = "checks_answered", Total, "Of them, those whose mediators answered";
+    ChecksFailed = "checks_failed", Total, "Of them, those that refused or ended";
+
     BufferExhausted = "buffer_exhausted", Total, "Times that a receive waited for a buffer";
     RecordsCopied = "records_copied", Total, "Records that straddled a buffer's end, whose first part was copied";
     AcceptErrors = "accept_errors", Total, "Connections that the system could not hand over";

@@ -16,6 +16,7 @@ show info [json]                                           the relay itself
 show stat [json]                                           every counter, in total and per shard
 show tunnels [id=GLOB] [after=ID] [limit=N] [json]         connected mediators, by name
 show publishes [json]                                      published ports
+check tunnels                                              an operation through each; 'show stat' counts the answers
 kill tunnel ID                                             end a mediator's tunnel; it may connect again
 help                                                       this list
 quit                                                       end this connection
@@ -40,6 +41,7 @@ pub(super) enum Request {
     Tunnels(TunnelFilter, Format),
     Publishes(Format),
     Kill(MediatorId),
+    Check,
 }
 
 /// Reads one command; an error is a text for the operator.
@@ -53,6 +55,7 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         ["show", "publishes", rest @ ..] => format_only(rest).map(Request::Publishes),
         ["show", "tunnels", rest @ ..] => tunnels(rest),
         ["kill", "tunnel", id] => id.parse().map(Request::Kill).map_err(|error| format!("'{}': {error}", phrase(id))),
+        ["check", "tunnels"] => Ok(Request::Check),
         ["kill", "tunnel", ..] => Err("write: kill tunnel ID".to_owned()),
         _ => Err(format!("unknown command '{}'; 'help' lists them", phrase(command.trim()))),
     }
@@ -103,7 +106,7 @@ mod tests {
             let short = full.split(" [").next().unwrap();
             assert!(parse(short).is_ok(), "{command}");
         }
-        assert_eq!(commands.len(), 8);
+        assert_eq!(commands.len(), 9);
     }
 
     #[test]

@@ -102,6 +102,7 @@ async fn execute(plane: &Plane, request: Request) -> Result<String, String> {
         Request::Stat(format) => stats::stat(plane, format),
         Request::Tunnels(filter, format) => show::tunnels(plane, filter, format).await,
         Request::Publishes(format) => show::publishes(plane, format).await,
+        Request::Check => show::check(plane).await,
         Request::Kill(mediator) => show::kill(plane, mediator).await,
     }
 }

@@ -120,6 +120,24 @@ pub(super) async fn kill(plane: &Plane, mediator: MediatorId) -> Result<String, 
     }
 }
 
+/// Begins a round of checks on every shard.
+pub(super) async fn check(plane: &Plane) -> Result<String, String> {
+    let deadline = plane.reply_deadline();
+    let (mut count, mut busy) = (0, 0);
+    for shard in 0..plane.shards.len() {
+        let (reply, answer) = oneshot::channel();
+        plane.send(shard, Command::Check { reply })?;
+        match answer_of(plane, shard, answer, deadline).await? {
+            Some(tunnels) => count += tunnels,
+            None => busy += 1,
+        }
+    }
+    match busy {
+        0 => Ok(format!("{count} tunnels are asked; 'show stat' counts the answers\n")),
+        _ => Err(format!("{busy} shards are still at the round before, {count} tunnels of the others are asked")),
+    }
+}
+
 /// Asks every shard at once, and puts the rows together.
 async fn ask_all<T>(plane: &Plane, command: impl Fn(oneshot::Sender<Vec<T>>) -> Command) -> Result<Vec<T>, String> {
     let deadline = plane.reply_deadline();

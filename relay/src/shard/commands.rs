@@ -21,6 +21,9 @@ impl Shard {
             Command::Publishes { reply } => {
                 let _ = reply.send(self.publish_rows());
             }
+            Command::Check { reply } => {
+                let _ = reply.send(self.begin_checks());
+            }
             Command::Stop => self.stop(engine),
         }
     }

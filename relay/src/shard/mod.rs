@@ -3,6 +3,7 @@
 //!
 //! **Invariant:** shards share nothing that is written while they run, but their queues.
 
+mod check;
 mod commands;
 mod handover;
 mod query;
@@ -44,6 +45,7 @@ struct Shard {
     mediators: BTreeMap<MediatorId, Key>,
     published: Vec<Published>,
     queries: query::Queries,
+    checks: check::Checks,
     sessions: u64,
     half_open: u32,
     stopping: bool,
@@ -69,12 +71,13 @@ impl Control for Shard {
             Event::Request { link, slot, owner, request, ask } => {
                 self.on_request(engine, link, slot, owner, request, ask);
             }
-            Event::Answered { owner, to, request, code, local, over, .. } => match owner.what() {
+            Event::Answered { link, slot, owner, to, request, code, local, over } => match owner.what() {
                 What::Stream => self.on_visitor_answer(engine, owner, code, over),
                 What::Flow => self.on_flow_answer(engine, owner, code, over),
                 What::BridgeA | What::BridgeB => {
                     terminal::forward_answer(engine, owner, to, request, code, local, over);
                 }
+                What::Control => self.on_check_answer(engine, link, slot, owner, to, code),
                 _ => {}
             },
             Event::PortAccepted { link, owner, slot, peer, local, .. } => {
@@ -85,12 +88,12 @@ impl Control for Shard {
             Event::Query { link, query, json } => self.on_query(engine, link, query, json),
             Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(tag, code),
             Event::Visitor { socket, tag, visitor } => self.on_new_flow(engine, socket, tag, visitor),
+            Event::PortEnded { owner, .. } => self.on_check_ended(owner),
             Event::FlowEnded { tag } => self.on_flow_ended(tag),
             // The relay dials nobody, connects no stream and watches nothing.
             Event::LinkReady { .. }
             | Event::Connected { .. }
             | Event::ChannelsChanged { .. }
-            | Event::PortEnded { .. }
             | Event::Timer { .. }
             | Event::Watched { .. } => {}
         }
@@ -103,13 +106,14 @@ impl Control for Shard {
         while let Ok(command) = self.seat.commands.try_recv() {
             self.on_command(engine, command);
         }
+        self.go_on_checking(engine);
         self.publish_counters(engine);
     }
 
     fn has_work(&self) -> bool {
         // The last one out does not sleep on it.
         let leaving = self.stopping && self.links.is_empty();
-        leaving || !self.mail.is_empty() || !self.seat.commands.is_empty()
+        leaving || self.checks.has_work() || !self.mail.is_empty() || !self.seat.commands.is_empty()
     }
 }
 

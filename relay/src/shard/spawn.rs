@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use crossbeam_channel::{Receiver, Sender};
 use isthmus_engine::{Engine, EngineConfig, UdpRole};
-use isthmus_ring::{Ring, RingConfig, Socket, UdpOptions, Waker};
+use isthmus_ring::{PoolConfig, Ring, RingConfig, Socket, UdpOptions, Waker};
 
 use super::handover::{MAIL_MAX, Message, Peer};
 use super::visitor::{Published, PublishedSocket};
@@ -35,6 +35,7 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
     let (senders, mail): (Vec<Sender<Message>>, Vec<Receiver<Message>>) =
         (0..count).map(|_| crossbeam_channel::bounded(MAIL_MAX)).unzip();
 
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut running = Vec::new();
     let mut wakers = Vec::new();
     let mut peer_lists = Vec::new();
@@ -47,8 +48,8 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
             .name(format!("shard-{}", id.0))
             .spawn(move || {
                 // A shard without a core of its own works as well, only slower.
-                let _ = isthmus_ring::pin_thread_to_core(usize::from(id.0));
-                let ring = match Ring::new(RingConfig::default()) {
+                let _ = isthmus_ring::pin_thread_to_core(usize::from(id.0) % cores);
+                let ring = match Ring::new(ring_config(count, cores)) {
                     Ok(ring) => ring,
                     Err(error) => {
                         let _ = started.send(Err(anyhow::Error::new(error)));
@@ -70,6 +71,19 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
         let _ = give.send(peers);
     }
     Ok(Shards { listen, running })
+}
+
+/// Shards beyond the cores are there for their rings' tables of sockets: they share the cores' caches, and what memory
+/// each would hold ready for a core of its own.
+fn ring_config(shards: usize, cores: usize) -> RingConfig {
+    let config = RingConfig::default();
+    if shards <= cores {
+        return config;
+    }
+    let shared = |pool: PoolConfig| PoolConfig { provided_max: (pool.provided_max / 4).max(1), prefault: 0, ..pool };
+    let RingConfig { stream, bulk, datagram, small, .. } = config;
+    let [stream, bulk, datagram, small] = [stream, bulk, datagram, small].map(shared);
+    RingConfig { stream, bulk, datagram, small, ..config }
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -107,6 +121,7 @@ fn run_shard(
         mediators: BTreeMap::new(),
         published: table,
         queries: Default::default(),
+        checks: Default::default(),
         sessions: 0,
         half_open: 0,
         stopping: false,

@@ -7,6 +7,7 @@ use isthmus_proto::hello::{MediatorInfo, MediatorSummary, Report};
 use isthmus_proto::link::Side;
 use isthmus_proto::time::Instant;
 use isthmus_proto::{Code, MediatorId};
+use serde::Deserialize;
 
 use super::{Party, Shard};
 use crate::admin::{Counter, TunnelRow};
@@ -14,11 +15,38 @@ use crate::admin::{Counter, TunnelRow};
 pub(super) struct Tunnel {
     pub(super) id: MediatorId,
     pub(super) session: u64,
-    pub(super) report: Report,
+    /// JSON, which takes a third of what its parts take in memory; it is read when somebody asks.
+    report: Box<[u8]>,
     pub(super) since: Instant,
-    pub(super) observed: SocketAddr,
     /// Attached terminals' links.
     pub(super) terminals: Vec<Key>,
+}
+
+impl Tunnel {
+    /// What the mediator told of itself last.
+    pub(super) fn report(&self) -> Report {
+        // It was written, or read once, by this program.
+        serde_json::from_slice(&self.report).unwrap_or_default()
+    }
+
+    /// Of its report, the service that it wishes to use, without making the rest of it.
+    fn service(&self) -> String {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Service {
+            service: String,
+        }
+        serde_json::from_slice::<Service>(&self.report).unwrap_or_default().service
+    }
+}
+
+/// Plain data: it always serialises.
+fn packed(report: &Report) -> Box<[u8]> {
+    serde_json::to_vec(report).unwrap_or_default().into()
+}
+
+fn nowhere() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 0))
 }
 
 impl Shard {
@@ -36,7 +64,7 @@ impl Shard {
             engine.end_link_after_farewell(self, ghost, Code::Replaced);
         }
         let session = self.welcome(engine, link, Side::Requester, udp_channels, None);
-        let observed = engine.link_peer(link).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+        let observed = engine.link_peer(link).unwrap_or_else(nowhere);
         let now = engine.now();
         if let Some(machine) = engine.link(link) {
             machine.measure(now);
@@ -44,7 +72,7 @@ impl Shard {
         tracing::info!(mediator = %id, session, %observed, "tunnel attached");
         self.counters.add(Counter::TunnelsTotal, 1);
         self.mediators.insert(id.clone(), link);
-        let tunnel = Tunnel { id, session, report, since: engine.now(), observed, terminals: Vec::new() };
+        let tunnel = Tunnel { id, session, report: packed(&report), since: engine.now(), terminals: Vec::new() };
         self.links.insert(link, Party::Tunnel(Box::new(tunnel)));
     }
 
@@ -61,9 +89,9 @@ impl Shard {
 
     pub(super) fn on_report(&mut self, link: Key, json: &[u8]) {
         let Some(Party::Tunnel(tunnel)) = self.links.get_mut(&link) else { return };
-        match serde_json::from_slice(json) {
+        match serde_json::from_slice::<Report>(json) {
             Ok(report) => {
-                tunnel.report = report;
+                tunnel.report = packed(&report);
                 tracing::info!(mediator = %tunnel.id, "environment changed");
             }
             Err(error) => tracing::warn!(mediator = %tunnel.id, %error, "unintelligible report"),
@@ -82,9 +110,9 @@ impl Shard {
     pub(super) fn summary(&self, engine: &Engine, tunnel: &Tunnel) -> MediatorSummary {
         MediatorSummary {
             id: tunnel.id.clone(),
-            observed: tunnel.observed,
+            observed: self.mediators.get(&tunnel.id).and_then(|&link| engine.link_peer(link)).unwrap_or_else(nowhere),
             age_s: engine.now().since(tunnel.since).as_secs(),
-            service: tunnel.report.service.clone(),
+            service: tunnel.service(),
         }
     }
 
@@ -95,7 +123,7 @@ impl Shard {
         let (ports, rtt, stats) = (machine.ports() as u32, machine.rtt(), machine.stats());
         Some(MediatorInfo {
             summary: self.summary(engine, tunnel),
-            report: tunnel.report.clone(),
+            report: tunnel.report(),
             session: tunnel.session,
             ports,
             udp_channels_live: live as u32,
@@ -109,13 +137,14 @@ impl Shard {
         let (link, tunnel) = self.tunnel_of(id)?;
         let (channels, live) = engine.channels_of(link);
         let now = engine.now();
+        let observed = engine.link_peer(link)?;
         let machine = engine.link(link)?;
         let stats = machine.stats();
         Some(TunnelRow {
             id: tunnel.id.clone(),
             session: tunnel.session,
             shard: self.seat.id,
-            observed: tunnel.observed,
+            observed,
             age_s: now.since(tunnel.since).as_secs(),
             idle_s: now.since(stats.last_payload.max(tunnel.since)).as_secs(),
             ports: machine.ports() as u32,
@@ -128,7 +157,7 @@ impl Shard {
             datagrams_in: stats.datagrams_in,
             datagrams_out: stats.datagrams_out,
             oversize: stats.datagrams_oversize,
-            report: tunnel.report.clone(),
+            report: tunnel.report(),
         })
     }
 }

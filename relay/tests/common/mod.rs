@@ -60,6 +60,9 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
                     rows.retain(|row| row.id != mediator);
                     let _ = reply.send(rows.len() < before);
                 }
+                Command::Check { reply } => {
+                    let _ = reply.send(Some(0));
+                }
                 Command::Publishes { reply } => {
                     let publish = format!("tcp:127.0.0.1:{}=cpe-1/10.0.0.5:80", 8000 + u16::from(me.0));
                     let _ = reply.send(vec![PublishRow {

@@ -5,7 +5,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 use io_uring::cqueue;
 
-use super::{BULK, DATAGRAM, Ring, STREAM};
+use super::{BULK, DATAGRAM, Ring, SMALL, STREAM};
 use crate::datagram::Datagrams;
 use crate::op::{Completion, Op, OpId, PollEvents};
 use crate::piece::Piece;
@@ -29,9 +29,14 @@ impl Ring {
             Op::Poll => Completion::Poll { user, result: outcome(entry).map(|bits| PollEvents(bits as u32)) },
             Op::RecvStream => self.received(user, entry, STREAM, received),
             Op::RecvBulk => self.received(user, entry, BULK, received),
+            Op::RecvSmall => self.received(user, entry, SMALL, received),
             Op::Send(batch) => Completion::Send { user, batch, result: outcome(entry) },
             Op::RecvDatagrams => self.datagrams(user, entry, false),
             Op::SendDatagrams(batch) => Completion::SentDatagrams { user, batch, result: outcome(entry) },
+            Op::CloseDirect(place) => {
+                self.places.give_back(place);
+                return None;
+            }
             Op::Wake(_) => {
                 self.arm_wake();
                 return None;

@@ -1,0 +1,80 @@
+//! Traffic secrets and what follows from them (RFC 8446 7.2, 7.3).
+//!
+//! rustls could derive the next keys itself, but its object for that takes more than half a kilobyte for as long as
+//! the connection lives; the secrets alone take 96 bytes.
+
+use rustls::SupportedCipherSuite;
+use rustls::Tls13CipherSuite;
+use rustls::crypto::aws_lc_rs::cipher_suite;
+use rustls::crypto::tls13::OkmBlock;
+use zeroize::Zeroize;
+
+use super::RecordError;
+use super::exporter::expand_label;
+use super::keys::{Suite, TrafficKey};
+
+/// Longest hash of our suites, SHA-384.
+const SECRET_MAX: usize = 48;
+
+/// One direction's traffic secret, from which its present key was made.
+pub(super) struct TrafficSecret {
+    /// The first `len` bytes count: the length of the suite's hash.
+    bytes: [u8; SECRET_MAX],
+    len: u8,
+}
+
+impl TrafficSecret {
+    /// # Errors
+    /// [`RecordError::Crypto`] when it is longer than any hash of ours.
+    pub(super) fn new(secret: &[u8]) -> Result<Self, RecordError> {
+        let mut bytes = [0; SECRET_MAX];
+        bytes.get_mut(..secret.len()).ok_or(RecordError::Crypto)?.copy_from_slice(secret);
+        Ok(Self { bytes, len: secret.len() as u8 })
+    }
+
+    /// Goes on to the next secret, and gives its key.
+    ///
+    /// # Errors
+    /// [`RecordError::Crypto`].
+    pub(super) fn advance(&mut self, suite: Suite) -> Result<TrafficKey, RecordError> {
+        let tls = tls13(suite)?;
+        let mut next = [0; SECRET_MAX];
+        let out = next.get_mut(..usize::from(self.len)).ok_or(RecordError::Crypto)?;
+        self.expand(tls, b"traffic upd", out)?;
+        self.bytes = next;
+        next.zeroize();
+        self.key(suite)
+    }
+
+    /// The present key.
+    pub(super) fn key(&self, suite: Suite) -> Result<TrafficKey, RecordError> {
+        let tls = tls13(suite)?;
+        let (mut key, mut iv) = ([0; 32], [0; 12]);
+        let key_out = key.get_mut(..suite.key_len()).ok_or(RecordError::Crypto)?;
+        self.expand(tls, b"key", key_out)?;
+        self.expand(tls, b"iv", &mut iv)?;
+        let made = TrafficKey::new(suite, &key[..suite.key_len()], &iv);
+        key.zeroize();
+        made
+    }
+
+    fn expand(&self, suite: &Tls13CipherSuite, label: &[u8], out: &mut [u8]) -> Result<(), RecordError> {
+        let secret = OkmBlock::new(&self.bytes[..usize::from(self.len)]);
+        expand_label(&*suite.hkdf_provider.expander_for_okm(&secret), label, &[], out).ok_or(RecordError::Crypto)
+    }
+}
+
+impl Drop for TrafficSecret {
+    fn drop(&mut self) {
+        self.bytes.zeroize();
+    }
+}
+
+fn tls13(suite: Suite) -> Result<&'static Tls13CipherSuite, RecordError> {
+    let suite: &'static SupportedCipherSuite = match suite {
+        Suite::Aes128Gcm => &cipher_suite::TLS13_AES_128_GCM_SHA256,
+        Suite::Aes256Gcm => &cipher_suite::TLS13_AES_256_GCM_SHA384,
+        Suite::ChaCha20Poly1305 => &cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    };
+    suite.tls13().ok_or(RecordError::Crypto)
+}
