@@ -28,4 +28,5 @@ pub mod simulate;
 pub mod systems;
 pub mod usage;
 pub mod values;
+pub mod works;
 pub mod world;

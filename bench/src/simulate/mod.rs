@@ -6,7 +6,7 @@ mod ports;
 mod session;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ pub struct Settings {
 pub enum Answer {
     /// Every destination is the process's own echo service.
     Echo,
+    /// Every destination is a sink of the loads, TCP and UDP ([`crate::peer`]).
+    Sink,
     /// Every destination refuses.
     Refuse,
 }
@@ -74,7 +76,7 @@ pub struct Figures {
 
 impl Figures {
     /// As a line.
-    pub fn line(&mut self) -> Line {
+    pub fn line(&self) -> Line {
         let mut line = Line::default().with("up", self.up).with("came_up", self.came_up);
         if let Some(time) = self.all_up_after {
             line.add("all_up_s", format_args!("{:.3}", time.as_secs_f64()));
@@ -98,15 +100,18 @@ const DESCRIPTORS_BESIDE: u64 = 64;
 const TIMER_AGAIN: u32 = 0;
 const TIMER_PHASE: u32 = 1;
 
-/// Runs them. `told` gets the figures when all are up, and `run` returns those at the end of the hold. Tunnels that
+/// Runs them. `told` gets the figures when all are up, and each time that they are again; `run` returns those at the end of the hold. Tunnels that
 /// end in between are made anew, as a mediator does.
 ///
 /// # Errors
 /// Not all are up in time (with why), too few descriptors, no io_uring.
-pub fn run(settings: Settings, told: impl FnOnce(&mut Figures)) -> anyhow::Result<Figures> {
+pub fn run(settings: Settings, mut told: impl FnMut(&Figures)) -> anyhow::Result<Figures> {
     let each = 1 + u64::from(settings.udp_channels);
     usage::raise_descriptors(settings.names.len() as u64 * each + DESCRIPTORS_BESIDE)?;
-    let services = echo::spawn().context("cannot start the echo service")?;
+    let mut services = echo::spawn().context("cannot start the echo service")?;
+    if settings.answer == Answer::Sink {
+        services.tcp = crate::peer::stream::spawn((Ipv4Addr::LOCALHOST, 0).into())?;
+    }
     let mut engine = Engine::new(Ring::new(RingConfig::default())?, EngineConfig::default());
     let timers = Timers { again: engine.add_timer(TIMER_AGAIN), phase: engine.add_timer(TIMER_PHASE) };
     let count = settings.names.len();
@@ -135,13 +140,19 @@ pub fn run(settings: Settings, told: impl FnOnce(&mut Figures)) -> anyhow::Resul
     }
     simulator.figures.all_up_after = simulator.started.map(|started| engine.now().since(started));
     simulator.told = true;
-    told(&mut simulator.figures);
+    told(&simulator.figures);
     match simulator.settings.hold {
         Some(hold) => engine.set_timer(simulator.timers.phase, engine.now() + hold),
         None => engine.remove_timer(simulator.timers.phase),
     }
     while !simulator.phase_over {
         engine.turn(&mut simulator).context("the ring failed")?;
+        if simulator.told != simulator.all_up() {
+            simulator.told = !simulator.told;
+            if simulator.told {
+                told(&simulator.figures);
+            }
+        }
     }
     Ok(simulator.figures)
 }

@@ -1,0 +1,103 @@
+//! Datagrams of very many: thousands of visitors' flows on one published port, and thousands of mediators with a flow each,
+//! against a hundred flows. The same rate for all, so that batches are the same.
+
+use anyhow::ensure;
+
+use super::lab::{Lab, words};
+use super::{Common, at_most, ratio, record};
+use crate::compare::cases::{Work, derive};
+use crate::results::Report;
+use crate::world::{Process, Role};
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Flows of the crowd on one port.
+    pub flows: usize,
+    /// Mediators of the other crowd.
+    pub mediators: usize,
+    /// Datagrams a second.
+    pub rate: u32,
+    /// Measurements of each case.
+    pub rounds: u32,
+    /// Seconds of each.
+    pub seconds: u64,
+}
+
+/// Most mediators: each has a published port.
+pub const MEDIATORS_MAX: usize = 10_000;
+
+const WORK: &str = "flows";
+
+/// Of the many mediators' published ports.
+const PUBLISHED: usize = 20_000;
+
+/// Where they lead: simulated mediators have an echo behind every destination.
+const ANYWHERE: &str = "10.0.0.1:7";
+
+const FEW: usize = 100;
+const RATIO_MAX: f64 = 1.5;
+
+/// Measures.
+///
+/// # Errors
+/// No world, or a mediator or load fails.
+pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
+    let Settings { flows, mediators, rate, .. } = *settings;
+    ensure!(flows > FEW, "--flows is more than {FEW}, to which it is compared");
+    ensure!((1..=MEDIATORS_MAX).contains(&mediators), "--mediators is from 1 to {MEDIATORS_MAX}");
+    ensure!(common.channels > 0, "--udp-channels is at least 1: this is about redirected datagrams");
+    let mut report = Report::begin(&common.congestion);
+    let relay = Role::Relay.address();
+    let ports: Vec<String> = (0..mediators).map(|at| format!("{relay}:{}", PUBLISHED + at)).collect();
+    let publish: Vec<String> =
+        ports.iter().enumerate().map(|(at, port)| format!("udp:{port}=m{at}/{ANYWHERE}")).collect();
+    let lab = Lab::up(common, &publish)?;
+    let _mediators: Vec<Process> = lab.mediators(0, mediators, "echo")?;
+    let one = format!("--to {}", ports[0]);
+    let each: Vec<String> = ports.iter().map(|port| format!("--to {port}")).collect();
+    let [few, crowd, many] = cases(settings);
+    let loads = [(&few, FEW, &one), (&crowd, flows, &one), (&many, mediators, &each.join(" "))];
+    for round in 1..=settings.rounds {
+        for (case, flows, to) in loads {
+            let line = format!("udp --flows {flows} --rate {rate} --size 200 {to}");
+            let mut values = lab.load(Role::Public, &words(&line), settings.seconds)?;
+            derive(Work::Udp, &mut values)?;
+            record(&mut report, WORK, case, round, values);
+        }
+    }
+    for case in [&crowd, &many] {
+        let name = format!("relay's CPU per datagram, {case}, by that of {FEW} flows");
+        let measured = ratio(&report, WORK, "relay_us_per_datagram", case, &few);
+        report.bars.push(at_most(&name, "<= 1.5", RATIO_MAX, measured));
+    }
+    Ok(report)
+}
+
+fn cases(settings: &Settings) -> [String; 3] {
+    [
+        format!("{FEW} flows on one port"),
+        format!("{} flows on one port", settings.flows),
+        format!("{} mediators, a flow each", settings.mediators),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_checked_before_anything_is_started() {
+        let common = Common { shards: 1, congestion: "cubic".into(), channels: 2 };
+        let good = Settings { flows: 1000, mediators: 10, rate: 1000, rounds: 1, seconds: 1 };
+        for (bad, common) in [
+            (Settings { flows: FEW, ..good.clone() }, &common),
+            (Settings { mediators: 0, ..good.clone() }, &common),
+            (Settings { mediators: MEDIATORS_MAX + 1, ..good.clone() }, &common),
+            (good, &Common { channels: 0, ..common.clone() }),
+        ] {
+            let error = run(&bad, common).unwrap_err().to_string();
+            assert!(error.starts_with("--"), "{error}");
+        }
+    }
+}
