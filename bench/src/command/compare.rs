@@ -9,6 +9,8 @@ use isthmus_bench::compare::{self, NOISY_PERCENT, cases::Work, table};
 use isthmus_bench::results::Report;
 use isthmus_bench::systems::turn;
 
+use super::results::write_page;
+
 #[derive(Debug, Args)]
 pub(super) struct Compare {
     /// Kinds of load [default: all]
@@ -41,6 +43,9 @@ pub(super) struct Compare {
     /// Write the results here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write them here as a page, too
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Show the bars and their verdicts
     #[arg(long)]
     bars: bool,
@@ -75,6 +80,9 @@ pub(super) fn compare(args: Compare) -> anyhow::Result<ExitCode> {
     // Saved before anything is printed: what was measured is not lost with a closed pipe.
     if let Some(path) = &args.json {
         report.save(path)?;
+    }
+    if let Some(path) = &args.html {
+        write_page(&report, path)?;
     }
     print!("{}", table::results(&report));
     println!("{}", closing(&report));
