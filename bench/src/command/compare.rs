@@ -98,7 +98,7 @@ pub(super) fn turn_echo(args: &TurnEcho) -> anyhow::Result<ExitCode> {
 }
 
 /// Where this was measured, and how quiet it was.
-fn closing(report: &Report) -> String {
+pub(super) fn closing(report: &Report) -> String {
     let machine = &report.machine;
     let mut text = format!(
         "{}, {} cores, {} GiB, Linux {}; medians of the rounds.",

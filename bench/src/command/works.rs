@@ -9,6 +9,7 @@ use isthmus_bench::results::Report;
 use isthmus_bench::works::{self, flows, idle, mixed, share, storm};
 use isthmus_proto::limits::CHANNELS_MAX;
 
+use super::compare::closing;
 use super::results::write_page;
 
 #[derive(Debug, Args)]
@@ -101,7 +102,7 @@ pub(super) struct Flows {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     mediators: usize,
     /// Datagrams a second
-    #[arg(long, value_name = "R", default_value_t = 20_000, value_parser = value_parser!(u32).range(1..=10_000_000))]
+    #[arg(long, value_name = "R", default_value_t = 10_000, value_parser = value_parser!(u32).range(1..=10_000_000))]
     rate: u32,
     #[command(flatten)]
     rounds: Rounds,
@@ -123,6 +124,7 @@ impl Common {
             write_page(report, path)?;
         }
         print!("{}", works::table::text(report));
+        println!("{}", closing(report));
         let missed = report.bars.iter().any(|bar| bar.met == Some(false));
         Ok(if self.check && missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }

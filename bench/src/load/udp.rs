@@ -273,10 +273,8 @@ fn take(datagram: &[u8], run: u64, now: Duration, outcome: &mut Outcome) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::*;
-    use crate::peer::datagram::Echo;
+    use crate::peer::datagram;
 
     fn settings(to: SocketAddr) -> Settings {
         let measured = Duration::from_millis(100);
@@ -284,13 +282,7 @@ mod tests {
     }
 
     fn echo() -> SocketAddr {
-        let (tell, told) = mpsc::channel();
-        std::thread::spawn(move || {
-            let echo = Echo::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-            tell.send(echo.local_addr().unwrap()).unwrap();
-            echo.serve(|| {}).unwrap();
-        });
-        told.recv().unwrap()
+        datagram::spawn("127.0.0.1:0".parse().unwrap()).unwrap()
     }
 
     #[test]

@@ -111,6 +111,7 @@ pub fn run(settings: Settings, mut told: impl FnMut(&Figures)) -> anyhow::Result
     let mut services = echo::spawn().context("cannot start the echo service")?;
     if settings.answer == Answer::Sink {
         services.tcp = crate::peer::stream::spawn((Ipv4Addr::LOCALHOST, 0).into())?;
+        services.udp = crate::peer::datagram::spawn((Ipv4Addr::LOCALHOST, 0).into())?;
     }
     let mut engine = Engine::new(Ring::new(RingConfig::default())?, EngineConfig::default());
     let timers = Timers { again: engine.add_timer(TIMER_AGAIN), phase: engine.add_timer(TIMER_PHASE) };

@@ -42,6 +42,7 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
     ensure!(settings.count >= COUNT_MIN, "--count is at least {COUNT_MIN}");
     let mut report = Report::begin(&common.congestion);
     let lab = Lab::up(common, &[])?;
+    lab.look()?;
     let (mut processes, mut looks) = (Vec::new(), Vec::new());
     for count in [settings.count / 8, settings.count] {
         let before = looks.last().map_or(0, |&(count, _)| count);
@@ -71,6 +72,7 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
     ]);
     record(&mut report, WORK, "slope", 1, values);
     record(&mut report, WORK, "one operation through each", 1, lab.operate(settings.count)?);
+    report.background = lab.background();
     judge(&mut report, settings.count);
     Ok(report)
 }

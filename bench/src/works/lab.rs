@@ -1,5 +1,6 @@
 //! A relay in a world, and what the works put around it.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,7 +9,9 @@ use anyhow::{Context, ensure};
 use rustix::process::{Resource, getrlimit};
 
 use super::Values;
+use crate::compare::background;
 use crate::compare::cases::parse;
+use crate::results::{Background, middle};
 use crate::systems::Tools;
 use crate::world::{Process, Role, SOON, World};
 
@@ -25,9 +28,6 @@ pub struct Common {
 
 /// Service port.
 const SERVICE: u16 = 4470;
-
-/// The sink's port number on the private host.
-pub(super) const SINK: u16 = 7000;
 
 /// How long a load may take beyond its seconds.
 const BEYOND: Duration = Duration::from_secs(60);
@@ -50,6 +50,17 @@ pub(super) struct Lab {
     tools: Tools,
     common: Common,
     relay: Relay,
+    /// What others used of one core each time that nothing was measured, in percent.
+    looks: RefCell<Vec<f64>>,
+}
+
+/// How much a process of ours counts for the scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// As any other.
+    Usual,
+    /// Before relays and mediators: what is another machine's in the field, and shall not be measured as theirs.
+    First,
 }
 
 /// A relay that runs.
@@ -82,7 +93,7 @@ impl Lab {
             world.run(role, "sysctl", ["-q", "-w", PORT_RANGE], SOON)?;
         }
         let relay = Relay::start(&world, &tools, common, "state", SERVICE, publish)?;
-        Ok(Self { world, tools, common: common.clone(), relay })
+        Ok(Self { world, tools, common: common.clone(), relay, looks: RefCell::default() })
     }
 
     pub(super) fn relay_pid(&self) -> u32 {
@@ -97,6 +108,23 @@ impl Lab {
         self.relay.process.kill();
         self.relay.process = self.world.start(Role::Relay, self.tools.own("isthmus-relay")?, &self.relay.args)?;
         self.relay.process.wait_for("relay runs", SOON).map(drop)
+    }
+
+    /// Looks at what others use of the machine, while nothing is measured.
+    ///
+    /// # Errors
+    /// There is no `/proc`.
+    pub(super) fn look(&self) -> anyhow::Result<()> {
+        self.looks.borrow_mut().push(background()?);
+        Ok(())
+    }
+
+    /// What the looks have seen.
+    pub(super) fn background(&self) -> Option<Background> {
+        let mut looks = self.looks.take();
+        looks.sort_by(f64::total_cmp);
+        let max_percent = *looks.last()?;
+        Some(Background { median_percent: middle(&looks), max_percent })
     }
 
     /// Where the relay's keys are.
@@ -145,9 +173,9 @@ impl Lab {
     ///
     /// # Errors
     /// It does not start.
-    pub(super) fn sink(&self) -> anyhow::Result<Process> {
-        let listen = SocketAddr::from((Role::Host.address(), SINK)).to_string();
-        let sink = self.world.start(Role::Host, &self.tools.bench, ["sink", "--listen", &listen])?;
+    pub(super) fn sink(&self, port: u16, urgency: Urgency) -> anyhow::Result<Process> {
+        let args = ["sink".to_owned(), "--listen".to_owned(), format!("{}:{port}", Role::Host.address())];
+        let sink = self.start(Role::Host, urgency, args.to_vec())?;
         sink.wait_for("ready", SOON)?;
         Ok(sink)
     }
@@ -189,21 +217,22 @@ impl Lab {
         Ok(each.min(8000) as usize)
     }
 
-    /// A load on a machine, to its end, with the CPU times of the relay and of others by name.
+    /// A load on a machine, to its end, with the relay's CPU time.
     ///
     /// # Errors
     /// As the load's.
     pub(super) fn load(&self, role: Role, args: &[String], seconds: u64) -> anyhow::Result<Values> {
-        let limit = Duration::from_secs(seconds) + BEYOND;
-        parse(&self.world.run(role, &self.tools.bench, self.load_args(args, seconds), limit)?)
+        Self::ended(&self.begin(role, Urgency::Usual, args, seconds)?, seconds)
     }
 
     /// The same, started only; [`Lab::ended`] waits for it.
     ///
     /// # Errors
     /// It cannot be started.
-    pub(super) fn begin(&self, role: Role, args: &[String], seconds: u64) -> anyhow::Result<Process> {
-        self.world.start(role, &self.tools.bench, self.load_args(args, seconds))
+    pub(super) fn begin(&self, role: Role, urgency: Urgency, args: &[String], seconds: u64) -> anyhow::Result<Process> {
+        let relay = format!("relay={}", self.relay_pid());
+        let more = ["--seconds", &seconds.to_string(), "--cpu", &relay].map(String::from);
+        self.start(role, urgency, args.iter().cloned().chain(more).collect())
     }
 
     /// The same without the relay's CPU time, for when it will not live that long.
@@ -212,7 +241,18 @@ impl Lab {
     /// As there.
     pub(super) fn begin_alone(&self, role: Role, args: &[String], seconds: u64) -> anyhow::Result<Process> {
         let more = ["--seconds".to_owned(), seconds.to_string()];
-        self.world.start(role, &self.tools.bench, args.iter().cloned().chain(more))
+        self.start(role, Urgency::Usual, args.iter().cloned().chain(more).collect())
+    }
+
+    fn start(&self, role: Role, urgency: Urgency, args: Vec<String>) -> anyhow::Result<Process> {
+        match urgency {
+            Urgency::Usual => self.world.start(role, &self.tools.bench, args),
+            Urgency::First => {
+                let bench = self.tools.bench.display().to_string();
+                let words = ["-n", "-19", &bench].map(String::from);
+                self.world.start(role, "nice", words.into_iter().chain(args))
+            }
+        }
     }
 
     /// The line of a load, when it has ended.
@@ -221,12 +261,6 @@ impl Lab {
     /// It ended without one.
     pub(super) fn ended(process: &Process, seconds: u64) -> anyhow::Result<Values> {
         parse(&process.wait_for("cpu_machine_s=", Duration::from_secs(seconds) + BEYOND)?)
-    }
-
-    fn load_args(&self, args: &[String], seconds: u64) -> Vec<String> {
-        let relay = format!("relay={}", self.relay_pid());
-        let more = ["--seconds", &seconds.to_string(), "--cpu", &relay].map(String::from);
-        args.iter().cloned().chain(more).collect()
     }
 
     /// One operation through each of the mediators `m0` to `m<count - 1>`: how many answered, and what it took.

@@ -1,7 +1,10 @@
 //! What bulk does to others: a ping-pong and datagrams on one tunnel, quiet, beside bulk on another stream of the same tunnel,
 //! and beside bulk on other tunnels.
+//!
+//! Here all machines share some processors. So that it is the relay's and the mediators' part that is measured, and not how
+//! long a visitor or a host waits for a processor among dozens of busy threads, the measuring ends are scheduled first.
 
-use super::lab::{Lab, SINK, words};
+use super::lab::{Lab, Urgency, words};
 use super::{Common, Values, at_most, ratio, record};
 use crate::results::Report;
 use crate::world::{Process, Role};
@@ -20,8 +23,15 @@ const WORK: &str = "mixed";
 /// Tunnels; the ping-pong is on the first.
 const TUNNELS: u16 = 16;
 
-/// Published for each: its TCP port is this and its number, and the first one's UDP port likewise.
+/// Published for bulk: this and the tunnel's number.
 const PUBLISHED: u16 = 7100;
+
+/// Published for what is measured, TCP and UDP, on the first tunnel.
+const MEASURED: u16 = 7001;
+
+/// Ports of the sinks behind both.
+const SINK: u16 = 7000;
+const MEASURED_SINK: u16 = 7002;
 
 /// Datagrams a second, of this size.
 const DATAGRAMS: &str = "--rate 1000 --size 64";
@@ -57,13 +67,13 @@ const BULK: [Bulk; 4] = [
 pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
     let mut report = Report::begin(&common.congestion);
     let host = Role::Host.address();
-    let publish = |proto: &str, at: u16| format!("{proto}:{}=m{at}/{host}:{SINK}", published(at));
-    let mut ports: Vec<String> = (0..TUNNELS).map(|at| publish("tcp", at)).collect();
-    ports.push(publish("udp", 0));
-    let lab = Lab::up(common, &ports)?;
-    let _sink = lab.sink()?;
+    let bulk = (0..TUNNELS).map(|at| format!("tcp:{}=m{at}/{host}:{SINK}", published(PUBLISHED + at)));
+    let measured = ["tcp", "udp"].map(|proto| format!("{proto}:{}=m0/{host}:{MEASURED_SINK}", published(MEASURED)));
+    let lab = Lab::up(common, &bulk.chain(measured).collect::<Vec<_>>())?;
+    let _sinks = [lab.sink(SINK, Urgency::Usual)?, lab.sink(MEASURED_SINK, Urgency::First)?];
     let _agents = (0..TUNNELS).map(|at| lab.agent(&format!("m{at}"))).collect::<anyhow::Result<Vec<_>>>()?;
     for round in 1..=settings.rounds {
+        lab.look()?;
         record(&mut report, WORK, QUIET, round, measure(&lab, settings.seconds)?);
         for bulk in BULK {
             let lasts = settings.seconds + LEAD;
@@ -76,26 +86,28 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
             record(&mut report, WORK, bulk.case, round, values);
         }
     }
+    report.background = lab.background();
     judge(&mut report);
     Ok(report)
 }
 
-fn published(at: u16) -> String {
-    format!("{}:{}", Role::Relay.address(), PUBLISHED + at)
+fn published(port: u16) -> String {
+    format!("{}:{port}", Role::Relay.address())
 }
 
 fn start(lab: &Lab, bulk: Bulk, seconds: u64) -> anyhow::Result<Process> {
     let (first, end) = bulk.tunnels;
-    let to: Vec<String> = (first..end).map(|at| format!("--to {}", published(at))).collect();
+    let to: Vec<String> = (first..end).map(|at| format!("--to {}", published(PUBLISHED + at))).collect();
     let line = format!("tcp --streams {} --direction {} --warm-up-ms 0 {}", end - first, bulk.direction, to.join(" "));
-    lab.begin(Role::Public, &words(&line), seconds)
+    lab.begin(Role::Public, Urgency::Usual, &words(&line), seconds)
 }
 
 /// Ping-pong and datagrams at the same time, on the first tunnel.
 fn measure(lab: &Lab, seconds: u64) -> anyhow::Result<Values> {
-    let datagrams = lab.begin(Role::Public, &words(&format!("udp --to {} {DATAGRAMS}", published(0))), seconds)?;
-    let mut values = lab.load(Role::Public, &words(&format!("pingpong --to {}", published(0))), seconds)?;
-    let datagrams = Lab::ended(&datagrams, seconds)?;
+    let to = published(MEASURED);
+    let [datagrams, pings] = [format!("udp --to {to} {DATAGRAMS}"), format!("pingpong --to {to}")]
+        .map(|line| lab.begin(Role::Public, Urgency::First, &words(&line), seconds));
+    let (datagrams, mut values) = (Lab::ended(&datagrams?, seconds)?, Lab::ended(&pings?, seconds)?);
     for (from, to) in [("rtt_p50_us", "udp_p50_us"), ("rtt_p99_us", "udp_p99_us"), ("loss_percent", "udp_loss_percent")]
     {
         values.extend(datagrams.get(from).map(|&value| (to.to_owned(), value)));

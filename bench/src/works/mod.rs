@@ -38,7 +38,9 @@ fn record(report: &mut Report, work: &str, case: &str, round: u32, values: Value
         .filter(|(key, _)| !crate::values::is_detail(key))
         .map(|(key, value)| format!("{key}={}", crate::values::number(*value)))
         .collect();
-    eprintln!("{work}, {case}: {}", words.join(" "));
+    let bound =
+        if values.get("load_bound").is_some_and(|&bound| bound > 0.0) { " (the load is at its end)" } else { "" };
+    eprintln!("{work}, {case}: {}{bound}", words.join(" "));
     let (work, case, system) = (work.to_owned(), case.to_owned(), SYSTEM.to_owned());
     report.results.push(Measurement { work, case, system, round, values });
 }

@@ -52,6 +52,7 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
     for total in [active, count] {
         mediators.extend(lab.mediators(active, total - active, "sink")?);
         for round in 1..=settings.rounds {
+            lab.look()?;
             for direction in ["up", "down"] {
                 let line = format!("tcp --streams {active} --direction {direction} {}", to.join(" "));
                 let mut values = lab.load(Role::Public, &words(&line), settings.seconds)?;
@@ -67,6 +68,7 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
     let worst = worst.reduce(f64::max);
     let name = format!("W with {active} active of {count} tunnels, by that with {active} in all");
     report.bars.push(at_most(&name, "<= 1.15", RATIO_MAX, worst));
+    report.background = lab.background();
     Ok(report)
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 
 use super::handshake::{self, Pure};
-use super::lab::{Lab, PATIENCE, SINK, words};
+use super::lab::{Lab, PATIENCE, Urgency, words};
 use super::{Common, SYSTEM, Values, at_most, ratio, record};
 use crate::results::Report;
 use crate::world::{Role, meter};
@@ -39,8 +39,9 @@ const HANDSHAKES: u32 = 2000;
 /// Seconds of the quiet ping-pong.
 const QUIET_SECONDS: u64 = 3;
 
-/// Where the surviving relay publishes its port.
+/// Where the surviving relay publishes a port, and the sink behind it.
 const PUBLISHED: u16 = 7001;
+const SINK: u16 = 7000;
 
 /// Measures.
 ///
@@ -50,7 +51,7 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
     ensure!(settings.count > 0, "--count is at least 1");
     let mut report = Report::begin(&common.congestion);
     let mut lab = Lab::up(common, &[])?;
-    let (_sink, _survivor) = (lab.sink()?, lab.survivor(PUBLISHED, SINK)?);
+    let (_sink, _survivor) = (lab.sink(SINK, Urgency::Usual)?, lab.survivor(PUBLISHED, SINK)?);
     let ping = words(&format!("pingpong --to {}:{PUBLISHED}", Role::Relay.address()));
     let pure = handshake::pure(&State::open(&lab.state())?, HANDSHAKES)?;
     record(&mut report, WORK, PURE, 1, pure.values(settings.count));
@@ -58,16 +59,18 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
     // Long enough for the storm, and little longer: the ping-pong shall be within it.
     let expected = (pure.all_s(settings.count) * 1.2).ceil() as u64 + 1;
     for round in 1..=settings.rounds {
+        lab.look()?;
         record(&mut report, WORK, QUIET, round, lab.load(Role::Public, &ping, QUIET_SECONDS)?);
         let marks: Vec<usize> = mediators.iter().map(crate::world::Process::mark).collect();
         let meanwhile = lab.begin_alone(Role::Public, &ping, expected)?;
         let killed = Instant::now();
         lab.crash_relay()?;
-        let runs = Instant::now();
+        // What it takes to start is not the handshakes'.
+        let (runs, started_s) = (Instant::now(), meter::cpu_s(lab.relay_pid())?);
         for (process, mark) in mediators.iter().zip(marks) {
             process.wait_for_after(mark, "again ", PATIENCE)?;
         }
-        let (back_s, relay_s) = (runs.elapsed().as_secs_f64(), meter::cpu_s(lab.relay_pid())?);
+        let (back_s, relay_s) = (runs.elapsed().as_secs_f64(), meter::cpu_s(lab.relay_pid())? - started_s);
         let since_kill_s = killed.elapsed().as_secs_f64();
         let values = storm(settings.count, &pure, back_s, since_kill_s, relay_s);
         record(&mut report, WORK, STORM, round, values);
@@ -75,6 +78,7 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
         // Before the next crash the machine is to be quiet.
         std::thread::sleep(Duration::from_secs(1));
     }
+    report.background = lab.background();
     judge(&mut report, settings.count);
     Ok(report)
 }

@@ -15,7 +15,8 @@ pub fn text(report: &Report) -> String {
                 let of_case = report.results.iter().filter(|m| m.work == work && m.case == case && m.system == system);
                 let Some(first) = of_case.into_iter().next() else { continue };
                 // Writing to a string does not fail.
-                let _ = writeln!(text, "{work}, {case}");
+                let bound = report.values(work, case, system, "load_bound").any(|bound| bound > 0.0);
+                let _ = writeln!(text, "{work}, {case}{}", if bound { " (the load is at its end)" } else { "" });
                 for key in first.values.keys().filter(|key| !is_detail(key)) {
                     if let Some(spread) = report.spread(work, case, system, key) {
                         let [min, median, max] = [spread.min, spread.median, spread.max].map(number);
