@@ -55,6 +55,11 @@ impl Case {
     fn new(work: Work, name: String, args: &str) -> Self {
         Self { work, name, args: args.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect() }
     }
+
+    /// Work and name.
+    pub fn full_name(&self) -> String {
+        format!("{} {}", self.work, self.name)
+    }
 }
 
 /// The name of a case of `tcp`.

@@ -110,8 +110,13 @@ impl Run {
             if !entrant.carries(case) {
                 continue;
             }
-            self.looks.push(settled()?);
             let system = entrant.system.name().to_owned();
+            // What has failed would fail again, and might take minutes each time.
+            if self.has_failed(&system, case) {
+                self.progress.pass();
+                continue;
+            }
+            self.looks.push(settled()?);
             let what = format!("round {round} of {}: {} {}, {system}", settings.rounds, case.work, case.name);
             self.progress.begin(&what);
             match entrant.measure(site, case, settings.seconds) {
@@ -123,7 +128,7 @@ impl Run {
                 Err(error) => {
                     let why = format!("in round {round}: {error:#}");
                     self.progress.fail(&what, &why);
-                    self.skip(&system, &format!("{} {}", case.work, case.name), why);
+                    self.skip(&system, &case.full_name(), why);
                 }
             }
         }
@@ -135,6 +140,10 @@ impl Run {
             }
         });
         Ok(())
+    }
+
+    fn has_failed(&self, system: &str, case: &Case) -> bool {
+        self.report.skipped.iter().any(|skipped| skipped.system == system && skipped.work == case.full_name())
     }
 
     fn skip(&mut self, system: &str, work: &str, why: String) {
@@ -154,7 +163,7 @@ impl Run {
 
 impl Settings {
     fn wants(&self, case: &Case) -> bool {
-        let name = format!("{} {}", case.work, case.name);
+        let name = case.full_name();
         self.cases.is_empty() || self.cases.iter().any(|text| name.contains(text.as_str()))
     }
 }
