@@ -3,6 +3,7 @@
 mod compare;
 mod loads;
 mod results;
+mod works;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -31,7 +32,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Simulate many mediators; prints a line when all are up, and one at the end
+    /// Simulate many mediators; prints a line when all are up, one each time that they are again, and one at the end
     Mediators(Mediators),
     /// One operation (open, connect, bytes and their echo) through each of many mediators
     Operate(Operate),
@@ -43,6 +44,16 @@ enum Command {
     Setup(loads::Setup),
     /// Small messages to a sink, or to what leads to one, and their echoes
     Pingpong(loads::Pingpong),
+    /// What idle tunnels cost the relay, in network namespaces; needs root, as do the next four
+    Idle(works::Idle),
+    /// All mediators come back after the relay's kill -9
+    Storm(works::Storm),
+    /// What bulk does to a ping-pong and datagrams, on the same tunnel and on others
+    Mixed(works::Mixed),
+    /// What idle neighbours cost those that are active
+    Share(works::Share),
+    /// Thousands of UDP flows, and thousands of mediators with a flow each
+    Flows(works::Flows),
     /// A run's JSON as a page
     Report(results::Render),
     /// Two runs' JSON compared
@@ -112,6 +123,8 @@ struct Mediators {
 enum Answer {
     /// Every destination is an echo service
     Echo,
+    /// Every destination is a sink of the loads
+    Sink,
     /// Every destination refuses
     Refuse,
 }
@@ -142,9 +155,9 @@ struct Operate {
 
 #[derive(Debug, Args)]
 struct Tcp {
-    /// The sink
-    #[arg(long, value_name = "HOST:PORT")]
-    to: String,
+    /// The sink; the streams take turns with several
+    #[arg(long, value_name = "HOST:PORT", required = true)]
+    to: Vec<String>,
     /// Streams at once
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u16).range(1..=1024))]
     streams: u16,
@@ -170,9 +183,9 @@ enum Direction {
 
 #[derive(Debug, Args)]
 struct Udp {
-    /// The sink
-    #[arg(long, value_name = "HOST:PORT")]
-    to: String,
+    /// The sink; the flows take turns with several
+    #[arg(long, value_name = "HOST:PORT", required = true)]
+    to: Vec<String>,
     /// Payload bytes of each datagram
     #[arg(long, value_name = "B", default_value_t = 200)]
     size: usize,
@@ -229,6 +242,11 @@ impl Cli {
             Command::TurnEcho(args) => compare::turn_echo(&args),
             Command::Setup(args) => loads::setup(args),
             Command::Pingpong(args) => loads::pingpong(args),
+            Command::Idle(args) => works::idle(&args),
+            Command::Storm(args) => works::storm(&args),
+            Command::Mixed(args) => works::mixed(&args),
+            Command::Share(args) => works::share(&args),
+            Command::Flows(args) => works::flows(&args),
             Command::Report(args) => results::render(&args),
             Command::Diff(args) => results::diff(&args),
             Command::Sink(args) => {
@@ -254,6 +272,7 @@ fn mediators(args: Mediators) -> anyhow::Result<ExitCode> {
         at_once: args.connect_at_once,
         answer: match args.answer {
             Answer::Echo => simulate::Answer::Echo,
+            Answer::Sink => simulate::Answer::Sink,
             Answer::Refuse => simulate::Answer::Refuse,
         },
         patience: Duration::from_secs(args.patience),
@@ -261,7 +280,7 @@ fn mediators(args: Mediators) -> anyhow::Result<ExitCode> {
     };
     let count = settings.names.len();
     let mut up_before = false;
-    let mut figures = simulate::run(settings, |figures| {
+    let figures = simulate::run(settings, |figures| {
         println!("{} {}", if up_before { "back" } else { "ready" }, figures.line());
         up_before = true;
     })?;
@@ -297,7 +316,7 @@ fn operate(args: &Operate) -> anyhow::Result<ExitCode> {
 
 fn tcp(args: Tcp) -> anyhow::Result<ExitCode> {
     let line = load::tcp::run(&load::tcp::Settings {
-        to: resolve(&args.to)?,
+        to: resolve_all(&args.to)?,
         streams: args.streams.into(),
         measured: Duration::from_secs(args.seconds),
         warm_up: Duration::from_millis(args.warm_up_ms),
@@ -310,7 +329,7 @@ fn tcp(args: Tcp) -> anyhow::Result<ExitCode> {
 
 fn udp(args: Udp) -> anyhow::Result<ExitCode> {
     let mut client = load::udp::Client::new(load::udp::Settings {
-        to: resolve(&args.to)?,
+        to: resolve_all(&args.to)?,
         size: args.size,
         flows: args.flows,
         batch: args.batch,
@@ -323,6 +342,10 @@ fn udp(args: Udp) -> anyhow::Result<ExitCode> {
     };
     println!("{line}");
     Ok(ExitCode::SUCCESS)
+}
+
+fn resolve_all(texts: &[String]) -> anyhow::Result<Vec<SocketAddr>> {
+    texts.iter().map(|text| resolve(text)).collect()
 }
 
 fn resolve(text: &str) -> anyhow::Result<SocketAddr> {

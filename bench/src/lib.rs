@@ -7,6 +7,7 @@
 //! | `operate` | a terminal's operation through each of many mediators | [`operate`] |
 //! | `tcp`, `udp`, `setup`, `pingpong` | loads: bulk streams, datagrams, new connections, small messages | [`load`] |
 //! | `sink` | the other end of all loads | [`peer`] |
+//! | `compare` | the same work on Isthmus, its peers and the ceilings | [`compare`], [`systems`], [`world`] |
 //! | `report`, `diff` | results as a page, and two of them compared | [`html`], [`mod@diff`] |
 //!
 //! Every result is one line of `key=value` words, see [`report::Line`], so that scripts need no parser.
@@ -28,4 +29,5 @@ pub mod simulate;
 pub mod systems;
 pub mod usage;
 pub mod values;
+pub mod works;
 pub mod world;

@@ -155,6 +155,22 @@ fn every_tunnel_answers_a_check_whatever_it_says_to_terminals() {
 }
 
 #[test]
+fn sinks_behind_simulated_mediators_serve_the_loads() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let world = World::new();
+    mediators(world.settings(Answer::Sink));
+    let settings = world.terminal(Names::All);
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mediator = isthmus_terminal::Mediator::attach(&settings.config, "m1".parse().unwrap()).await.unwrap();
+        let mut stream = mediator.connect(settings.to).await.unwrap();
+        stream.write_all(b"Epingpong").await.unwrap();
+        let mut echo = [0; 8];
+        stream.read_exact(&mut echo).await.unwrap();
+        assert_eq!(&echo, b"pingpong");
+    });
+}
+
+#[test]
 fn mediators_end_their_hold_with_all_tunnels_up() {
     let world = World::new();
     let settings = Settings { hold: Some(Duration::from_millis(100)), ..world.settings(Answer::Echo) };

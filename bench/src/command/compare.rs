@@ -9,6 +9,8 @@ use isthmus_bench::compare::{self, NOISY_PERCENT, cases::Work, table};
 use isthmus_bench::results::Report;
 use isthmus_bench::systems::turn;
 
+use super::results::write_page;
+
 #[derive(Debug, Args)]
 pub(super) struct Compare {
     /// Kinds of load [default: all]
@@ -41,6 +43,9 @@ pub(super) struct Compare {
     /// Write the results here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write them here as a page, too
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Show the bars and their verdicts
     #[arg(long)]
     bars: bool,
@@ -76,6 +81,9 @@ pub(super) fn compare(args: Compare) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.json {
         report.save(path)?;
     }
+    if let Some(path) = &args.html {
+        write_page(&report, path)?;
+    }
     print!("{}", table::results(&report));
     println!("{}", closing(&report));
     if args.bars || args.check {
@@ -90,7 +98,7 @@ pub(super) fn turn_echo(args: &TurnEcho) -> anyhow::Result<ExitCode> {
 }
 
 /// Where this was measured, and how quiet it was.
-fn closing(report: &Report) -> String {
+pub(super) fn closing(report: &Report) -> String {
     let machine = &report.machine;
     let mut text = format!(
         "{}, {} cores, {} GiB, Linux {}; medians of the rounds.",

@@ -55,6 +55,11 @@ impl Case {
     fn new(work: Work, name: String, args: &str) -> Self {
         Self { work, name, args: args.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect() }
     }
+
+    /// Work and name.
+    pub fn full_name(&self) -> String {
+        format!("{} {}", self.work, self.name)
+    }
 }
 
 /// The name of a case of `tcp`.
@@ -83,7 +88,9 @@ pub fn cases(work: Work, full: bool) -> Vec<Case> {
         Work::Tcp => {
             for count in [1, 16, 256] {
                 for way in ["up", "down"] {
-                    let args = format!("--streams {count} --direction {way}");
+                    // Until the buffers of so many sockets are full, what is written says nothing of what is carried.
+                    let warm_up_ms = if count > 16 { 6000 } else { 1000 };
+                    let args = format!("--streams {count} --direction {way} --warm-up-ms {warm_up_ms}");
                     cases.push(Case::new(work, streams(count, way), &args));
                 }
             }

@@ -45,6 +45,11 @@ impl Progress {
         self.done += 1;
     }
 
+    /// A step is left out.
+    pub(super) fn pass(&mut self) {
+        self.done += 1;
+    }
+
     /// The line goes.
     pub(super) fn clear(&self) {
         if self.terminal {

@@ -17,8 +17,8 @@ use crate::usage::{Usage, Watched};
 /// What to do.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The sink, or what leads to it.
-    pub to: SocketAddr,
+    /// Sinks, or what leads to them, at least one; the streams take turns.
+    pub to: Vec<SocketAddr>,
     /// Streams at once.
     pub streams: usize,
     /// Time that is measured.
@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub fn run(settings: &Settings) -> anyhow::Result<Line> {
     let moved: Vec<AtomicU64> = (0..settings.streams).map(|_| AtomicU64::new(0)).collect();
     let stop = AtomicBool::new(false);
-    let sockets = (0..settings.streams).map(|_| connect(settings)).collect::<anyhow::Result<Vec<_>>>()?;
+    let sockets = (0..settings.streams).map(|number| connect(settings, number)).collect::<anyhow::Result<Vec<_>>>()?;
     let (failed, failures) = mpsc::channel();
     thread::scope(|scope| {
         for (socket, moved) in sockets.iter().zip(&moved) {
@@ -66,9 +66,9 @@ pub fn run(settings: &Settings) -> anyhow::Result<Line> {
     })
 }
 
-fn connect(settings: &Settings) -> anyhow::Result<TcpStream> {
-    let mut socket = TcpStream::connect_timeout(&settings.to, PATIENCE)
-        .with_context(|| format!("cannot connect to {}", settings.to))?;
+fn connect(settings: &Settings, number: usize) -> anyhow::Result<TcpStream> {
+    let to = settings.to.get(number % settings.to.len().max(1)).context("give at least one --to")?;
+    let mut socket = TcpStream::connect_timeout(to, PATIENCE).with_context(|| format!("cannot connect to {to}"))?;
     socket.set_nodelay(true)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_write_timeout(Some(PATIENCE))?;
@@ -133,14 +133,15 @@ mod tests {
 
     fn settings(to: SocketAddr, up: bool) -> Settings {
         let time = Duration::from_millis(50);
-        Settings { to, streams: 3, measured: time, warm_up: time, up, watched: Vec::new() }
+        Settings { to: vec![to], streams: 3, measured: time, warm_up: time, up, watched: Vec::new() }
     }
 
     #[test]
     fn both_directions_move_bytes_on_every_stream() {
         let to = stream::spawn("127.0.0.1:0".parse().unwrap()).unwrap();
+        let other = stream::spawn("127.0.0.1:0".parse().unwrap()).unwrap();
         for up in [true, false] {
-            let line = run(&settings(to, up)).unwrap().to_string();
+            let line = run(&Settings { to: vec![to, other], ..settings(to, up) }).unwrap().to_string();
             let value = |key: &str| {
                 let word = line.split(' ').find_map(|word| word.strip_prefix(key)).unwrap();
                 word.parse::<f64>().unwrap()

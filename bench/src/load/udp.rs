@@ -15,8 +15,8 @@ use crate::usage::{self, Usage, Watched};
 /// What to send.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The echo server, or what leads to it.
-    pub to: SocketAddr,
+    /// Echo servers, or what leads to them, at least one; the flows take turns.
+    pub to: Vec<SocketAddr>,
     /// Payload bytes of each datagram, from [`STAMP`] to 65,507.
     pub size: usize,
     /// Sockets, which a relay takes for as many visitors; from 1 to [`FLOWS_MAX`].
@@ -113,13 +113,15 @@ impl Client {
         usage::raise_descriptors(settings.flows as u64 + DESCRIPTORS_BESIDE)?;
         let batch_max = (65_000 / settings.size).clamp(1, 64);
         ensure!((1..=batch_max).contains(&settings.batch), "--batch is from 1 to {batch_max} at that size");
-        let any: SocketAddr = match settings.to {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let flow = |_| {
+        ensure!(!settings.to.is_empty(), "give at least one --to");
+        let flow = |number: usize| {
+            let to = settings.to[number % settings.to.len()];
+            let any: SocketAddr = match to {
+                SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+                SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+            };
             let socket = socket(any, settings.flows)?;
-            socket.connect_udp(settings.to).with_context(|| format!("cannot reach {}", settings.to))?;
+            socket.connect_udp(to).with_context(|| format!("cannot reach {to}"))?;
             Ok(Flow { socket, answered: false })
         };
         let flows: Vec<Flow> = (0..settings.flows).map(flow).collect::<anyhow::Result<_>>()?;
@@ -135,12 +137,8 @@ impl Client {
         let mut outcome = Outcome::default();
         let mut silent: Vec<usize> = (0..self.flows.len()).collect();
         while !silent.is_empty() {
-            let missing = silent.len();
-            ensure!(
-                Instant::now() < deadline,
-                "no echo from {} within {PATIENCE:?} on {missing} flows",
-                self.settings.to
-            );
+            let (missing, to) = (silent.len(), self.settings.to[silent[0] % self.settings.to.len()]);
+            ensure!(Instant::now() < deadline, "no echo from {to} within {PATIENCE:?}; {missing} flows are silent");
             let begun = missing.min(BEGUN_AT_ONCE);
             silent[..begun].iter().for_each(|&flow| self.send(flow, 1));
             let again = Instant::now() + Duration::from_millis(50);
@@ -275,24 +273,16 @@ fn take(datagram: &[u8], run: u64, now: Duration, outcome: &mut Outcome) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::*;
-    use crate::peer::datagram::Echo;
+    use crate::peer::datagram;
 
     fn settings(to: SocketAddr) -> Settings {
         let measured = Duration::from_millis(100);
-        Settings { to, size: 200, flows: 3, batch: 1, measured, watched: Vec::new() }
+        Settings { to: vec![to], size: 200, flows: 3, batch: 1, measured, watched: Vec::new() }
     }
 
     fn echo() -> SocketAddr {
-        let (tell, told) = mpsc::channel();
-        std::thread::spawn(move || {
-            let echo = Echo::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-            tell.send(echo.local_addr().unwrap()).unwrap();
-            echo.serve(|| {}).unwrap();
-        });
-        told.recv().unwrap()
+        datagram::spawn("127.0.0.1:0".parse().unwrap()).unwrap()
     }
 
     #[test]

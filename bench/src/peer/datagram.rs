@@ -32,6 +32,26 @@ pub(crate) fn socket(local: SocketAddr, sockets: usize) -> anyhow::Result<Socket
     Ok(socket)
 }
 
+/// Serves from a thread of its own. Returns the real address.
+///
+/// # Errors
+/// The number is taken, no thread can be made, or there is no io_uring.
+pub fn spawn(listen: SocketAddr) -> anyhow::Result<SocketAddr> {
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::Builder::new().name("datagrams".into()).spawn(move || {
+        let bound = Echo::bind(listen).and_then(|echo| Ok((echo.local_addr()?, echo)));
+        // The other end waits for it.
+        let served = match bound {
+            Ok((address, echo)) => tell.send(Ok(address)).map_or(Ok(()), |()| echo.serve(|| {})),
+            Err(error) => return drop(tell.send(Err(error))),
+        };
+        if let Err(error) = served {
+            tracing::error!(%error, "no datagram is served any more: the ring failed");
+        }
+    })?;
+    told.recv().context("the server's thread ended at once")?
+}
+
 /// A UDP echo server on a ring of its own.
 pub struct Echo {
     ring: Ring,

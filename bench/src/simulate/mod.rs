@@ -7,7 +7,7 @@ mod ports;
 mod session;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -57,6 +57,8 @@ pub struct Settings {
 pub enum Answer {
     /// Every destination is the process's own echo service.
     Echo,
+    /// Every destination is a sink of the loads, TCP and UDP ([`crate::peer`]).
+    Sink,
     /// Every destination refuses.
     Refuse,
 }
@@ -82,7 +84,7 @@ pub struct Figures {
 
 impl Figures {
     /// As a line.
-    pub fn line(&mut self) -> Line {
+    pub fn line(&self) -> Line {
         let mut line = Line::default().with("up", self.up).with("came_up", self.came_up);
         if let Some(time) = self.all_up_after {
             line.add("all_up_s", format_args!("{:.3}", time.as_secs_f64()));
@@ -120,7 +122,11 @@ pub fn run(settings: Settings, mut told: impl FnMut(&mut Figures)) -> anyhow::Re
     // The tunnels' own sockets are in the rings' tables, but the sockets of UDP channels are not.
     let channels = settings.names.len() as u64 * u64::from(settings.udp_channels);
     usage::raise_descriptors(channels + settings.at_once as u64 + DESCRIPTORS_BESIDE)?;
-    let services = echo::spawn().context("cannot start the echo service")?;
+    let mut services = echo::spawn().context("cannot start the echo service")?;
+    if settings.answer == Answer::Sink {
+        services.tcp = crate::peer::stream::spawn((Ipv4Addr::LOCALHOST, 0).into())?;
+        services.udp = crate::peer::datagram::spawn((Ipv4Addr::LOCALHOST, 0).into())?;
+    }
     let stop = Arc::new(AtomicBool::new(false));
     let hold = settings.hold;
     let parts = settings.parts();

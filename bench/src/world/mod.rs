@@ -267,9 +267,11 @@ fn last_lines<'a>(lines: impl DoubleEndedIterator<Item = &'a str>, otherwise: &s
 
 /// Whether a program is installed: where it would be started from.
 pub fn find(program: &str) -> Option<PathBuf> {
-    // Servers are in sbin, which is not in everybody's PATH.
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from));
+    // Servers are in sbin, and what cargo installs is in its own folder, which are not in everybody's PATH.
+    let cargo = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo/bin"));
+    let others = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from).into_iter().chain(cargo);
+    let folders = std::env::split_paths(&path).chain(others);
     folders.map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 

@@ -1,0 +1,160 @@
+//! `idle`, `storm`, `mixed`, `share`, `flows`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, value_parser};
+use isthmus_bench::results::Report;
+use isthmus_bench::works::{self, flows, idle, mixed, share, storm};
+use isthmus_proto::limits::CHANNELS_MAX;
+
+use super::compare::closing;
+use super::results::write_page;
+
+#[derive(Debug, Args)]
+pub(super) struct Common {
+    /// Threads of the relay
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u16).range(1..=64))]
+    shards: u16,
+    /// TCP congestion control on every leg
+    #[arg(long, value_name = "NAME", default_value = "cubic", value_parser = ["cubic", "bbr", "reno"])]
+    congestion: String,
+    /// UDP channels of each tunnel
+    #[arg(long, value_name = "K", default_value_t = 2, value_parser = value_parser!(u8).range(0..=i64::from(CHANNELS_MAX)))]
+    udp_channels: u8,
+    /// Write the results here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write them here as a page, too
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Fail if a bar is missed
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Rounds {
+    /// Rounds, whose medians are shown
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Seconds of each measurement
+    #[arg(long, value_name = "S", default_value_t = 3, value_parser = value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Idle {
+    /// Tunnels
+    #[arg(long, value_name = "N", default_value_t = 16_000)]
+    count: usize,
+    /// Quiet seconds before each look
+    #[arg(long, value_name = "S", default_value_t = 30, value_parser = value_parser!(u64).range(0..=3600))]
+    settle: u64,
+    /// Seconds for which CPU is watched
+    #[arg(long, value_name = "S", default_value_t = 16, value_parser = value_parser!(u64).range(1..=3600))]
+    watch: u64,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Storm {
+    /// Mediators
+    #[arg(long, value_name = "N", default_value_t = 15_000)]
+    count: usize,
+    /// Crashes, whose medians are shown
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Mixed {
+    #[command(flatten)]
+    rounds: Rounds,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Share {
+    /// Tunnels in all
+    #[arg(long, value_name = "N", default_value_t = 16_000)]
+    count: usize,
+    /// Of them, those that carry bulk
+    #[arg(long, value_name = "A", default_value_t = 100)]
+    active: usize,
+    #[command(flatten)]
+    rounds: Rounds,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Flows {
+    /// Flows on one published port
+    #[arg(long, value_name = "F", default_value_t = 10_000)]
+    flows: usize,
+    /// Mediators with a flow each
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    mediators: usize,
+    /// Datagrams a second
+    #[arg(long, value_name = "R", default_value_t = 10_000, value_parser = value_parser!(u32).range(1..=10_000_000))]
+    rate: u32,
+    #[command(flatten)]
+    rounds: Rounds,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Common {
+    fn settings(&self) -> works::Common {
+        works::Common { shards: self.shards, congestion: self.congestion.clone(), channels: self.udp_channels }
+    }
+
+    fn finish(&self, report: &Report) -> anyhow::Result<ExitCode> {
+        // Saved before anything is printed: what was measured is not lost with a closed pipe.
+        if let Some(path) = &self.json {
+            report.save(path)?;
+        }
+        if let Some(path) = &self.html {
+            write_page(report, path)?;
+        }
+        print!("{}", works::table::text(report));
+        println!("{}", closing(report));
+        let missed = report.bars.iter().any(|bar| bar.met == Some(false));
+        Ok(if self.check && missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+}
+
+pub(super) fn idle(args: &Idle) -> anyhow::Result<ExitCode> {
+    let (settle, watch) = (Duration::from_secs(args.settle), Duration::from_secs(args.watch));
+    let settings = idle::Settings { count: args.count, settle, watch };
+    args.common.finish(&idle::run(&settings, &args.common.settings())?)
+}
+
+pub(super) fn storm(args: &Storm) -> anyhow::Result<ExitCode> {
+    let settings = storm::Settings { count: args.count, rounds: args.rounds };
+    args.common.finish(&storm::run(&settings, &args.common.settings())?)
+}
+
+pub(super) fn mixed(args: &Mixed) -> anyhow::Result<ExitCode> {
+    let settings = mixed::Settings { rounds: args.rounds.rounds, seconds: args.rounds.seconds };
+    args.common.finish(&mixed::run(&settings, &args.common.settings())?)
+}
+
+pub(super) fn share(args: &Share) -> anyhow::Result<ExitCode> {
+    let Rounds { rounds, seconds } = args.rounds;
+    let settings = share::Settings { count: args.count, active: args.active, rounds, seconds };
+    args.common.finish(&share::run(&settings, &args.common.settings())?)
+}
+
+pub(super) fn flows(args: &Flows) -> anyhow::Result<ExitCode> {
+    let (flows, mediators, rate) = (args.flows, args.mediators, args.rate);
+    let Rounds { rounds, seconds } = args.rounds;
+    let settings = flows::Settings { flows, mediators, rate, rounds, seconds };
+    args.common.finish(&flows::run(&settings, &args.common.settings())?)
+}

@@ -1,0 +1,307 @@
+//! A relay in a world, and what the works put around it.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use rustix::process::{Resource, getrlimit};
+
+use super::Values;
+use crate::compare::background;
+use crate::compare::cases::parse;
+use crate::results::{Background, middle};
+use crate::systems::Tools;
+use crate::world::{Process, Role, SOON, World};
+
+/// What all works are told.
+#[derive(Clone, Debug)]
+pub struct Common {
+    /// Threads of the relay.
+    pub shards: u16,
+    /// TCP congestion control on every leg.
+    pub congestion: String,
+    /// UDP channels of each tunnel.
+    pub channels: u8,
+}
+
+/// Service port.
+const SERVICE: u16 = 4470;
+
+/// How long a load may take beyond its seconds.
+const BEYOND: Duration = Duration::from_secs(60);
+
+/// Descriptors of a simulating process beside its tunnels'.
+const DESCRIPTORS_BESIDE: u64 = 128;
+
+/// Handshakes of one simulating process at once.
+const AT_ONCE: &str = "64";
+
+/// Local port numbers of the mediators' machines: each tunnel takes some.
+const PORT_RANGE: &str = "net.ipv4.ip_local_port_range=10000 65535";
+
+/// How long mediators may take to be up.
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The relay's machine and the rest.
+pub(super) struct Lab {
+    pub(super) world: World,
+    tools: Tools,
+    common: Common,
+    relay: Relay,
+    /// What others used of one core each time that nothing was measured, in percent.
+    looks: RefCell<Vec<f64>>,
+}
+
+/// How much a process of ours counts for the scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// As any other.
+    Usual,
+    /// Before relays and mediators: what is another machine's in the field, and shall not be measured as theirs.
+    First,
+}
+
+/// A relay that runs.
+struct Relay {
+    process: Process,
+    args: Vec<String>,
+    /// Its name, and the name of its folder of keys in the world's.
+    name: &'static str,
+    service: String,
+    pin: String,
+}
+
+/// A relay and its mediator that nothing happens to.
+pub(super) struct Survivor {
+    _relay: Relay,
+    _agent: Process,
+}
+
+impl Lab {
+    /// A world with a relay that publishes these ports (`PROTO:ADDR:PORT=MEDIATOR/HOST:PORT`).
+    ///
+    /// # Errors
+    /// The world cannot be made, or a program is missing or does not start.
+    pub(super) fn up(common: &Common, publish: &[String]) -> anyhow::Result<Self> {
+        let tools = Tools { bench: std::env::current_exe()?, rathole: None };
+        // Before the world is made: it is what is missing most often.
+        tools.own("isthmus-relay")?;
+        let world = World::up(&common.congestion)?;
+        for role in [Role::Private, Role::Host] {
+            world.run(role, "sysctl", ["-q", "-w", PORT_RANGE], SOON)?;
+        }
+        let relay = Relay::start(&world, &tools, common, "state", SERVICE, publish)?;
+        Ok(Self { world, tools, common: common.clone(), relay, looks: RefCell::default() })
+    }
+
+    pub(super) fn relay_pid(&self) -> u32 {
+        self.relay.process.pid()
+    }
+
+    /// Kills the relay as a crash would, and starts it again with the same keys.
+    ///
+    /// # Errors
+    /// It does not come up again.
+    pub(super) fn crash_relay(&mut self) -> anyhow::Result<()> {
+        self.relay.process.kill();
+        self.relay.process = self.world.start(Role::Relay, self.tools.own("isthmus-relay")?, &self.relay.args)?;
+        self.relay.process.wait_for("relay runs", SOON).map(drop)
+    }
+
+    /// Looks at what others use of the machine, while nothing is measured.
+    ///
+    /// # Errors
+    /// There is no `/proc`.
+    pub(super) fn look(&self) -> anyhow::Result<()> {
+        self.looks.borrow_mut().push(background()?);
+        Ok(())
+    }
+
+    /// What the looks have seen.
+    pub(super) fn background(&self) -> Option<Background> {
+        let mut looks = self.looks.take();
+        looks.sort_by(f64::total_cmp);
+        let max_percent = *looks.last()?;
+        Some(Background { median_percent: middle(&looks), max_percent })
+    }
+
+    /// Where the relay's keys are.
+    pub(super) fn state(&self) -> PathBuf {
+        self.world.folder().join(self.relay.name)
+    }
+
+    /// Another relay on the same machine, which publishes one TCP port of the private host, with a mediator.
+    ///
+    /// # Errors
+    /// One of them does not start.
+    pub(super) fn survivor(&self, published: u16, port: u16) -> anyhow::Result<Survivor> {
+        let publish = format!("tcp:{}:{published}=s/{}:{port}", Role::Relay.address(), Role::Host.address());
+        let relay = Relay::start(&self.world, &self.tools, &self.common, "survivor", SERVICE + 1, &[publish])?;
+        let agent = self.agent_of(&relay, "s")?;
+        Ok(Survivor { _relay: relay, _agent: agent })
+    }
+
+    fn token(&self, relay: &Relay, words: &[&str]) -> anyhow::Result<String> {
+        let state = self.world.folder().join(relay.name).display().to_string();
+        let args = ["token", "--state", &state].into_iter().chain(words.iter().copied());
+        Ok(self.world.run(Role::Relay, self.tools.own("isthmus-relay")?, args, SOON)?.trim().to_owned())
+    }
+
+    /// A real mediator behind the NAT, up.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub(super) fn agent(&self, name: &str) -> anyhow::Result<Process> {
+        self.agent_of(&self.relay, name)
+    }
+
+    fn agent_of(&self, relay: &Relay, name: &str) -> anyhow::Result<Process> {
+        let token = self.token(relay, &["--mediator", name])?;
+        let token = self.world.write(&format!("{name}.token"), token)?.display().to_string();
+        let channels = self.common.channels.to_string();
+        let args =
+            ["--relay", &relay.service, "--pin", &relay.pin, "--token-file", &token, "--udp-channels", &channels];
+        let args = args.into_iter().chain(["--congestion", &self.common.congestion]);
+        let agent = self.world.start(Role::Private, self.tools.own("isthmus-agent")?, args)?;
+        agent.wait_for("tunnel up", SOON)?;
+        Ok(agent)
+    }
+
+    /// A sink on the private host.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub(super) fn sink(&self, port: u16, urgency: Urgency) -> anyhow::Result<Process> {
+        let args = ["sink".to_owned(), "--listen".to_owned(), format!("{}:{port}", Role::Host.address())];
+        let sink = self.start(Role::Host, urgency, args.to_vec())?;
+        sink.wait_for("ready", SOON)?;
+        Ok(sink)
+    }
+
+    /// Simulated mediators `m<first>` to `m<first + count - 1>`, all up, in as many processes as their descriptors need, on
+    /// both private machines in turn.
+    ///
+    /// # Errors
+    /// Not all come up.
+    pub(super) fn mediators(&self, first: usize, count: usize, answer: &str) -> anyhow::Result<Vec<Process>> {
+        let mut processes = Vec::new();
+        let (state, service, pin) = (self.state().display().to_string(), &self.relay.service, &self.relay.pin);
+        let channels = self.common.channels.to_string();
+        let each = self.each_process()?;
+        let mut begun = 0;
+        while begun < count {
+            let some = (count - begun).min(each);
+            let (number, from) = (some.to_string(), (first + begun).to_string());
+            let patience = PATIENCE.as_secs().to_string();
+            let args = ["mediators", "--relay", service, "--pin", pin, "--state", &state, "--count", &number];
+            let more = ["--first", &from, "--udp-channels", &channels, "--answer", answer, "--patience", &patience];
+            let args = args.into_iter().chain(more).chain(["--connect-at-once", AT_ONCE]);
+            // By number, since the same mediators come one process at a time.
+            let role = if ((first + begun) / each).is_multiple_of(2) { Role::Private } else { Role::Host };
+            let process = self.world.start(role, &self.tools.bench, args)?;
+            process.wait_for("ready ", PATIENCE + SOON)?;
+            processes.push(process);
+            begun += some;
+        }
+        Ok(processes)
+    }
+
+    /// Mediators that one process can simulate.
+    fn each_process(&self) -> anyhow::Result<usize> {
+        let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20);
+        let each = limit.saturating_sub(DESCRIPTORS_BESIDE) / (1 + u64::from(self.common.channels));
+        ensure!(each > 0, "the limit of descriptors (ulimit -Hn) is {limit}: too low to simulate mediators");
+        // Two UDP channels of each take a local port number of the machine, beside the others'.
+        Ok(each.min(8000) as usize)
+    }
+
+    /// A load on a machine, to its end, with the relay's CPU time.
+    ///
+    /// # Errors
+    /// As the load's.
+    pub(super) fn load(&self, role: Role, args: &[String], seconds: u64) -> anyhow::Result<Values> {
+        Self::ended(&self.begin(role, Urgency::Usual, args, seconds)?, seconds)
+    }
+
+    /// The same, started only; [`Lab::ended`] waits for it.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub(super) fn begin(&self, role: Role, urgency: Urgency, args: &[String], seconds: u64) -> anyhow::Result<Process> {
+        let relay = format!("relay={}", self.relay_pid());
+        let more = ["--seconds", &seconds.to_string(), "--cpu", &relay].map(String::from);
+        self.start(role, urgency, args.iter().cloned().chain(more).collect())
+    }
+
+    /// The same without the relay's CPU time, for when it will not live that long.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn begin_alone(&self, role: Role, args: &[String], seconds: u64) -> anyhow::Result<Process> {
+        let more = ["--seconds".to_owned(), seconds.to_string()];
+        self.start(role, Urgency::Usual, args.iter().cloned().chain(more).collect())
+    }
+
+    fn start(&self, role: Role, urgency: Urgency, args: Vec<String>) -> anyhow::Result<Process> {
+        match urgency {
+            Urgency::Usual => self.world.start(role, &self.tools.bench, args),
+            Urgency::First => {
+                let bench = self.tools.bench.display().to_string();
+                let words = ["-n", "-19", &bench].map(String::from);
+                self.world.start(role, "nice", words.into_iter().chain(args))
+            }
+        }
+    }
+
+    /// The line of a load, when it has ended.
+    ///
+    /// # Errors
+    /// It ended without one.
+    pub(super) fn ended(process: &Process, seconds: u64) -> anyhow::Result<Values> {
+        parse(&process.wait_for("cpu_machine_s=", Duration::from_secs(seconds) + BEYOND)?)
+    }
+
+    /// One operation through each of the mediators `m0` to `m<count - 1>`: how many answered, and what it took.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub(super) fn operate(&self, count: usize) -> anyhow::Result<Values> {
+        let token = self.token(&self.relay, &["--terminal", "bench", "--mediators", "*"])?;
+        let (relay, names) = (&self.relay, format!("m:{count}"));
+        let args =
+            ["operate", "--relay", &relay.service, "--pin", &relay.pin, "--token", &token, "--mediators", &names];
+        // It fails where one does not answer; the line is there nevertheless.
+        let process = self.world.start(Role::Public, &self.tools.bench, args)?;
+        parse(&process.wait_for("asked=", PATIENCE).context("no operations")?)
+    }
+}
+
+impl Relay {
+    fn start(
+        world: &World,
+        tools: &Tools,
+        common: &Common,
+        name: &'static str,
+        port: u16,
+        publish: &[String],
+    ) -> anyhow::Result<Self> {
+        let program = tools.own("isthmus-relay")?;
+        let state = world.folder().join(name).display().to_string();
+        let service = SocketAddr::from((Role::Relay.address(), port)).to_string();
+        let mut args: Vec<String> =
+            ["--state", &state, "--listen", &service, "--congestion", &common.congestion].map(String::from).into();
+        args.extend(["--shards".to_owned(), common.shards.to_string()]);
+        args.extend(publish.iter().flat_map(|port| ["--publish".to_owned(), port.clone()]));
+        let process = world.start(Role::Relay, &program, &args)?;
+        process.wait_for("relay runs", SOON)?;
+        let pin = world.run(Role::Relay, &program, ["fingerprint", "--state", &state], SOON)?.trim().to_owned();
+        Ok(Self { process, args, name, service, pin })
+    }
+}
+
+/// Words of a command line.
+pub(super) fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(str::to_owned).collect()
+}

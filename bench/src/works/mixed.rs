@@ -1,0 +1,149 @@
+//! What bulk does to others: a ping-pong and datagrams on one tunnel, quiet, beside bulk on another stream of the same tunnel,
+//! and beside bulk on other tunnels.
+//!
+//! Here all machines share some processors. So that it is the relay's and the mediators' part that is measured, and not how
+//! long a visitor or a host waits for a processor among dozens of busy threads, the measuring ends are scheduled first.
+
+use super::lab::{Lab, Urgency, words};
+use super::{Common, Values, at_most, ratio, record};
+use crate::results::Report;
+use crate::world::{Process, Role};
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Rounds.
+    pub rounds: u32,
+    /// Seconds of each measurement.
+    pub seconds: u64,
+}
+
+const WORK: &str = "mixed";
+
+/// Tunnels; the ping-pong is on the first.
+const TUNNELS: u16 = 16;
+
+/// Published for bulk: this and the tunnel's number.
+const PUBLISHED: u16 = 7100;
+
+/// Published for what is measured, TCP and UDP, on the first tunnel.
+const MEASURED: u16 = 7001;
+
+/// Ports of the sinks behind both.
+const SINK: u16 = 7000;
+const MEASURED_SINK: u16 = 7002;
+
+/// Datagrams a second, of this size.
+const DATAGRAMS: &str = "--rate 1000 --size 64";
+
+/// Seconds that bulk has to come to its speed, and lasts longer than what is measured.
+const LEAD: u64 = 2;
+
+const QUIET: &str = "quiet";
+
+/// Most of the p99, by the quiet one: beside bulk on the same tunnel, and on others.
+const SAME_MAX: f64 = 3.0;
+const OTHERS_MAX: f64 = 2.0;
+
+/// Which bulk runs meanwhile.
+#[derive(Clone, Copy, Debug)]
+struct Bulk {
+    case: &'static str,
+    tunnels: (u16, u16),
+    direction: &'static str,
+}
+
+const BULK: [Bulk; 4] = [
+    Bulk { case: "bulk up on the same tunnel", tunnels: (0, 1), direction: "up" },
+    Bulk { case: "bulk down on the same tunnel", tunnels: (0, 1), direction: "down" },
+    Bulk { case: "bulk up on 15 other tunnels", tunnels: (1, TUNNELS), direction: "up" },
+    Bulk { case: "bulk down on 15 other tunnels", tunnels: (1, TUNNELS), direction: "down" },
+];
+
+/// Measures.
+///
+/// # Errors
+/// No world, or a mediator or load fails.
+pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
+    let mut report = Report::begin(&common.congestion);
+    let host = Role::Host.address();
+    let bulk = (0..TUNNELS).map(|at| format!("tcp:{}=m{at}/{host}:{SINK}", published(PUBLISHED + at)));
+    let measured = ["tcp", "udp"].map(|proto| format!("{proto}:{}=m0/{host}:{MEASURED_SINK}", published(MEASURED)));
+    let lab = Lab::up(common, &bulk.chain(measured).collect::<Vec<_>>())?;
+    let _sinks = [lab.sink(SINK, Urgency::Usual)?, lab.sink(MEASURED_SINK, Urgency::First)?];
+    let _agents = (0..TUNNELS).map(|at| lab.agent(&format!("m{at}"))).collect::<anyhow::Result<Vec<_>>>()?;
+    for round in 1..=settings.rounds {
+        lab.look()?;
+        record(&mut report, WORK, QUIET, round, measure(&lab, settings.seconds)?);
+        for bulk in BULK {
+            let lasts = settings.seconds + LEAD;
+            let load = start(&lab, bulk, lasts)?;
+            // Bulk does not tell when it is at its speed, and is measured itself for as long as it lasts.
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            let mut values = measure(&lab, settings.seconds)?;
+            let moved = Lab::ended(&load, lasts)?;
+            values.extend(moved.get("gbit_s").map(|&gbit_s| ("bulk_gbit_s".to_owned(), gbit_s)));
+            record(&mut report, WORK, bulk.case, round, values);
+        }
+    }
+    report.background = lab.background();
+    judge(&mut report);
+    Ok(report)
+}
+
+fn published(port: u16) -> String {
+    format!("{}:{port}", Role::Relay.address())
+}
+
+fn start(lab: &Lab, bulk: Bulk, seconds: u64) -> anyhow::Result<Process> {
+    let (first, end) = bulk.tunnels;
+    let to: Vec<String> = (first..end).map(|at| format!("--to {}", published(PUBLISHED + at))).collect();
+    let line = format!("tcp --streams {} --direction {} --warm-up-ms 0 {}", end - first, bulk.direction, to.join(" "));
+    lab.begin(Role::Public, Urgency::Usual, &words(&line), seconds)
+}
+
+/// Ping-pong and datagrams at the same time, on the first tunnel.
+fn measure(lab: &Lab, seconds: u64) -> anyhow::Result<Values> {
+    let to = published(MEASURED);
+    let [datagrams, pings] = [format!("udp --to {to} {DATAGRAMS}"), format!("pingpong --to {to}")]
+        .map(|line| lab.begin(Role::Public, Urgency::First, &words(&line), seconds));
+    let (datagrams, mut values) = (Lab::ended(&datagrams?, seconds)?, Lab::ended(&pings?, seconds)?);
+    for (from, to) in [("rtt_p50_us", "udp_p50_us"), ("rtt_p99_us", "udp_p99_us"), ("loss_percent", "udp_loss_percent")]
+    {
+        values.extend(datagrams.get(from).map(|&value| (to.to_owned(), value)));
+    }
+    Ok(values)
+}
+
+fn judge(report: &mut Report) {
+    for (key, what) in [("p99_us", "ping-pong's p99"), ("udp_p99_us", "UDP round trip's p99")] {
+        for (tunnel, limit, words) in
+            [("the same tunnel", SAME_MAX, "<= 3 x quiet"), ("other tunnels", OTHERS_MAX, "<= 2 x quiet")]
+        {
+            let cases = BULK.iter().filter(|bulk| bulk.case.ends_with(tunnel));
+            let worst = cases.filter_map(|bulk| ratio(report, WORK, key, bulk.case, QUIET)).reduce(f64::max);
+            report.bars.push(at_most(&format!("{what} beside bulk on {tunnel}"), words, limit, worst));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::works::SYSTEM;
+
+    #[test]
+    fn worst_direction_is_judged_for_each_kind_of_neighbour() {
+        let mut report = Report::begin("cubic");
+        for (case, p99) in [QUIET, BULK[0].case, BULK[1].case, BULK[2].case, BULK[3].case]
+            .into_iter()
+            .zip([100.0, 250.0, 310.0, 150.0, 199.0])
+        {
+            record(&mut report, WORK, case, 1, Values::from([("p99_us".to_owned(), p99)]));
+        }
+        judge(&mut report);
+        let verdicts: Vec<_> = report.bars.iter().map(|bar| (bar.measured, bar.met)).collect();
+        assert_eq!(verdicts, [(Some(3.1), Some(false)), (Some(1.99), Some(true)), (None, None), (None, None)]);
+        assert_eq!(report.median(WORK, QUIET, SYSTEM, "p99_us"), Some(100.0));
+    }
+}
