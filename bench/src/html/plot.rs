@@ -63,7 +63,8 @@ fn draw(svg: &mut String, rows: &[Row<'_>]) -> Result<(), Box<dyn std::error::Er
         .margin(MARGIN)
         .x_label_area_size(AXIS)
         .y_label_area_size(names)
-        .build_cartesian_2d(0.0..top, (0..count).into_segmented())?;
+        // The library's ranges of places include their end.
+        .build_cartesian_2d(0.0..top, (0..count.saturating_sub(1)).into_segmented())?;
     // The first row is on top, and an axis counts from below.
     let name = |value: &SegmentValue<usize>| match value {
         SegmentValue::CenterOf(at) if *at < count => rows[count - 1 - at].name.to_owned(),
