@@ -129,6 +129,7 @@ impl Engine {
     pub(crate) fn on_handshake_bytes(&mut self, control: &mut impl Control, key: Key, bytes: &[u8]) {
         let Some(LinkIo { phase: Phase::Tls(tls), .. }) = self.links.get_mut(key) else { return };
         tls.input.extend_from_slice(bytes);
+        self.rest.stirred = true;
         if tls.input.len() > HANDSHAKE_INPUT_MAX {
             return self.end_link(control, key, Code::TlsFailed, "too many bytes before the handshake was done", 0);
         }

@@ -53,6 +53,9 @@ pub struct EngineConfig {
     pub handshake_timeout: std::time::Duration,
     /// A visitor's UDP flow without a datagram for this long is closed.
     pub flow_idle: std::time::Duration,
+    /// While nothing but maintain packets came for a second, they are gathered for so long before they are handled
+    /// together; what comes first after such a rest may wait for it. Zero handles each at once.
+    pub gather_maintain: std::time::Duration,
 }
 
 impl Default for EngineConfig {
@@ -60,6 +63,7 @@ impl Default for EngineConfig {
         Self {
             handshake_timeout: isthmus_proto::limits::HANDSHAKE_TIMEOUT,
             flow_idle: std::time::Duration::from_secs(60),
+            gather_maintain: std::time::Duration::ZERO,
         }
     }
 }
@@ -88,6 +92,7 @@ pub struct Engine {
     graveyard: Vec<isthmus_ring::Socket>,
     /// Bytes that wait in links and streams together.
     queued: usize,
+    rest: turn::Rest,
     /// Scratch for received pieces.
     received: Vec<Piece>,
     /// What happened, counted.
@@ -115,6 +120,7 @@ impl Engine {
             dirty: turn::Dirty::default(),
             graveyard: Vec::new(),
             queued: 0,
+            rest: turn::Rest::default(),
             received: Vec::new(),
             counts: Counts::default(),
         }

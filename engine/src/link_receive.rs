@@ -195,6 +195,9 @@ impl Engine {
         self.touch(key);
         let ask =
             |slot, owner, request, ask| Event::Request { link: key, slot, owner: Key::from_bits(owner), request, ask };
+        if !matches!(input, Input::None) {
+            self.rest.stirred = true;
+        }
         let event = match input {
             Input::None | Input::Data { .. } | Input::Datagram { .. } => return,
             Input::Writable { owner, .. } => return self.on_credit(Key::from_bits(owner)),

@@ -16,6 +16,9 @@ const SLEEP_MAX: Duration = Duration::from_secs(5);
 /// Between two tries for buffers or descriptors that are scarce.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
+/// A thread rests when it has had nothing but maintain packets for so long.
+const REST_AFTER: Duration = Duration::from_secs(1);
+
 /// Receives that are tried again in one turn.
 const RETRIES_MAX: usize = 256;
 
@@ -42,6 +45,17 @@ pub(crate) struct Dirty {
     /// Scratch: bytes that left a bridge.
     pub(crate) freed: Vec<(u64, usize)>,
     pub(crate) due: Vec<(crate::TimerId, Key)>,
+}
+
+/// What tells a thread at rest: see [`crate::EngineConfig::gather_maintain`].
+#[derive(Default)]
+pub(crate) struct Rest {
+    /// Payload bytes and datagrams of all kinds, when looked at last.
+    moved: u64,
+    /// A connection, greeting, request or answer came in this turn.
+    pub(crate) stirred: bool,
+    active_at: Instant,
+    resting: bool,
 }
 
 pub(crate) struct Listener {
@@ -84,7 +98,28 @@ impl Engine {
             }
         }
         let timeout = self.sleep_for();
+        self.consider_rest();
         self.ring.enter(Some(timeout), || control.has_work())
+    }
+
+    /// Whether this thread has had nothing to do for a while but to answer maintain packets.
+    fn consider_rest(&mut self) {
+        if self.config.gather_maintain.is_zero() {
+            return;
+        }
+        let counts = &self.counts;
+        let moved = counts.stream_bytes_in
+            + counts.stream_bytes_out
+            + counts.bridge_bytes
+            + counts.datagrams_in
+            + counts.datagrams_out;
+        if std::mem::replace(&mut self.rest.moved, moved) != moved || std::mem::take(&mut self.rest.stirred) {
+            self.rest.active_at = self.now;
+        }
+        let resting = self.now.since(self.rest.active_at) > REST_AFTER;
+        if std::mem::replace(&mut self.rest.resting, resting) != resting {
+            self.ring.set_patience(if resting { self.config.gather_maintain } else { Duration::ZERO });
+        }
     }
 
     fn sleep_for(&self) -> Duration {
@@ -232,6 +267,7 @@ impl Engine {
         result: std::io::Result<(Socket, std::net::SocketAddr)>,
         more: bool,
     ) {
+        self.rest.stirred = true;
         let Some(listener) = self.listeners.get_mut(key) else { return };
         let tag = listener.tag;
         match result {

@@ -55,9 +55,9 @@ pub const CHANNELS_MAX: u8 = 16;
 /// Interval of maintain packets on an idle TCP channel. Many firewalls forget after 60 s or less.
 pub const KEEPALIVE_TCP: Duration = Duration::from_secs(20);
 
-/// Interval of maintain packets on each UDP channel: below the 10 s of the strictest gateways; 30 s
-/// is the shortest common one.
-pub const KEEPALIVE_UDP: Duration = Duration::from_secs(8);
+/// Interval of maintain packets on each UDP channel: below the 30 s that are the shortest common life of a gateway's
+/// binding (RFC 4787 asks for 120 s). Where a stricter one stands, the relay's `--keepalive-udp` shortens it.
+pub const KEEPALIVE_UDP: Duration = Duration::from_secs(25);
 
 /// A channel without any answer for this long after a maintain packet is dead.
 pub const DEAD_AFTER: Duration = Duration::from_secs(10);

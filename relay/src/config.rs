@@ -116,7 +116,7 @@ pub struct Config {
     #[arg(long, value_name = "TIME", default_value = "20s", env = "ISTHMUS_KEEPALIVE_TCP", value_parser = duration)]
     pub keepalive_tcp: Duration,
     /// Time between maintain packets on each UDP channel
-    #[arg(long, value_name = "TIME", default_value = "8s", env = "ISTHMUS_KEEPALIVE_UDP", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "25s", env = "ISTHMUS_KEEPALIVE_UDP", value_parser = duration)]
     pub keepalive_udp: Duration,
     /// A channel is dead when a maintain packet stays unanswered for this long
     #[arg(long, value_name = "TIME", default_value = "10s", env = "ISTHMUS_DEAD_AFTER", value_parser = duration)]
@@ -293,7 +293,7 @@ mod tests {
         assert_eq!(config.listen, "[::]:4470".parse().unwrap());
         assert_eq!(config.stats_socket_path(), Path::new("/d/stats.sock"));
         assert_eq!(config.keepalive_tcp, Duration::from_secs(20));
-        assert_eq!(config.keepalive_udp, Duration::from_secs(8));
+        assert_eq!(config.keepalive_udp, Duration::from_secs(25));
         assert_eq!(config.dead_after, limits::DEAD_AFTER);
         assert_eq!(config.keepalive_tcp, limits::KEEPALIVE_TCP);
         assert_eq!(config.keepalive_udp, limits::KEEPALIVE_UDP);

@@ -305,6 +305,13 @@ impl Ring {
         pool.take().map(|block| pool.hand_out(block, 0))
     }
 
+    /// From the next [`Ring::enter`] on, a wait with a timeout that is at least as long gathers completions for so long before
+    /// it returns, unless 64 come sooner: fewer wake-ups, each for more. It delays whatever comes first, so it is for
+    /// times at which nothing is in a hurry. Zero ends it. Kernels before 6.12 do without.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.uring.set_patience(patience);
+    }
+
     /// Wakes this ring from other threads.
     pub fn waker(&self) -> Waker {
         self.waker.clone()

@@ -11,6 +11,9 @@ use io_uring::{CompletionQueue, IoUring, SubmissionQueue, Submitter, cqueue, squ
 
 use crate::error::RingError;
 
+/// Completions that end a patient wait at once.
+const PATIENT_WANT: usize = 64;
+
 /// An `IoUring` with its three parts borrowed for good: only one `Submitter` knows the registered ring descriptor.
 pub(crate) struct Uring {
     submitter: ManuallyDrop<Submitter<'static>>,
@@ -18,6 +21,10 @@ pub(crate) struct Uring {
     cq: ManuallyDrop<CompletionQueue<'static>>,
     /// Owned; what the parts borrow from.
     ring: NonNull<IoUring>,
+    /// How long to wait for several completions, from the first moment of a wait on; zero to be woken by each.
+    patience_us: u32,
+    /// Whether the kernel can wait so.
+    can_be_patient: bool,
     /// Entries that found the queue full and the kernel unwilling; pushed first at the next occasion.
     backlog: VecDeque<squeue::Entry>,
 }
@@ -41,6 +48,7 @@ impl Uring {
         if !params.is_feature_recvsend_bundle() {
             return Err(RingError::too_old("receive bundles"));
         }
+        let can_be_patient = params.is_feature_min_timeout();
         let ring = NonNull::from(Box::leak(Box::new(ring)));
         // SAFETY: the box stays at its place until `drop`, which ends the parts first, and is not used in between.
         let (submitter, sq, cq) = unsafe { &mut *ring.as_ptr() }.split();
@@ -49,6 +57,8 @@ impl Uring {
             sq: ManuallyDrop::new(sq),
             cq: ManuallyDrop::new(cq),
             ring,
+            patience_us: 0,
+            can_be_patient,
             backlog: VecDeque::new(),
         };
         this.submitter.register_ring_fd().map_err(|e| RingError::new("register the ring's descriptor", e))?;
@@ -73,6 +83,11 @@ impl Uring {
         let _ = self.enter(0, None);
     }
 
+    /// See [`crate::Ring::set_patience`].
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        self.patience_us = if self.can_be_patient { patience.as_micros().min(1_000_000) as u32 } else { 0 };
+    }
+
     /// Submits, and waits for `want` completions or `timeout`. Running out of time, a signal, and the kernel's asking
     /// to take completions first, are no errors.
     pub(crate) fn enter(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {
@@ -94,7 +109,11 @@ impl Uring {
         let result = match timeout.filter(|_| want > 0) {
             Some(timeout) => {
                 let time = Timespec::from(timeout);
-                self.submitter.submit_with_args(want, &SubmitArgs::new().timespec(&time))
+                let args = SubmitArgs::new().timespec(&time);
+                match self.patience_us {
+                    0 => self.submitter.submit_with_args(want, &args),
+                    patience => self.submitter.submit_with_args(PATIENT_WANT, &args.min_wait_usec(patience)),
+                }
             }
             None => self.submitter.submit_and_wait(want),
         };

@@ -72,3 +72,26 @@ fn a_timeout_is_no_error_and_wakers_outlive_the_ring() {
     drop(ring);
     waker.wake();
 }
+
+#[test]
+fn a_patient_ring_loses_neither_completions_nor_wakes() {
+    let mut ring = Ring::new(RingConfig::small()).unwrap();
+    ring.set_patience(Duration::from_millis(1));
+    let mut received = Vec::new();
+    for round in 0..20 {
+        let (near, _far) = std_pair();
+        ring.poll(&near, PollEvents::WRITABLE, round);
+        let start = Instant::now();
+        while ring.next(&mut received).is_none() {
+            ring.enter(Some(HANG), || false).unwrap();
+        }
+        assert!(start.elapsed() < HANG, "one completion ends the wait, once patience is over");
+    }
+    let waker = ring.waker();
+    let start = Instant::now();
+    let thread = std::thread::spawn(move || waker.wake());
+    // Awake before it slept, or woken: the second wait is ended by the first one's wake at the latest.
+    ring.enter(Some(Duration::from_millis(50)), || false).unwrap();
+    thread.join().unwrap();
+    assert!(start.elapsed() < HANG);
+}

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use crossbeam_channel::{Receiver, Sender};
@@ -20,6 +21,9 @@ pub(super) const BACKLOG: u32 = 4096;
 
 /// Tries to find a number that is free for TCP and for UDP where any was asked for.
 const FREE_PORT_TRIES: u32 = 32;
+
+/// How long a shard at rest gathers maintain packets: what comes first after a second's rest may wait for it.
+const GATHER_MAINTAIN: Duration = Duration::from_millis(3);
 
 /// A started shard's way to be woken, or why it did not start.
 type Started = anyhow::Result<Waker>;
@@ -97,7 +101,11 @@ fn run_shard(
     udp: Socket,
     published: Vec<(Published, PublishedSocket)>,
 ) -> anyhow::Result<()> {
-    let config = EngineConfig { handshake_timeout: shared.config.handshake_timeout, flow_idle: shared.config.udp_idle };
+    let config = EngineConfig {
+        handshake_timeout: shared.config.handshake_timeout,
+        flow_idle: shared.config.udp_idle,
+        gather_maintain: GATHER_MAINTAIN,
+    };
     let mut engine = Engine::new(ring, config);
     let service_udp = engine.add_udp(udp, UdpRole::Service);
     engine.add_listener(tcp, SERVICE_TAG);
