@@ -87,11 +87,14 @@ fn a_patient_ring_loses_neither_completions_nor_wakes() {
         }
         assert!(start.elapsed() < HANG, "one completion ends the wait, once patience is over");
     }
-    let waker = ring.waker();
+    let said = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (waker, say) = (ring.waker(), said.clone());
     let start = Instant::now();
-    let thread = std::thread::spawn(move || waker.wake());
-    // Awake before it slept, or woken: the second wait is ended by the first one's wake at the latest.
-    ring.enter(Some(Duration::from_millis(50)), || false).unwrap();
+    let thread = std::thread::spawn(move || {
+        say.store(true, std::sync::atomic::Ordering::SeqCst);
+        waker.wake();
+    });
+    ring.enter(Some(HANG), || said.load(std::sync::atomic::Ordering::SeqCst)).unwrap();
+    assert!(start.elapsed() < HANG, "the wake ends the wait");
     thread.join().unwrap();
-    assert!(start.elapsed() < HANG);
 }
