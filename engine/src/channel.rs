@@ -9,9 +9,9 @@ use isthmus_proto::time::Instant;
 use isthmus_proto::wire::{InnerDatagrams, channel_kind as kind};
 use isthmus_proto::{ChannelId, ShardId};
 use isthmus_ring::{Datagrams, Piece, Socket};
-use slab::Slab;
 
 use crate::Engine;
+use crate::chunks::Chunks;
 use crate::event::{Control, Event};
 use crate::key::{Key, What};
 use crate::link::CONTEXT_KEPT;
@@ -20,7 +20,7 @@ use crate::udp::{UdpRole, canonical};
 
 #[derive(Default)]
 pub(crate) struct Channels {
-    table: Slab<Channel>,
+    table: Chunks<Channel>,
     generation: u8,
 }
 
@@ -56,7 +56,7 @@ const BATCH_BYTES_MAX: usize = 65_000;
 impl Channels {
     /// Frees a place; the link's own list names it.
     pub(crate) fn remove(&mut self, index: u32) -> Option<(Option<TimerId>, Key)> {
-        let channel = self.table.try_remove(index as usize)?;
+        let channel = self.table.remove(index)?;
         Some((channel.clock.map(|clock| clock.1), channel.socket))
     }
 }
@@ -95,7 +95,7 @@ impl Engine {
         silence: Duration,
     ) -> Result<ChannelId, DatagramError> {
         self.channels.generation = self.channels.generation.wrapping_add(1);
-        let id = ChannelId::new(self.channels.table.vacant_key() as u32, self.channels.generation);
+        let id = ChannelId::new(self.channels.table.vacant(), self.channels.generation);
         let keys = ChannelKeys::derive(secret, id, 0, End::Relay)?;
         self.insert_channel(link, service, shard, id, keys, silence);
         Ok(id)
@@ -112,12 +112,12 @@ impl Engine {
         clock: ChannelClock,
     ) -> Result<(), DatagramError> {
         let keys = ChannelKeys::derive(secret, id, 0, End::Caller)?;
-        let index = self.channels.table.vacant_key() as u32;
+        let index = self.channels.table.vacant();
         let socket = self.add_udp(socket, UdpRole::Channel(index));
         self.insert_channel(link, socket, shard, id, keys, Duration::ZERO);
         let timer = self.timers.add(socket);
         self.timers.set(timer, self.now);
-        if let Some(channel) = self.channels.table.get_mut(index as usize) {
+        if let Some(channel) = self.channels.table.get_mut(index) {
             channel.clock = Some(Box::new((clock, timer)));
         }
         Ok(())
@@ -152,7 +152,7 @@ impl Engine {
         });
         if let Some(io) = self.links.get_mut(link) {
             // One allocation of its own size; a link has few.
-            io.channels = io.channels.iter().copied().chain([index as u32]).collect();
+            io.channels = io.channels.iter().copied().chain([index]).collect();
         }
     }
 
@@ -164,7 +164,7 @@ impl Engine {
     /// How many UDP channels of a link there are, and how many work.
     pub fn channels_of(&self, link: Key) -> (usize, usize) {
         let Some(io) = self.links.get(link) else { return (0, 0) };
-        let live = |index: &&u32| self.channels.table.get(**index as usize).is_some_and(|c| c.is_live(self.now));
+        let live = |index: &&u32| self.channels.table.get(**index).is_some_and(|c| c.is_live(self.now));
         (io.channels.len(), io.channels.iter().filter(live).count())
     }
 
@@ -188,19 +188,19 @@ impl Engine {
         let count = io.channels.len();
         let first = slot.id().index();
         let mut indexes = (0..count).map(|n| io.channels[(first + n) % count]);
-        let live = |index: &u32| self.channels.table.get(*index as usize).is_some_and(|c| c.is_live(now));
+        let live = |index: &u32| self.channels.table.get(*index).is_some_and(|c| c.is_live(now));
         let Some(index) = indexes.find(live) else { return false };
         self.seal_on(index, kind::DATA, payload, trailer)
     }
 
     fn seal_on(&mut self, index: u32, kind: u8, payload: &[u8], trailer: &[u8]) -> bool {
         let size = DATAGRAM_OVERHEAD + payload.len() + trailer.len();
-        let Some(channel) = self.channels.table.get(index as usize) else { return false };
+        let Some(channel) = self.channels.table.get(index) else { return false };
         let gso = self.segments_allowed(channel.socket);
         if channel.out.is_some() && !(gso && channel.takes(size)) {
             self.flush_channel(index);
         }
-        let Some(channel) = self.channels.table.get_mut(index as usize) else { return false };
+        let Some(channel) = self.channels.table.get_mut(index) else { return false };
         if channel.out.is_none() {
             let Some(out) = self.ring.alloc_datagram() else {
                 self.counts.datagrams_dropped_full += 1;
@@ -235,7 +235,7 @@ impl Engine {
     }
 
     pub(crate) fn flush_channel(&mut self, index: u32) {
-        let Some(channel) = self.channels.table.get_mut(index as usize) else { return };
+        let Some(channel) = self.channels.table.get_mut(index) else { return };
         let Some(out) = channel.out.take() else { return };
         if out.is_empty() {
             return;
@@ -270,7 +270,7 @@ impl Engine {
             }
         };
         let index = own.unwrap_or(header.channel.index() as u32);
-        let Some(channel) = self.channels.table.get_mut(index as usize).filter(|c| c.id == header.channel) else {
+        let Some(channel) = self.channels.table.get_mut(index).filter(|c| c.id == header.channel) else {
             self.counts.datagrams_unknown_channel += 1;
             return;
         };
@@ -322,7 +322,7 @@ impl Engine {
 
     /// A channel that carries maintain packets only gives its key contexts' memory back after each.
     fn rest_channel(&mut self, index: u32) {
-        if let Some(channel) = self.channels.table.get_mut(index as usize)
+        if let Some(channel) = self.channels.table.get_mut(index)
             && self.now.since(channel.last_payload) > CONTEXT_KEPT
         {
             channel.keys.release_context();
@@ -375,7 +375,7 @@ impl Engine {
     pub(crate) fn on_channel_timer(&mut self, control: &mut impl Control, timer: TimerId, socket: Key) {
         let now = self.now;
         let Some(UdpRole::Channel(index)) = self.udp_role(socket) else { return };
-        let Some(channel) = self.channels.table.get_mut(index as usize) else { return };
+        let Some(channel) = self.channels.table.get_mut(index) else { return };
         let Some((clock, _)) = channel.clock.as_deref_mut() else { return };
         let action = clock.on_deadline(now);
         let deadline = clock.deadline();

@@ -1,6 +1,6 @@
 //! Keys of the things that a shard holds, and the tables that they lead to.
 
-use slab::Slab;
+use crate::chunks::Chunks;
 
 /// What a key leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,34 +83,34 @@ impl Key {
 #[derive(Debug)]
 pub(crate) struct Table<T> {
     what: What,
-    slab: Slab<(u32, T)>,
+    values: Chunks<(u32, T)>,
     generation: u32,
 }
 
 impl<T> Table<T> {
     pub(crate) fn new(what: What) -> Self {
-        Self { what, slab: Slab::new(), generation: 0 }
+        Self { what, values: Chunks::default(), generation: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.slab.len()
+        self.values.len()
     }
 
     pub(crate) fn insert(&mut self, value: T) -> Key {
         self.generation = (self.generation + 1) & ((1 << GENERATION_BITS) - 1);
-        let index = self.slab.insert((self.generation, value)) as u32;
+        let index = self.values.insert((self.generation, value));
         Key { what: self.what, generation: self.generation, index }
     }
 
     pub(crate) fn get(&self, key: Key) -> Option<&T> {
-        match self.slab.get(key.index as usize) {
+        match self.values.get(key.index) {
             Some((generation, value)) if *generation == key.generation => Some(value),
             _ => None,
         }
     }
 
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
-        match self.slab.get_mut(key.index as usize) {
+        match self.values.get_mut(key.index) {
             Some((generation, value)) if *generation == key.generation => Some(value),
             _ => None,
         }
@@ -118,14 +118,10 @@ impl<T> Table<T> {
 
     pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
         self.get(key)?;
-        Some(self.slab.remove(key.index as usize).1)
+        self.values.remove(key.index).map(|(_, value)| value)
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = Key> + '_ {
-        self.slab.iter().map(|(index, (generation, _))| Key {
-            what: self.what,
-            generation: *generation,
-            index: index as u32,
-        })
+        self.values.iter().map(|(index, (generation, _))| Key { what: self.what, generation: *generation, index })
     }
 }

@@ -14,6 +14,7 @@
 
 mod bridge;
 mod channel;
+mod chunks;
 mod counts;
 mod datagram;
 mod event;

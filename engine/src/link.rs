@@ -89,8 +89,14 @@ impl LinkIo {
     /// Gives the memory back that an idle link can do without. Contexts cost 140 ns each to be built again, which a
     /// maintain packet pays; two of them for each of very many idle links would be most of what those take.
     pub(crate) fn rest(&mut self, now: Instant) {
-        let quiet = match &self.phase {
-            Phase::Live(link) => now.since(link.stats().last_payload) > CONTEXT_KEPT,
+        let quiet = match &mut self.phase {
+            Phase::Live(link) => {
+                let quiet = now.since(link.stats().last_payload) > CONTEXT_KEPT;
+                if quiet && link.ports() == 0 {
+                    link.release_memory();
+                }
+                quiet
+            }
             Phase::Connecting | Phase::Tls(_) | Phase::Greeting => false,
         };
         if !quiet {

@@ -44,7 +44,8 @@ impl Engine {
                 self.small_receive = !io.roomy && length < ROOMY_FROM;
                 io.roomy = length >= ROOMY_FROM;
                 // A met limit means that more waits; asking whether it does costs less than being woken.
-                let full = length >= TURN_BYTES_INTERACTIVE && length.is_multiple_of(TURN_BYTES_INTERACTIVE);
+                let full = length == isthmus_ring::PoolConfig::SMALL.payload
+                    || length >= TURN_BYTES_INTERACTIVE && length.is_multiple_of(TURN_BYTES_INTERACTIVE);
                 if let Some(partial) = io.partial.take() {
                     self.counts.partial_bytes_moved += partial.len() as u64;
                     piece.prepend(partial.len()).copy_from_slice(&partial);

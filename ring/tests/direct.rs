@@ -18,7 +18,7 @@ fn a_direct_connection_carries_bytes_both_ways_and_ends_when_it_is_closed() {
     assert_eq!(ring.direct_count(), 1);
 
     far.write_all(b"in").unwrap();
-    ring.recv_bulk(&near, true, 1);
+    ring.recv_bulk(&near, 0, true, 1);
     let (result, pieces) = take_recv(&mut ring, 1);
     assert_eq!((result.unwrap(), &*pieces[0]), (2, &b"in"[..]));
 
@@ -34,7 +34,7 @@ fn a_direct_connection_carries_bytes_both_ways_and_ends_when_it_is_closed() {
     assert_eq!(sent, 3);
 
     // An armed receive keeps the connection open: it is cancelled first, as a link's end does.
-    let armed = ring.recv_bulk(&near, true, 3);
+    let armed = ring.recv_bulk(&near, 0, true, 3);
     ring.cancel(armed);
     assert!(ring.close_connection(near).is_none());
     let (cancelled, _) = take_recv(&mut ring, 3);
@@ -52,7 +52,7 @@ fn a_place_is_used_again_once_the_kernel_has_emptied_it() {
         let mut near = Connection::from(socket(near));
         ring.make_direct(&mut near);
         far.write_all(&[round as u8]).unwrap();
-        ring.recv_bulk(&near, false, round);
+        ring.recv_bulk(&near, 0, false, round);
         let (result, pieces) = take_recv(&mut ring, round);
         assert_eq!((result.unwrap(), &*pieces[0]), (1, &[round as u8][..]), "another socket's byte");
         assert!(ring.close_connection(near).is_none());

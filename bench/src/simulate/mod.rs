@@ -250,8 +250,8 @@ struct Simulator {
     /// To be dialled at the next [`TIMER_AGAIN`].
     later: Vec<usize>,
     dialling: usize,
-    /// How many were dialled, which chooses the source address.
-    dials: usize,
+    /// The number of its first mediator among all, which chooses the source addresses.
+    first: usize,
     /// When each was dialled last.
     dialled: Vec<Instant>,
     links: HashMap<Key, Tunnel>,
@@ -319,7 +319,7 @@ impl Simulator {
         while self.dialling < self.settings.at_once.max(1)
             && let Some(index) = self.waiting.pop_front()
         {
-            match self.dial(engine) {
+            match self.dial(engine, index) {
                 Ok(link) => {
                     self.dialled[index] = engine.now();
                     self.links.insert(link, Tunnel { index, up: false });

@@ -47,8 +47,7 @@ impl<T: Fn(Told)> Part<T> {
             waiting: (0..count).collect(),
             later: Vec::new(),
             dialling: 0,
-            // Far apart, so that the parts do not all use the same source address at a time.
-            dials: number * count,
+            first: number * count,
             dialled: vec![Instant::ZERO; count],
             links: Default::default(),
             ports: ports::Ports::default(),

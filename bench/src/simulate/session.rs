@@ -32,7 +32,7 @@ pub(super) fn report() -> anyhow::Result<Report> {
 }
 
 impl Simulator {
-    pub(super) fn dial(&mut self, engine: &mut Engine) -> anyhow::Result<Key> {
+    pub(super) fn dial(&self, engine: &mut Engine, index: usize) -> anyhow::Result<Key> {
         let caller = match &self.settings.tls {
             None => Caller::Plaintext,
             Some(config) => {
@@ -41,16 +41,20 @@ impl Simulator {
             }
         };
         let socket = Socket::tcp(Family::from(self.settings.relay)).context("cannot make a socket")?;
-        if let Some(net) = self.settings.sources {
-            // The network's own address and the broadcast address at its end are nobody's.
-            let hosts = u32::MAX.checked_shr(net.prefix_len().into()).unwrap_or(0).saturating_sub(1).max(1);
-            let host = u32::from(net.network()) + 1 + (self.dials % hosts as usize) as u32;
-            let source = SocketAddr::new(Ipv4Addr::from(host).into(), 0);
+        if let Some(source) = self.source(index) {
             let options = BindOptions { no_port: true, ..BindOptions::default() };
             socket.bind(source, options).with_context(|| format!("--source: cannot use {source}"))?;
         }
-        self.dials += 1;
         Ok(engine.dial_link(socket, self.settings.relay, caller))
+    }
+
+    /// A mediator's own address, with any port number.
+    fn source(&self, index: usize) -> Option<SocketAddr> {
+        let net = self.settings.sources?;
+        // The network's own address and the broadcast address at its end are nobody's.
+        let hosts = u32::MAX.checked_shr(net.prefix_len().into()).unwrap_or(0).saturating_sub(1).max(1);
+        let host = u32::from(net.network()) + 1 + ((self.first + index) % hosts as usize) as u32;
+        Some(SocketAddr::new(Ipv4Addr::from(host).into(), 0))
     }
 
     pub(super) fn say_hello(&mut self, engine: &mut Engine, link: Key) {
@@ -109,6 +113,7 @@ impl Simulator {
         let Some(secret) = engine.udp_secret(link) else { return Ok(()) };
         let relay = self.settings.relay;
         let any: SocketAddr = if relay.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+        let any = self.links.get(&link).and_then(|tunnel| self.source(tunnel.index)).unwrap_or(any);
         for &id in &welcome.channels {
             let options = UdpOptions { gro: true, ..UdpOptions::default() };
             let socket = Socket::udp(any, options).context("cannot make a UDP socket")?;

@@ -167,6 +167,18 @@ impl<P: Payload> Link<P> {
         self.pulse.on_deadline(now, &mut self.control)
     }
 
+    /// Frees what ports that are gone have left behind, for a link that fell idle.
+    pub fn release_memory(&mut self) {
+        self.ports.release();
+        if self.control.is_empty() {
+            self.control = ControlBuf::new();
+        }
+        if self.ports.len() == 0 {
+            self.fast = VecDeque::new();
+            self.bulk = VecDeque::new();
+        }
+    }
+
     /// The driver's key of a port, if it lives.
     pub fn owner(&self, slot: Slot) -> Option<u64> {
         self.ports.get(slot).map(|port| port.owner)

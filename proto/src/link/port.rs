@@ -146,6 +146,14 @@ impl<P> Ports<P> {
         self.table.len()
     }
 
+    /// Frees the table's memory if no port is left. Identifiers go on where they were.
+    pub(super) fn release(&mut self) {
+        if self.table.is_empty() {
+            self.table = slab::Slab::new();
+            self.theirs = Vec::new();
+        }
+    }
+
     /// A port with an identifier of our own.
     pub(super) fn make(&mut self, kind: PortKind, owner: u64) -> Result<Slot, Code> {
         if self.table.len() >= self.max as usize {
