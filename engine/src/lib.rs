@@ -91,6 +91,9 @@ pub struct Engine {
     queued: usize,
     /// Until then turns are kept short.
     interactive_until: Instant,
+    /// Receives of much in the turn before this one, and so far in this one.
+    bulk_before: usize,
+    bulk_now: usize,
     /// What is handled now came in a receive of a few small frames, as did what came before it on that link.
     small_receive: bool,
     /// Scratch for received pieces.
@@ -121,6 +124,8 @@ impl Engine {
             graveyard: Vec::new(),
             queued: 0,
             interactive_until: Instant(0),
+            bulk_before: 0,
+            bulk_now: 0,
             small_receive: false,
             received: Vec::new(),
             counts: Counts::default(),

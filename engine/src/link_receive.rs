@@ -11,12 +11,12 @@ use crate::Engine;
 use crate::event::{Ask, Control, Event};
 use crate::key::{Key, What};
 use crate::link::{LinkIo, Phase};
-use crate::turn::{INTERACTIVE_FOR, TURN_BYTES_INTERACTIVE};
+use crate::turn::{INTERACTIVE_FOR, RECEIVE_STEP};
 
 impl Engine {
     /// Arms the receive, unless it is. `quiet`: nothing more is expected at once.
     pub(crate) fn receive_link(&mut self, key: Key, quiet: bool) {
-        let limit = self.turn_bytes();
+        let limit = self.receive_bytes();
         if let Some(io) = self.links.get_mut(key)
             && io.receive_op.is_none()
             && io.closing.is_none()
@@ -45,11 +45,12 @@ impl Engine {
                 io.roomy = length >= ROOMY_FROM;
                 // A met limit means that more waits; asking whether it does costs less than being woken.
                 let full = length == isthmus_ring::PoolConfig::SMALL.payload
-                    || length >= TURN_BYTES_INTERACTIVE && length.is_multiple_of(TURN_BYTES_INTERACTIVE);
+                    || length >= RECEIVE_STEP && length.is_multiple_of(RECEIVE_STEP);
                 if let Some(partial) = io.partial.take() {
                     self.counts.partial_bytes_moved += partial.len() as u64;
                     piece.prepend(partial.len()).copy_from_slice(&partial);
                 }
+                self.note_receive(length);
                 self.on_link_bytes(control, key, piece);
                 self.receive_link(key, !full);
             }

@@ -29,7 +29,7 @@ impl Engine {
     /// Sends what a link has to send, unless a send is in flight: its end comes back here.
     pub(crate) fn flush_link(&mut self, control: &mut impl Control, key: Key) {
         let mut batch = self.ring.send_batch();
-        let bytes_max = self.turn_bytes();
+        let bytes_max = self.send_bytes();
         let mut freed = std::mem::take(&mut self.dirty.freed);
         let Some(io) = self.links.get_mut(key) else { return };
         io.dirty = false;

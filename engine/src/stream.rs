@@ -26,6 +26,9 @@ const KEEPALIVE_COUNT: u32 = 6;
 /// Between two looks at a half-closed connection.
 const HALF_CLOSED_INTERVAL: Duration = Duration::from_secs(15);
 
+/// What counts as a small message, or a few of them that came together.
+const SMALL_MAX: usize = 4096;
+
 /// Memory in which few bytes wait together.
 const OWN_BYTES: usize = 4 * GATHER_MAX;
 
@@ -171,7 +174,7 @@ impl Engine {
 
     /// Arms the receive if the port has credit and its link's queue is short.
     pub(crate) fn receive_stream(&mut self, key: Key) {
-        let receive_max = self.turn_bytes();
+        let receive_max = self.receive_bytes();
         let Some(stream) = self.streams.get_mut(key) else { return };
         if stream.incoming != Incoming::Paused || stream.connecting.is_some() {
             return;
@@ -228,12 +231,13 @@ impl Engine {
         // With whole blocks only, a receive that met its limit may be up to a block shorter.
         stream.drained = length + PoolConfig::STREAM.payload <= stream.limit as usize;
         // One small receive may be the end of a stretch of bulk.
-        let small = length <= GATHER_MAX;
+        let small = length <= SMALL_MAX;
         if small && stream.small {
             self.interactive_until = self.now + INTERACTIVE_FOR;
         }
         stream.small = small;
         self.counts.stream_bytes_in += length as u64;
+        self.note_receive(length);
         let now = self.now;
         let mut received = std::mem::take(&mut self.received);
         if let Some(io) = self.links.get_mut(link_key)

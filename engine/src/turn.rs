@@ -23,14 +23,24 @@ const RETRIES_MAX: usize = 256;
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Most bytes of one receive and of one send where there is bulk only. Large ones cost less: fewer packets,
-/// acknowledgements, wake-ups and system calls. All that a turn moves still fits a core's second-level cache.
-const TURN_BYTES_BULK: usize = 512 * 1024;
+/// acknowledgements, wake-ups and system calls. What it moves still fits a core's second-level cache.
+const BYTES_MAX: usize = 512 * 1024;
 
 /// The same while a stream or a UDP flow of this thread is interactive, which waits for whole turns.
-pub(crate) const TURN_BYTES_INTERACTIVE: usize = 128 * 1024;
+const BYTES_MAX_INTERACTIVE: usize = 128 * 1024;
 
-/// A thread counts as interactive for so long after a small message.
-pub(crate) const INTERACTIVE_FOR: Duration = Duration::from_millis(10);
+/// What the receives of one turn may bring together, as far as the turn before tells: about a turn's length
+/// in nanoseconds.
+const TURN_BYTES: usize = 4 << 20;
+
+/// The same while something is interactive.
+const TURN_BYTES_INTERACTIVE: usize = 512 * 1024;
+
+/// Receives are limited to multiples of this; one that reaches it is bulk.
+pub(crate) const RECEIVE_STEP: usize = 32 * 1024;
+
+/// A thread counts as interactive for so long after small messages.
+pub(crate) const INTERACTIVE_FOR: Duration = Duration::from_millis(100);
 
 /// Completions handled before what they made due goes out: bounds how long one turn can be.
 const COMPLETIONS_MAX: usize = 1024;
@@ -73,6 +83,7 @@ impl Engine {
     /// The ring failed: the thread cannot go on.
     pub fn turn(&mut self, control: &mut impl Control) -> std::io::Result<()> {
         self.counts.turns += 1;
+        self.bulk_before = std::mem::take(&mut self.bulk_now);
         self.now = Instant(self.start.elapsed().as_nanos() as u64 + 1);
         for _ in 0..COMPLETIONS_MAX {
             let mut received = std::mem::take(&mut self.received);
@@ -97,9 +108,22 @@ impl Engine {
         self.ring.enter(Some(timeout), || control.has_work())
     }
 
-    /// Most bytes of one receive and of one send, now: one noisy peer never owns a turn.
-    pub(crate) fn turn_bytes(&self) -> usize {
-        if self.now < self.interactive_until { TURN_BYTES_INTERACTIVE } else { TURN_BYTES_BULK }
+    /// Most bytes of one send, now.
+    pub(crate) fn send_bytes(&self) -> usize {
+        if self.now < self.interactive_until { BYTES_MAX_INTERACTIVE } else { BYTES_MAX }
+    }
+
+    /// Most bytes of one receive, now: neither one noisy peer nor many together own a turn.
+    pub(crate) fn receive_bytes(&self) -> usize {
+        let interactive = self.now < self.interactive_until;
+        let together = if interactive { TURN_BYTES_INTERACTIVE } else { TURN_BYTES };
+        let share = together / self.bulk_before.max(1) / RECEIVE_STEP * RECEIVE_STEP;
+        share.clamp(RECEIVE_STEP, self.send_bytes())
+    }
+
+    /// Takes note of a receive's length, for the limits of the next turn.
+    pub(crate) fn note_receive(&mut self, length: usize) {
+        self.bulk_now += usize::from(length >= RECEIVE_STEP / 2);
     }
 
     fn sleep_for(&self) -> Duration {
