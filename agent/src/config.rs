@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -14,6 +15,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use isthmus_proto::MediatorId;
 use isthmus_proto::policy::AllowRule;
 use isthmus_proto::record::{BadPin, parse_pin};
+use isthmus_ring::BUSY_POLL_MAX;
 use serde::Deserialize;
 use tracing::level_filters::LevelFilter;
 
@@ -48,6 +50,8 @@ pub struct Config {
     pub service: String,
     /// TCP congestion control of the mediator's sockets; the system's default if none.
     pub congestion: Option<String>,
+    /// How long to poll before sleeping, while payload moves; zero for never.
+    pub busy_poll: Duration,
     /// Least important level that is logged.
     pub log: LevelFilter,
 }
@@ -124,6 +128,11 @@ pub enum ConfigError {
     /// Not the name of a congestion control.
     #[error("--congestion: '{0}' is no name; see /proc/sys/net/ipv4/tcp_allowed_congestion_control for those possible")]
     BadCongestion(String),
+    /// No time, or too long a one.
+    #[error(
+        "--busy-poll (or ISTHMUS_BUSY_POLL): '{0}' is no time of at most 1ms; write one such as 50us, or 0 for none"
+    )]
+    BadBusyPoll(String),
 }
 
 /// Why a token cannot be used; the text names the flag and the cure.
@@ -194,6 +203,7 @@ impl Config {
         if let Some(name) = args.congestion.as_ref().filter(|name| !is_congestion_name(name)) {
             return Err(ConfigError::BadCongestion(name.clone()));
         }
+        let busy_poll = args.busy_poll.or_else(|| variable("ISTHMUS_BUSY_POLL"));
         Ok(Self {
             relay,
             trust,
@@ -202,6 +212,7 @@ impl Config {
             udp_channels: args.udp_channels,
             service: args.service,
             congestion: args.congestion,
+            busy_poll: busy_poll.map_or(Ok(Duration::ZERO), parse_busy_poll)?,
             log: args.log,
         })
     }
@@ -283,6 +294,11 @@ struct Args {
     #[arg(long, value_name = "NAME")]
     congestion: Option<String>,
 
+    /// While payload moves, poll for this long (50us, at most 1ms) before sleeping: less delay for a core's time, where
+    /// cores are to spare and the relay polls too; 0 is off [env: ISTHMUS_BUSY_POLL] [default: 0]
+    #[arg(long, value_name = "TIME")]
+    busy_poll: Option<String>,
+
     /// What is logged
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = level_parser())]
     log: LevelFilter,
@@ -342,6 +358,13 @@ fn payload(text: &str) -> Option<Claims> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(body).ok()?).ok()
 }
 
+fn parse_busy_poll(text: String) -> Result<Duration, ConfigError> {
+    match if text == "0" { Ok(Duration::ZERO) } else { humantime::parse_duration(&text) } {
+        Ok(spell) if spell <= BUSY_POLL_MAX => Ok(spell),
+        _ => Err(ConfigError::BadBusyPoll(text)),
+    }
+}
+
 fn is_congestion_name(text: &str) -> bool {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
     !text.is_empty() && text.len() <= CONGESTION_LEN_MAX && text.bytes().all(good)
@@ -397,7 +420,7 @@ mod tests {
         assert!(matches!(config.trust, Trust::Pin(pin) if pin[..3] == [0, 1, 2] && pin[31] == 0xff));
         assert_eq!(config.token.load().unwrap().mediator.as_str(), "m1");
         assert_eq!((config.allow.len(), config.udp_channels, config.service.as_str()), (0, 2, ""));
-        assert_eq!((config.congestion, config.log), (None, LevelFilter::INFO));
+        assert_eq!((config.congestion, config.log, config.busy_poll), (None, LevelFilter::INFO, Duration::ZERO));
     }
 
     #[test]
@@ -427,6 +450,9 @@ mod tests {
         let both = exact(&["--relay", "flag.test:1", "--plaintext", "--token", &other], &all).unwrap();
         assert_eq!((both.relay.host(), both.trust), ("flag.test", Trust::Plaintext));
         assert_eq!(both.token.load().unwrap().mediator.as_str(), "m2");
+        let spell = [&all[..], &[("ISTHMUS_BUSY_POLL", "50us")]].concat();
+        assert_eq!(exact(&[], &spell).unwrap().busy_poll, Duration::from_micros(50));
+        assert_eq!(exact(&["--busy-poll", "20us"], &spell).unwrap().busy_poll, Duration::from_micros(20));
         let ca = tempfile::NamedTempFile::new().unwrap();
         let with_ca = exact(&["--ca", ca.path().to_str().unwrap()], &all).unwrap();
         assert_eq!(with_ca.trust, Trust::Ca(ca.path().to_owned()));
@@ -447,6 +473,7 @@ mod tests {
                 config(&[&relay[..], &["--plaintext", "--congestion", "a/b"]].concat(), &[]),
                 ["--congestion", "tcp_allowed_congestion_control"],
             ),
+            (config(&[&relay[..], &["--plaintext", "--busy-poll", "50"]].concat(), &[]), ["--busy-poll", "50us"]),
             (config(&[&relay[..], &["--plaintext", "--service", "a\nb"]].concat(), &[]), ["--service", "shorten"]),
         ] {
             let text = result.unwrap_err().to_string();
@@ -481,6 +508,9 @@ mod tests {
             with("--congestion", &"c".repeat(CONGESTION_LEN_MAX + 1)),
             Err(ConfigError::BadCongestion(_))
         ));
+        assert_eq!(with("--busy-poll", "1ms").unwrap().busy_poll, BUSY_POLL_MAX);
+        assert_eq!(with("--busy-poll", "0").unwrap().busy_poll, Duration::ZERO);
+        assert!(matches!(with("--busy-poll", "1001us"), Err(ConfigError::BadBusyPoll(_))));
         let rules =
             |count| config(&[&["--relay", "r:1", "--plaintext"], &["--allow", "*"].repeat(count)[..]].concat(), &[]);
         assert_eq!(rules(RULES_MAX).unwrap().allow.len(), RULES_MAX);

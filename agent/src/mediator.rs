@@ -57,7 +57,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let mut policy = Policy::new(&config.allow, &interfaces);
     let report = environment::gather(&mut policy, &config.service).context("cannot read this machine's environment")?;
     let policy = Rc::new(RefCell::new(policy));
-    let mut engine = Engine::new(ring, EngineConfig::default());
+    let engine_config = EngineConfig { busy_poll: config.busy_poll, ..EngineConfig::default() };
+    let mut engine = Engine::new(ring, engine_config);
     let allows = policy.clone();
     engine.set_destination_filter(Box::new(move |to| allows.borrow().permits(to)));
     let watch = Watch::new().context("cannot watch this machine's addresses")?;

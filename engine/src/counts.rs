@@ -15,6 +15,14 @@ macro_rules! counts {
     };
 }
 
+impl Counts {
+    /// Grows whenever payload moved; maintain packets and control are none.
+    pub(crate) fn payload_moved(&self) -> u64 {
+        let streams = self.stream_bytes_in + self.stream_bytes_out + self.bridge_bytes;
+        streams + self.datagrams_in + self.datagrams_out
+    }
+}
+
 counts! {
     /// Turns of the loop.
     turns,

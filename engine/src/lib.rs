@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod bridge;
+mod busy;
 mod channel;
 mod chunks;
 mod counts;
@@ -54,6 +55,8 @@ pub struct EngineConfig {
     pub handshake_timeout: std::time::Duration,
     /// A visitor's UDP flow without a datagram for this long is closed.
     pub flow_idle: std::time::Duration,
+    /// How long the ring polls before it sleeps, while payload moves; zero for never.
+    pub busy_poll: std::time::Duration,
 }
 
 impl Default for EngineConfig {
@@ -61,6 +64,7 @@ impl Default for EngineConfig {
         Self {
             handshake_timeout: isthmus_proto::limits::HANDSHAKE_TIMEOUT,
             flow_idle: std::time::Duration::from_secs(60),
+            busy_poll: std::time::Duration::ZERO,
         }
     }
 }
@@ -94,6 +98,7 @@ pub struct Engine {
     /// Receives of much in the turn before this one, and so far in this one.
     bulk_before: usize,
     bulk_now: usize,
+    busy: busy::BusyPoll,
     /// What is handled now came in a receive of a few small frames, as did what came before it on that link.
     small_receive: bool,
     /// Scratch for received pieces.
@@ -126,6 +131,7 @@ impl Engine {
             interactive_until: Instant(0),
             bulk_before: 0,
             bulk_now: 0,
+            busy: busy::BusyPoll::new(config.busy_poll),
             small_receive: false,
             received: Vec::new(),
             counts: Counts::default(),

@@ -105,6 +105,7 @@ impl Engine {
             }
         }
         let timeout = self.sleep_for();
+        self.ring.set_busy_poll(self.busy.spell(self.counts.payload_moved(), self.now));
         self.ring.enter(Some(timeout), || control.has_work())
     }
 

@@ -20,6 +20,9 @@ use crate::trust::{Glob, Operation};
 /// Most shards of one relay. A shard's number travels in a byte of every UDP channel datagram.
 pub const SHARDS_MAX: i64 = 128;
 
+/// Longest `--busy-poll`.
+const BUSY_POLL_MAX: Duration = isthmus_ring::BUSY_POLL_MAX;
+
 const DURATION_MIN: Duration = Duration::from_millis(100);
 const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -53,7 +56,7 @@ where
         None => {
             let mut config = cli.config;
             config.state = cli.state.unwrap_or_default();
-            config.check().map_err(|text| Cli::command().error(ErrorKind::ValueValidation, text))?;
+            config.check(cores()).map_err(|text| Cli::command().error(ErrorKind::ValueValidation, text))?;
             Ok(Invocation::Run(Box::new(config)))
         }
     }
@@ -145,6 +148,10 @@ pub struct Config {
     /// TCP congestion control of all sockets [default: the system's]
     #[arg(long, value_name = "NAME", env = "ISTHMUS_CONGESTION")]
     pub congestion: Option<String>,
+    /// While payload moves, poll for this long (50us, at most 1ms) before sleeping: less delay for a core's time, where
+    /// cores are to spare and the mediator polls too; 0 is off
+    #[arg(long, value_name = "TIME", default_value = "0", env = "ISTHMUS_BUSY_POLL", value_parser = busy_poll)]
+    pub busy_poll: Duration,
 }
 
 impl Config {
@@ -154,7 +161,14 @@ impl Config {
     }
 
     /// What no single flag's parser can see.
-    fn check(&self) -> Result<(), String> {
+    fn check(&self, cores: usize) -> Result<(), String> {
+        if !self.busy_poll.is_zero() && self.shards > cores {
+            let shards = self.shards;
+            return Err(format!(
+                "--busy-poll: {shards} shards on {cores} cores would poll in each other's way; give at most --shards {cores}, \
+                 or leave --busy-poll off"
+            ));
+        }
         let mut seen = HashSet::new();
         for publish in &self.publishes {
             // Port 0 means a free one each time, so two of them do not collide.
@@ -245,6 +259,13 @@ fn duration(text: &str) -> Result<Duration, String> {
     if (DURATION_MIN..=DURATION_MAX).contains(&value) { Ok(value) } else { Err("it must be from 100ms to 1day".into()) }
 }
 
+fn busy_poll(text: &str) -> Result<Duration, String> {
+    match if text == "0" { Ok(Duration::ZERO) } else { humantime::parse_duration(text) } {
+        Ok(spell) if spell <= BUSY_POLL_MAX => Ok(spell),
+        _ => Err("write a time of at most 1ms, such as 50us, or 0 for none".into()),
+    }
+}
+
 fn time_to_live(text: &str) -> Result<Duration, String> {
     let value = humantime::parse_duration(text).map_err(|_| "write a time such as 30d, 12h or 1year".to_owned())?;
     let century = Duration::from_secs(100 * 366 * 24 * 60 * 60);
@@ -300,6 +321,7 @@ mod tests {
         assert_eq!(config.handshake_timeout, limits::HANDSHAKE_TIMEOUT);
         assert_eq!(config.handshake_timeout, Duration::from_secs(10));
         assert_eq!(config.udp_idle, Duration::from_secs(60));
+        assert_eq!(config.busy_poll, Duration::ZERO);
         assert_eq!((config.half_open_max, config.udp_flows_max, config.ports_max), (4096, 16_384, limits::PORTS_MAX));
         assert!(!config.plaintext && config.congestion.is_none() && config.shards >= 1);
     }
@@ -333,6 +355,8 @@ mod tests {
             ("--state /d --keepalive-udp 99ms", "--keepalive-udp"),
             ("--state /d --dead-after 25", "--dead-after"),
             ("--state /d --ports-max 524289", "--ports-max"),
+            ("--state /d --busy-poll 50", "--busy-poll"),
+            ("--state /d --busy-poll 1001us", "--busy-poll"),
             ("--state /d --log a=b=c", "--log"),
             ("token --state /d", "--mediator"),
             ("token --state /d --terminal t", "--mediators"),
@@ -346,6 +370,20 @@ mod tests {
             let error = parse_line(line).expect_err(line).to_string();
             assert!(error.contains(flag), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn busy_polling_is_bounded_and_needs_a_core_for_each_shard() {
+        for (text, spell) in [("0", 0), ("0s", 0), ("50us", 50), ("1ms", 1000)] {
+            let config = config(&format!("--state /d --shards 1 --busy-poll {text}"));
+            assert_eq!(config.busy_poll, Duration::from_micros(spell));
+        }
+        let polling = config("--state /d --shards 1 --busy-poll 50us");
+        let with = |shards| Config { shards, ..polling.clone() };
+        assert_eq!(with(4).check(4), Ok(()));
+        let refusal = with(5).check(4).unwrap_err();
+        assert!(refusal.contains("--busy-poll") && refusal.contains("--shards 4"), "{refusal}");
+        assert_eq!(Config { busy_poll: Duration::ZERO, ..with(5) }.check(4), Ok(()));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The ring: one thread's operations, buffers and completions.
 
+mod busy;
 mod complete;
 
 use std::io;
@@ -25,6 +26,8 @@ use crate::socket::Socket;
 use crate::sqe;
 use crate::uring::Uring;
 use crate::wake::Waker;
+
+pub use busy::BUSY_POLL_MAX;
 
 /// How long dropping a ring waits for the kernel to let go of its buffers; what it still has then is leaked.
 const DROP_WAIT: Duration = Duration::from_secs(2);
@@ -112,6 +115,8 @@ pub struct Ring {
     sends: Rc<Shelf<Gathered>>,
     letters: Rc<Shelf<Letters>>,
     waker: Waker,
+    /// How long to poll before sleeping.
+    busy_poll: Duration,
     /// The kernel accepts submissions from one thread only.
     not_send: PhantomData<*const ()>,
 }
@@ -144,6 +149,7 @@ impl Ring {
             sends: Shelf::new(),
             letters: Shelf::new(),
             waker,
+            busy_poll: Duration::ZERO,
             not_send: PhantomData,
         };
         for provided in ring.provided.iter() {
@@ -324,16 +330,24 @@ impl Ring {
     ///
     /// It does not wait when completions are there already, or when `has_work` says that the caller's queues are not
     /// empty. That is asked after the ring has announced that it sleeps, so that a [`Waker::wake`] after a push to such a
-    /// queue is never missed. Returning does not promise a completion.
+    /// queue is never missed; and again and again while the ring polls ([`Ring::set_busy_poll`]). Returning does not
+    /// promise a completion.
     ///
     /// # Errors
     /// Those of `io_uring_enter(2)` that are not part of normal operation.
-    pub fn enter(&mut self, timeout: Option<Duration>, has_work: impl FnOnce() -> bool) -> io::Result<()> {
+    pub fn enter(&mut self, timeout: Option<Duration>, mut has_work: impl FnMut() -> bool) -> io::Result<()> {
         for provided in self.provided.iter_mut() {
             provided.top_up();
         }
         if self.uring.has_completions() || timeout == Some(Duration::ZERO) {
             return self.enter_without_wait();
+        }
+        let mut timeout = timeout;
+        if !self.busy_poll.is_zero() {
+            match self.poll_busily(timeout, &mut has_work)? {
+                Some(left) => timeout = left,
+                None => return Ok(()),
+            }
         }
         self.waker.fall_asleep();
         let result = if has_work() { self.enter_without_wait() } else { self.uring.enter(1, timeout) };

@@ -97,7 +97,11 @@ fn run_shard(
     udp: Socket,
     published: Vec<(Published, PublishedSocket)>,
 ) -> anyhow::Result<()> {
-    let config = EngineConfig { handshake_timeout: shared.config.handshake_timeout, flow_idle: shared.config.udp_idle };
+    let config = EngineConfig {
+        handshake_timeout: shared.config.handshake_timeout,
+        flow_idle: shared.config.udp_idle,
+        busy_poll: shared.config.busy_poll,
+    };
     let mut engine = Engine::new(ring, config);
     let service_udp = engine.add_udp(udp, UdpRole::Service);
     engine.add_listener(tcp, SERVICE_TAG);
