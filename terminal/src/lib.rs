@@ -71,6 +71,11 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable, clippy::indexing_slicing)
 )]
 
+/// Its examples are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 mod channel;
 mod config;
 mod dial;
@@ -95,9 +100,12 @@ pub use error::{Error, Unreachable};
 #[cfg_attr(docsrs, doc(cfg(feature = "hyper")))]
 pub use hyper::{Connecting, MediatorConnector};
 pub use isthmus_proto::hello::{Interface, MediatorInfo, MediatorSummary, Report};
+pub use isthmus_proto::policy::AllowRule;
+pub use isthmus_proto::record::HandshakeError;
 pub use isthmus_proto::{Code, MediatorId, PortId};
 pub use listener::TcpListener;
 pub use mediator::{Mediator, Relay, Stats};
 pub use port::{OpenOptions, Port};
+pub use rustls::pki_types::CertificateDer;
 pub use tcp::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, TcpStream, WriteHalf};
 pub use udp::UdpSocket;
