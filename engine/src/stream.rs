@@ -13,8 +13,9 @@ use isthmus_ring::{OpId, Piece, PollEvents, PoolConfig, SendBatch, SendMode, Soc
 use crate::Engine;
 use crate::event::{Control, Event};
 use crate::key::Key;
-use crate::link::Phase;
+use crate::link::{LinkIo, Phase};
 use crate::link_receive::ENOBUFS;
+use crate::link_transmit::QUIET_MAX;
 use crate::timers::TimerId;
 use crate::turn::INTERACTIVE_FOR;
 
@@ -294,7 +295,13 @@ impl Engine {
     pub(crate) fn flush_stream(&mut self, control: &mut impl Control, key: Key) {
         let Some(stream) = self.streams.get_mut(key) else { return };
         stream.dirty = false;
-        if stream.send_op.is_some() || stream.stalled.is_some() || stream.connecting.is_some() {
+        if let Some(op) = stream.send_op {
+            if !stream.queue.is_empty() || stream.outgoing == Outgoing::Finishing {
+                self.ring.attend(op);
+            }
+            return;
+        }
+        if stream.stalled.is_some() || stream.connecting.is_some() {
             return;
         }
         if stream.queue.is_empty() {
@@ -312,7 +319,19 @@ impl Engine {
         {
             batch.push(piece);
         }
-        stream.send_op = Some(self.ring.send(&stream.socket, batch, SendMode::TryNow, key.to_bits()));
+        // Of what its other end may still send, a send that nothing waits for would tell too late.
+        let quiet = batch.bytes() <= QUIET_MAX
+            && stream.queue.is_empty()
+            && stream.outgoing == Outgoing::Open
+            && self
+                .links
+                .get_mut(stream.link)
+                .and_then(LinkIo::live)
+                .is_some_and(|link| link.has_credit_left(stream.slot));
+        stream.send_op = Some(match quiet {
+            true => self.ring.send_quietly(&stream.socket, batch, key.to_bits()),
+            false => self.ring.send(&stream.socket, batch, SendMode::TryNow, key.to_bits()),
+        });
     }
 
     pub(crate) fn on_stream_sent(

@@ -29,6 +29,14 @@ impl<P: Payload> Link<P> {
         })
     }
 
+    /// Whether the other end may still send a whole frame on this port: then it needs no word of what was
+    /// consumed, which its next frame, or any other, will bring about. A port that is gone needs none.
+    pub fn has_credit_left(&self, slot: Slot) -> bool {
+        self.ports.get(slot).is_none_or(|port| {
+            port.fin_received || port.granted.saturating_sub(port.received) >= FRAME_PAYLOAD_MAX as u64
+        })
+    }
+
     /// The driver has got rid of `n` received payload bytes of a port; more may be granted. A slot
     /// that is gone is passed over.
     pub fn consumed(&mut self, slot: Slot, n: usize, now: Instant) {
