@@ -97,9 +97,15 @@ impl Stream {
     }
 }
 
+/// A peer that vanished would hold its port for ever. Where it cannot be set, that is all that is lost.
+fn set_keepalive(socket: &Socket) {
+    let _ = socket.set_keepalive(KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT);
+}
+
 impl Engine {
     /// Joins a connected socket to a port, and begins to receive.
     pub fn add_stream(&mut self, socket: Socket, link: Key, slot: Slot, tag: u32) -> Key {
+        set_keepalive(&socket);
         let key = self.insert_stream(socket, link, slot, tag);
         if let Some(link) = self.link(link) {
             link.set_owner(slot, key.to_bits());
@@ -122,8 +128,6 @@ impl Engine {
     }
 
     fn insert_stream(&mut self, socket: Socket, link: Key, slot: Slot, tag: u32) -> Key {
-        // A peer that vanished would hold its port for ever. Where it cannot be set, that is all that is lost.
-        let _ = socket.set_keepalive(KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT);
         self.streams.insert(Stream {
             socket,
             link,
@@ -160,6 +164,7 @@ impl Engine {
     pub(crate) fn on_stream_connected(&mut self, control: &mut impl Control, key: Key, result: std::io::Result<()>) {
         let Some(stream) = self.streams.get_mut(key) else { return };
         stream.connecting = None;
+        set_keepalive(&stream.socket);
         let (link, slot) = (stream.link, stream.slot);
         let failed = result.is_err();
         if failed && let Some(stream) = self.streams.remove(key) {
