@@ -194,7 +194,7 @@ fn datagrams_are_told_of_likewise() {
     let to = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let sender = Socket::udp("127.0.0.1:0".parse().unwrap(), UdpOptions::default()).unwrap();
     let mut received = Vec::new();
-    let mut letter = |ring: &mut Ring, bytes: &[u8], user| {
+    let letter = |ring: &mut Ring, bytes: &[u8], user| {
         let mut batch = ring.datagram_batch();
         batch.set_to(Some(to.local_addr().unwrap()));
         batch.push(Piece::copy_from(bytes, 0, 0));
