@@ -94,6 +94,8 @@ impl Control for Shard {
             Event::LinkReady { .. }
             | Event::Connected { .. }
             | Event::ChannelsChanged { .. }
+            | Event::GuestBytes { .. }
+            | Event::GuestEnded { .. }
             | Event::Timer { .. }
             | Event::Watched { .. } => {}
         }
