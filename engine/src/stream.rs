@@ -481,6 +481,21 @@ impl Engine {
         self.abort_stream(control, key, code);
     }
 
+    /// Ends a stream and its port, from the control: RST to both ends.
+    pub fn end_stream(&mut self, control: &mut impl Control, key: Key, code: Code) {
+        if let Some(stream) = self.streams.get(key) {
+            // Where the socket is gone already there is nobody left to be told.
+            let _ = stream.socket.set_reset_on_close();
+            self.reset_stream(control, key, code);
+        }
+    }
+
+    /// The streams that were given this number. It looks at all streams: for what an operator asks, not for traffic.
+    pub fn streams_of(&self, tag: u32) -> Vec<Key> {
+        let has_tag = |key: &Key| self.streams.get(*key).is_some_and(|stream| stream.tag == tag);
+        self.streams.keys().filter(has_tag).collect()
+    }
+
     fn end_stream_if_over(&mut self, control: &mut impl Control, key: Key) {
         let over = self.streams.get(key).is_some_and(|stream| {
             stream.incoming == Incoming::Ended && stream.outgoing == Outgoing::Finished && stream.queue.is_empty()

@@ -263,6 +263,16 @@ impl Engine {
         }
     }
 
+    /// Takes a listener away without closing it: connections that come from now on wait in it for whoever accepts
+    /// there next.
+    pub fn take_listener(&mut self, key: Key) -> Option<Socket> {
+        let listener = self.listeners.remove(key)?;
+        if let Some(op) = listener.op {
+            self.ring.cancel(op);
+        }
+        Some(listener.socket)
+    }
+
     fn accept_on(&mut self, key: Key) {
         if let Some(listener) = self.listeners.get_mut(key) {
             listener.op = Some(self.ring.accept(&listener.socket, key.to_bits()));
