@@ -151,6 +151,8 @@ impl Control for Mediator {
             | Event::Report { .. }
             | Event::Query { .. }
             | Event::Visitor { .. }
+            | Event::GuestBytes { .. }
+            | Event::GuestEnded { .. }
             | Event::FlowEnded { .. } => {}
         }
     }

@@ -82,6 +82,11 @@ impl Engine {
         self.sockets.get(socket).map_or(0, |udp| udp.flows.len())
     }
 
+    /// The live flows of a published socket.
+    pub fn flow_keys(&self, socket: Key) -> Vec<Key> {
+        self.sockets.get(socket).map(|udp| udp.flows.values().copied().collect()).unwrap_or_default()
+    }
+
     pub(crate) fn on_flow_timer(&mut self, control: &mut impl Control, key: Key) {
         let Some(flow) = self.flows.get(key) else { return };
         let deadline = flow.last_used + self.config.flow_idle;

@@ -163,6 +163,15 @@ impl Engine {
         }
     }
 
+    /// Takes a socket away without closing it; its flows should have ended.
+    pub fn take_udp(&mut self, key: Key) -> Option<Socket> {
+        let udp = self.sockets.remove(key)?;
+        if let Some(op) = udp.op {
+            self.ring.cancel(op);
+        }
+        Some(udp.socket)
+    }
+
     pub(crate) fn receive_udp(&mut self, key: Key) {
         if let Some(udp) = self.sockets.get_mut(key)
             && udp.op.is_none()

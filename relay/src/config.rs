@@ -14,7 +14,7 @@ use isthmus_proto::limits;
 use isthmus_proto::policy::AllowRule;
 use tracing_subscriber::EnvFilter;
 
-use crate::publish::Publish;
+use crate::publish::{Publish, PublishSpec};
 use crate::trust::{Glob, Operation};
 
 /// Most shards of one relay. A shard's number travels in a byte of every UDP channel datagram.
@@ -106,9 +106,16 @@ pub struct Config {
     #[arg(long, value_name = "N", default_value_t = cores(), hide_default_value = true, env = "ISTHMUS_SHARDS",
           value_parser = shard_count)]
     pub shards: usize,
-    /// Lend a port of the relay to a host behind a mediator
+    /// Lend a port of the relay to a host behind a mediator; several: PROTO:ADDR,ADDR:PORT-PORT=MEDIATOR/HOST:PORT[-PORT]
     #[arg(long = "publish", value_name = "PROTO:ADDR:PORT=MEDIATOR/HOST:PORT")]
-    pub publishes: Vec<Publish>,
+    pub publish: Vec<PublishSpec>,
+    /// What may be published at run time: addresses and ports of the relay, as in 0.0.0.0:8000-8999 or *:2000-2999 [default:
+    /// anything]. May be repeated
+    #[arg(long, value_name = "CIDR[:PORTS]", env = "ISTHMUS_PUBLISH_ALLOW", value_delimiter = ',')]
+    pub publish_allow: Vec<AllowRule>,
+    /// What is published at run time comes back after a restart, as if each 'publish' said 'save'
+    #[arg(long, env = "ISTHMUS_KEEP_PUBLISHES")]
+    pub keep_publishes: bool,
     /// Unix socket of the management plane [default: DIR/stats.sock]
     #[arg(long, value_name = "PATH", env = "ISTHMUS_STATS_SOCKET")]
     pub stats_socket: Option<PathBuf>,
@@ -155,6 +162,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Every port to publish, by itself.
+    pub fn publishes(&self) -> impl Iterator<Item = &Publish> {
+        self.publish.iter().flat_map(|spec| spec.publishes())
+    }
+
     /// Where the stats socket is.
     pub fn stats_socket_path(&self) -> PathBuf {
         self.stats_socket.clone().unwrap_or_else(|| default_stats_socket(&self.state))
@@ -170,7 +182,7 @@ impl Config {
             ));
         }
         let mut seen = HashSet::new();
-        for publish in &self.publishes {
+        for publish in self.publishes() {
             // Port 0 means a free one each time, so two of them do not collide.
             if publish.listen.port() != 0 && !seen.insert((publish.proto, publish.listen)) {
                 return Err(format!("--publish names {}:{} twice", publish.proto, publish.listen));
@@ -335,7 +347,7 @@ mod tests {
              --udp-flows-max 8 --ports-max 9 --log debug --congestion cubic",
         );
         assert_eq!(config.listen, "127.0.0.1:1".parse().unwrap());
-        assert_eq!((config.shards, config.publishes.len()), (3, 2));
+        assert_eq!((config.shards, config.publishes().count()), (3, 2));
         assert_eq!(config.stats_socket_path(), Path::new("/s"));
         assert_eq!((config.half_open_max, config.udp_flows_max, config.ports_max), (7, 8, 9));
         assert_eq!((config.log.as_str(), config.congestion.as_deref()), ("debug", Some("cubic")));

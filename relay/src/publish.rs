@@ -7,6 +7,15 @@ use std::str::FromStr;
 use isthmus_proto::MediatorId;
 use serde::{Deserialize, Serialize};
 
+mod bound;
+mod kept;
+mod spec;
+
+pub use bound::{Bound, Origin, refusal};
+pub(crate) use bound::{IN_USE_RETRIES, IN_USE_WAIT, retry_in_use, tcp_listener};
+pub use kept::Kept;
+pub use spec::{PORTS_MAX, Ports, PublishSpec};
+
 /// Transport protocol of a published port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -23,6 +32,17 @@ impl fmt::Display for Proto {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
         })
+    }
+}
+
+impl FromStr for Proto {
+    type Err = BadPublish;
+    fn from_str(text: &str) -> Result<Self, BadPublish> {
+        match text {
+            "tcp" => Ok(Self::Tcp),
+            "udp" => Ok(Self::Udp),
+            other => Err(BadPublish(format!("'{other}' is neither tcp nor udp"))),
+        }
     }
 }
 
@@ -53,7 +73,8 @@ impl Publish {
 /// The text is not a published port; the message says which part, and how to write it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0}; write PROTO:ADDR:PORT=MEDIATOR/HOST:PORT, as in tcp:0.0.0.0:8080=cpe-1/10.0.0.5:80, IPv6 addresses in brackets"
+    "{0}; write PROTO:ADDR:PORT=MEDIATOR/HOST:PORT, as in tcp:0.0.0.0:8080=cpe-1/10.0.0.5:80, IPv6 addresses in brackets, \
+     several addresses with commas, several ports as 8000-8010"
 )]
 pub struct BadPublish(String);
 
@@ -63,11 +84,7 @@ impl FromStr for Publish {
         let (front, back) = text.split_once('=').ok_or_else(|| BadPublish("there is no '='".into()))?;
         let (proto, listen) =
             front.split_once(':').ok_or_else(|| BadPublish("there is no PROTO: before the address".into()))?;
-        let proto = match proto {
-            "tcp" => Proto::Tcp,
-            "udp" => Proto::Udp,
-            other => return Err(BadPublish(format!("'{other}' is neither tcp nor udp"))),
-        };
+        let proto = proto.parse()?;
         let (mediator, target) =
             back.split_once('/').ok_or_else(|| BadPublish("there is no '/' between mediator and host".into()))?;
         let mediator = mediator.parse().map_err(|error| BadPublish(format!("'{mediator}': {error}")))?;

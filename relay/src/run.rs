@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use crate::admin::command::COMMANDS_MAX;
 use crate::admin::{self, Admin, Command, Limits, RelayInfo, ShardCounters, ShardHandle, StatsSocket};
 use crate::config::Config;
+use crate::publish::Kept;
 use crate::trust::{self, State, TokenKey};
 
 /// How long the shards may take to end their tunnels in an orderly way.
@@ -90,11 +91,12 @@ pub fn run_with(
         tracing::warn!(%error, "the limit of descriptors stays as low as it is; set LimitNOFILE= in the unit");
     }
     let state = State::open(&config.state)?;
+    let kept = Kept::load(&config.state)?;
     let tls = if config.plaintext { None } else { Some(trust::server_config(&state)?) };
     let stats_socket = StatsSocket::bind(&config.stats_socket_path())?;
     let threads_max = config.shards + 1;
     let (ended_sender, ended) = crossbeam_channel::bounded(threads_max);
-    let shared = Arc::new(Shared { config, tls, tokens: state.tokens().clone() });
+    let shared = Arc::new(Shared { config: config.clone(), tls, tokens: state.tokens().clone() });
 
     let (seats, senders) = seats(shared.config.shards, &ended_sender);
     let shown: Vec<_> = seats.iter().map(|seat| seat.counters.clone()).collect();
@@ -115,7 +117,7 @@ pub fn run_with(
         tracing::warn!("plaintext: whoever is on the way can read and change everything, the tokens too");
     }
     let (stop, stopped) = oneshot::channel();
-    let admin = Admin { socket: stats_socket, shards: handles.clone(), info, limits: Limits::default() };
+    let admin = Admin { socket: stats_socket, shards: handles.clone(), info, limits: Limits::default(), config, kept };
     let management = spawn_admin(admin, stopped, Ended(ended_sender))?;
 
     // Whichever thread ends first, by a signal, an error or a panic, ends the relay.

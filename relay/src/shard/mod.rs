@@ -6,9 +6,11 @@
 mod check;
 mod commands;
 mod handover;
+mod publish;
 mod query;
 mod service;
 mod spawn;
+mod tag;
 mod terminal;
 mod tunnel;
 mod visitor;
@@ -23,13 +25,11 @@ use isthmus_proto::{Code, MediatorId};
 use crate::admin::{Counter, Counters};
 use crate::run::{ShardSeat, Shared};
 use handover::{Message, Peer};
+use publish::Published;
 pub use spawn::spawn;
+use tag::{Door, TagTable};
 use terminal::Terminal;
 use tunnel::Tunnel;
-use visitor::Published;
-
-/// The service listener's number; published ones have their place in the table, plus one.
-const SERVICE_TAG: u32 = 0;
 
 /// One shard's decisions.
 struct Shard {
@@ -43,7 +43,7 @@ struct Shard {
     links: HashMap<Key, Party>,
     /// This shard's mediators that are connected.
     mediators: BTreeMap<MediatorId, Key>,
-    published: Vec<Published>,
+    published: TagTable<Published>,
     queries: query::Queries,
     checks: check::Checks,
     sessions: u64,
@@ -64,8 +64,11 @@ enum Party {
 impl Control for Shard {
     fn on_event(&mut self, engine: &mut Engine, event: Event<'_>) {
         match event {
-            Event::Accepted { tag: SERVICE_TAG, socket, peer } => self.on_caller(engine, socket, peer),
-            Event::Accepted { tag, socket, peer } => self.on_visitor(engine, tag, socket, peer),
+            Event::Accepted { tag, socket, peer } => match Door::of(tag) {
+                Some(Door::Service) => self.on_caller(engine, socket, peer),
+                Some(Door::Published) => self.on_visitor(engine, tag, socket, peer),
+                None => {}
+            },
             Event::Greeting { link, frame } => self.on_greeting(engine, link, frame),
             Event::LinkEnded { link, code, text, .. } => self.on_link_ended(engine, link, code, &text),
             Event::Request { link, slot, owner, request, ask } => {
@@ -86,14 +89,16 @@ impl Control for Shard {
             Event::UdpError { owner, code, remote, .. } => terminal::forward_udp_error(engine, owner, code, remote),
             Event::Report { link, json } => self.on_report(link, json),
             Event::Query { link, query, json } => self.on_query(engine, link, query, json),
-            Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(tag, code),
+            Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(engine, tag, code),
             Event::Visitor { socket, tag, visitor } => self.on_new_flow(engine, socket, tag, visitor),
             Event::PortEnded { owner, .. } => self.on_check_ended(owner),
-            Event::FlowEnded { tag } => self.on_flow_ended(tag),
+            Event::FlowEnded { tag } => self.on_flow_ended(engine, tag),
             // The relay dials nobody, connects no stream and watches nothing.
             Event::LinkReady { .. }
             | Event::Connected { .. }
             | Event::ChannelsChanged { .. }
+            | Event::GuestBytes { .. }
+            | Event::GuestEnded { .. }
             | Event::Timer { .. }
             | Event::Watched { .. } => {}
         }
