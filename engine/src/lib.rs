@@ -41,7 +41,7 @@ pub use bridge::BridgeEnd;
 pub use counts::Counts;
 pub use event::{Ask, Control, Event};
 pub use flow::FlowSpec;
-pub use guest::{GUEST_BYTES_MAX, GUEST_REPLIES_MAX};
+pub use guest::{GUEST_BYTES_MAX, GUEST_REPLIES_MAX, TakenGuest};
 pub use handshake::{Caller, Detached};
 pub use key::{Key, What};
 pub use link::LinkRole;

@@ -148,8 +148,6 @@ pub enum Refusal {
     UnknownName,
     /// Nobody who serves this name is connected.
     Away,
-    /// It took too long to say what it wants.
-    Slow,
 }
 
 /// The last bytes for a client that is turned away, in the protocol that it speaks.
@@ -157,7 +155,7 @@ pub fn refusal(speaks: Speaks, why: Refusal) -> &'static [u8] {
     match (speaks, why) {
         (Speaks::Tls, Refusal::UnknownName) => const { &alert(112) },
         (Speaks::Tls, Refusal::Bad | Refusal::TooLong) => const { &alert(50) },
-        (Speaks::Tls, Refusal::Away | Refusal::Slow) => const { &alert(80) },
+        (Speaks::Tls, Refusal::Away) => const { &alert(80) },
         (Speaks::Http, Refusal::Bad) => {
             b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 38\r\nConnection: close\r\n\r\n\
               This is no HTTP request with one Host\n"
@@ -175,10 +173,6 @@ pub fn refusal(speaks: Speaks, why: Refusal) -> &'static [u8] {
             b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 39\r\nConnection: close\r\n\
               Retry-After: 10\r\n\r\n\
               What serves this name is not connected\n"
-        }
-        (Speaks::Http, Refusal::Slow) => {
-            b"HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain\r\nContent-Length: 30\r\nConnection: close\r\n\r\n\
-              The request took far too long\n"
         }
     }
 }
@@ -226,7 +220,7 @@ mod tests {
     #[test]
     fn refusals_are_whole_in_their_protocol() {
         use Refusal::*;
-        for why in [Bad, TooLong, UnknownName, Away, Slow] {
+        for why in [Bad, TooLong, UnknownName, Away] {
             let alert = refusal(Speaks::Tls, why);
             assert_eq!((alert.len(), alert[0], alert[5]), (7, 21, 2));
             let text = std::str::from_utf8(refusal(Speaks::Http, why)).unwrap();
