@@ -4,6 +4,7 @@ use isthmus_proto::MediatorId;
 
 use super::answer::phrase;
 use super::command::{ROWS_MAX, TunnelFilter};
+use crate::names::{BadNameRoute, NameRoute, Pattern};
 use crate::publish::{BadPublish, Ports, PublishSpec};
 use crate::trust::Glob;
 
@@ -19,6 +20,9 @@ show tunnels [id=GLOB] [after=ID] [limit=N] [json]         connected mediators, 
 show publishes [json]                                      published ports
 publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]          lend a port; [save] keeps it over a restart
 unpublish PROTO:ADDR:PORT [now]                            close it; visitors stay, but for [now]
+show names [json]                                          where names lead
+name NAME=MEDIATOR/HOST:PORT                               lead visitors of a name there, until the relay ends
+unname NAME                                                lead them no more; visitors stay
 check tunnels                                              an operation through each; 'show stat' counts the answers
 kill tunnel ID                                             end a mediator's tunnel; it may connect again
 help                                                       this list
@@ -51,6 +55,9 @@ pub(super) enum Request {
         ports: Ports,
         now: bool,
     },
+    Names(Format),
+    Name(NameRoute),
+    Unname(Pattern),
     Kill(MediatorId),
     Check,
 }
@@ -66,21 +73,28 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         ["show", "publishes", rest @ ..] => format_only(rest).map(Request::Publishes),
         ["show", "tunnels", rest @ ..] => tunnels(rest),
         ["kill", "tunnel", id] => id.parse().map(Request::Kill).map_err(|error| format!("'{}': {error}", phrase(id))),
-        ["publish", spec, rest @ ..] => {
-            Ok(Request::Publish { spec: spec.parse().map_err(|e| bad(spec, e))?, save: option(rest, "save")? })
-        }
-        ["unpublish", ports, rest @ ..] => {
-            Ok(Request::Unpublish { ports: ports.parse().map_err(|e| bad(ports, e))?, now: option(rest, "now")? })
-        }
+        ["publish", spec, rest @ ..] => Ok(Request::Publish {
+            spec: spec.parse().map_err(|e: BadPublish| bad(spec, &e))?,
+            save: option(rest, "save")?,
+        }),
+        ["unpublish", ports, rest @ ..] => Ok(Request::Unpublish {
+            ports: ports.parse().map_err(|e: BadPublish| bad(ports, &e))?,
+            now: option(rest, "now")?,
+        }),
         ["publish"] => Err("write: publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]".to_owned()),
         ["unpublish"] => Err("write: unpublish PROTO:ADDR:PORT [now]".to_owned()),
+        ["show", "names", rest @ ..] => format_only(rest).map(Request::Names),
+        ["name", route] => route.parse().map(Request::Name).map_err(|error: BadNameRoute| bad(route, &error)),
+        ["unname", name] => name.parse().map(Request::Unname).map_err(|error: BadNameRoute| bad(name, &error)),
+        ["name", ..] => Err("write: name NAME=MEDIATOR/HOST:PORT".to_owned()),
+        ["unname", ..] => Err("write: unname NAME".to_owned()),
         ["check", "tunnels"] => Ok(Request::Check),
         ["kill", "tunnel", ..] => Err("write: kill tunnel ID".to_owned()),
         _ => Err(format!("unknown command '{}'; 'help' lists them", phrase(command.trim()))),
     }
 }
 
-fn bad(word: &str, error: BadPublish) -> String {
+fn bad(word: &str, error: &dyn std::error::Error) -> String {
     format!("'{}': {}", phrase(word), error.to_string().replace(char::is_control, "?"))
 }
 
@@ -144,7 +158,7 @@ mod tests {
             let short = full.split(" [").next().unwrap();
             assert!(parse(short).is_ok(), "{command}");
         }
-        assert_eq!(commands.len(), 11);
+        assert_eq!(commands.len(), 14);
     }
 
     #[test]
@@ -175,6 +189,10 @@ mod tests {
             ("unpublish", "write: unpublish"),
             ("unpublish tcp:0.0.0.0", "port number"),
             ("unpublish tcp:0.0.0.0:80 save", "only 'now'"),
+            ("name", "write: name"),
+            ("name a.b", "no '='"),
+            ("unname", "write: unname"),
+            ("unname a_*", "'a_*'"),
             ("kill tunnel", "kill tunnel ID"),
             ("kill tunnel a b", "kill tunnel ID"),
             ("kill tunnel a/b", "'a/b'"),

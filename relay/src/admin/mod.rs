@@ -9,6 +9,7 @@ pub mod counters;
 pub mod ctl;
 mod dispatch;
 mod listener;
+mod naming;
 mod publishing;
 mod serve;
 mod session;

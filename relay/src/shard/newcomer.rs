@@ -117,10 +117,10 @@ impl Shard {
         let Asked { speaks, name } = asked;
         let names = self.names.clone();
         let found = name.as_ref().and_then(|name| Some((name, names.find(name)?)));
-        let left = found.map(|(name, (number, route))| match &route.toward {
+        let left = found.and_then(|(name, (number, route))| match &route.toward {
             // A label that cannot be a mediator's name leads to nobody.
-            Toward::Label => name.split_label().0.parse().into_iter().collect(),
-            Toward::Mediators(ids) => in_turn(ids, self.next_turn(number)),
+            Toward::Label => name.split_label().0.parse().ok().map(|id| vec![id]),
+            Toward::Mediators(ids) => Some(in_turn(ids, self.next_turn(number))),
         });
         let (Some((_, (_, route))), Some(left)) = (found, left) else {
             self.counters.add(Counter::NamesUnknown, 1);

@@ -1,0 +1,138 @@
+//! The PROXY protocol, out to hosts and in from load balancers.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+
+use common::{Host, counter, curl, curl_with, name_port, published};
+use isthmus_e2e::{Agent, Keys, Loopback, Ns, Process, Proto, Relay, SOON, World, have};
+use isthmus_proto::door::proxy_protocol::{Ends, Header, Transport, Version, decode, encode};
+
+/// Sends a request and gives the addresses that it came from and to.
+fn visit(to: &str) -> Ends {
+    let mut stream = TcpStream::connect(to).expect("the relay listens");
+    let ends =
+        Ends { source: stream.local_addr().expect("an address"), target: stream.peer_addr().expect("an address") };
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: cpe.example\r\n\r\n").expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an orderly end");
+    assert!(answer.ends_with("here"), "{answer}");
+    ends
+}
+
+#[test]
+fn host_is_told_of_the_visitor_before_its_first_byte() {
+    for (word, version) in [("v1", Version::V1), ("v2", Version::V2)] {
+        let host = Host::http("here");
+        let publish = format!("tcp:127.0.0.1:0=cpe/{},proxy={word}", host.address);
+        let route = format!("cpe.example=cpe/{},proxy={word}", host.address);
+        let args = ["--publish", &publish, "--names", "127.0.0.1:0", "--name", &route];
+        let world = Loopback::start(&args, &[]);
+        for port in [published(&world, "tcp"), name_port(&world)] {
+            for _ in 0..6 {
+                let ends = visit(&port);
+                let header = encode(version, Transport::Stream, ends);
+                let head = host.head();
+                assert!(head.starts_with(&header), "{port}: {head:?}");
+                assert!(head[header.len()..].starts_with(b"GET / HTTP/1.1\r\n"), "{port}: {head:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn flow_of_datagrams_begins_with_a_header() {
+    let host = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    host.set_read_timeout(Some(SOON)).expect("a timeout");
+    let target = host.local_addr().expect("an address");
+    let world = Loopback::start(&["--publish", &format!("udp:127.0.0.1:0=cpe/{target},proxy=v2")], &[]);
+    let listen: SocketAddr = published(&world, "udp").parse().expect("an address");
+    let visitor = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    visitor.set_read_timeout(Some(SOON)).expect("a timeout");
+    let ends = Ends { source: visitor.local_addr().expect("an address"), target: listen };
+    let header = encode(Version::V2, Transport::Datagram, ends);
+    let mut bytes = [0; 2048];
+    for (sent, expected) in [(b"one", [&header[..], b"one"].concat()), (b"two", b"two".to_vec())] {
+        visitor.send_to(sent, listen).expect("sent");
+        let (length, from) = host.recv_from(&mut bytes).expect("a datagram");
+        assert_eq!(bytes[..length], expected);
+        // What comes back is as the host sent it.
+        host.send_to(b"back", from).expect("sent");
+        let (length, _) = visitor.recv_from(&mut bytes).expect("an answer");
+        assert_eq!(&bytes[..length], b"back");
+    }
+}
+
+#[test]
+fn listed_balancer_is_believed_and_nobody_else() {
+    if !have("curl") {
+        return;
+    }
+    let host = Host::http("here");
+    let publish = format!("tcp:127.0.0.1:0=cpe/{},proxy=v2", host.address);
+    let route = format!("cpe.example=cpe/{},proxy=v2", host.address);
+    let args = ["--publish", &publish, "--names", "127.0.0.1:0", "--name", &route, "--proxy-from", "127.0.0.2"];
+    let world = Loopback::start(&args, &[]);
+    let ports = [published(&world, "tcp"), name_port(&world)];
+    let source = |head: &[u8]| match decode(head) {
+        Ok(Some(Header { ends: Some(ends), length })) => (ends.source.ip().to_string(), head[length..].to_vec()),
+        other => panic!("{other:?} in {head:?}"),
+    };
+    let told = ["--interface", "127.0.0.2", "--haproxy-protocol", "--haproxy-clientip", "192.0.2.7"];
+    for port in &ports {
+        for _ in 0..6 {
+            assert_eq!(curl_with(port, "cpe.example", "http", &told), "200 here", "{port}");
+            let (visitor, rest) = source(&host.head());
+            assert_eq!(visitor, "192.0.2.7");
+            assert!(rest.starts_with(b"GET / "), "{rest:?}");
+        }
+        // A balancer that says nothing of whom it is from is refused.
+        let silent = curl_with(port, "cpe.example", "http", &["--interface", "127.0.0.2"]);
+        assert!(silent.contains("000"), "{silent}");
+    }
+    assert_eq!(counter(&world, "proxy_headers_bad"), 2);
+    // From everybody else it is payload: of no use to a name listener, and the host's own affair behind a port.
+    let forged = &told[2..];
+    assert!(curl_with(&ports[1], "cpe.example", "http", forged).contains("400 "));
+    curl_with(&ports[0], "cpe.example", "http", &[forged, &["-m", "2"]].concat());
+    let (visitor, rest) = source(&host.head());
+    assert_eq!(visitor, "127.0.0.1");
+    assert!(rest.starts_with(b"PROXY TCP4 192.0.2.7 "), "{rest:?}");
+    assert_eq!(curl(&ports[0], "cpe.example", "http"), "200 here");
+}
+
+#[test]
+fn nginx_behind_sees_the_address_that_haproxy_in_front_saw() {
+    if !["curl", "haproxy", "nginx"].iter().all(|tool| have(tool)) {
+        return;
+    }
+    let Some(world) = World::new() else { return };
+    let files = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| files.path().join(name).display().to_string();
+    let nginx = format!(
+        "daemon off; master_process off; pid {0}/pid; error_log stderr; events {{}}
+         http {{ access_log off; client_body_temp_path {0}/b; proxy_temp_path {0}/p; fastcgi_temp_path {0}/f;
+           uwsgi_temp_path {0}/u; scgi_temp_path {0}/s;
+           server {{ listen 10.77.0.3:80 proxy_protocol; set_real_ip_from 10.77.0.0/24; real_ip_header proxy_protocol;
+             location / {{ return 200 \"$remote_addr $host\"; }} }} }}",
+        files.path().display()
+    );
+    std::fs::write(path("nginx.conf"), nginx).expect("a file");
+    let haproxy = "defaults\n mode tcp\n timeout connect 5s\n timeout client 20s\n timeout server 20s\n\
+         listen front\n bind 198.51.100.1:80\n server relay 198.51.100.1:8080 send-proxy-v2\n";
+    std::fs::write(path("haproxy.cfg"), haproxy).expect("a file");
+    let _nginx: Process = world.spawn(Ns::Host, "nginx", &["-c", &path("nginx.conf")]);
+    let _haproxy = world.spawn(Ns::Relay, "haproxy", &["-db", "-f", &path("haproxy.cfg")]);
+    let keys = Keys::new();
+    let route = "cpe.example.net=cpe/10.77.0.3:80,proxy=v2";
+    let args = ["--names", "198.51.100.1:8080", "--name", route, "--proxy-from", "198.51.100.1"];
+    let _relay = Relay::start(&world, &keys, &args);
+    let _agent = Agent::start(&world, &keys, "cpe", &[]);
+    world.wait_listening(Ns::Host, Proto::Tcp, 80);
+    world.wait_listening(Ns::Relay, Proto::Tcp, 80);
+    let get = ["-sS", "-f", "-m", "20", "-H", "Host: cpe.example.net", "http://198.51.100.1/"];
+    for _ in 0..6 {
+        assert_eq!(world.run(Ns::Public, "curl", &get).ok().text(), "198.51.100.2 cpe.example.net");
+    }
+}
