@@ -39,7 +39,7 @@ fn label_leads_to_what_the_mediator_of_that_name_offers() {
     ];
     for _ in 0..VISITS {
         for (name, body) in expected {
-            assert_eq!(curl(&port, name, "http"), format!("200 {body}"), "{name}");
+            assert_eq!(curl(&port, name), format!("200 {body}"), "{name}");
         }
     }
     // In a proxy's form of a request the target counts, and what follows on the connection goes the same way.
@@ -73,7 +73,7 @@ fn whoever_asks_for_nobody_is_told_so_in_plain_http() {
         ("", "400 This is no HTTP request with one Host\n"),
         ("a b", "400 This is no HTTP request with one Host\n"),
     ] {
-        assert_eq!(curl(&port, name, "http"), answer, "{name}");
+        assert_eq!(curl(&port, name), answer, "{name}");
     }
     assert_eq!(counter(&world, "names_unknown"), 5);
     assert_eq!(counter(&world, "names_bad"), 2);
@@ -161,7 +161,7 @@ fn visitors_are_shared_by_those_mediators_that_are_there() {
     ];
     let world = Loopback::start(&args, &[]);
     let port = name_port(&world);
-    assert!(curl(&port, "shop.example", "http").starts_with("503 "));
+    assert!(curl(&port, "shop.example").starts_with("503 "));
     let mut agents = Vec::new();
     for id in ["m-1", "m-2", "m-3"] {
         let host = Host::http(id);
@@ -170,7 +170,7 @@ fn visitors_are_shared_by_those_mediators_that_are_there() {
     }
     let mut served = std::collections::BTreeMap::new();
     for _ in 0..40 {
-        *served.entry(curl(&port, "shop.example", "http")).or_insert(0) += 1;
+        *served.entry(curl(&port, "shop.example")).or_insert(0) += 1;
     }
     // Each of two shards goes round; the turn of the one that is away falls to its neighbour.
     let names: Vec<&str> = served.keys().map(String::as_str).collect();
@@ -180,7 +180,7 @@ fn visitors_are_shared_by_those_mediators_that_are_there() {
     let listen = common::published(&world, "tcp");
     let mark = world.relay.mark();
     for _ in 0..8 {
-        assert_eq!(curl(&listen, "any", "http"), "200 x");
+        assert_eq!(curl(&listen, "any"), "200 x");
     }
     for id in ["cpe", "m-1", "m-2"] {
         world.relay.wait_for_line_after(mark, &format!("visitor led mediator={id} "), SOON);
@@ -193,8 +193,8 @@ fn visitors_are_shared_by_those_mediators_that_are_there() {
         agent.wait_exit(SOON);
         world.relay.wait_for_line_after(mark, "tunnel ended", SOON);
         for _ in 0..8 {
-            assert!(curl(&port, "shop.example", "http").starts_with("200 m-"));
-            assert_eq!(curl(&listen, "any", "http"), "200 x");
+            assert!(curl(&port, "shop.example").starts_with("200 m-"));
+            assert_eq!(curl(&listen, "any"), "200 x");
         }
     }
 }
@@ -207,10 +207,10 @@ fn routes_change_while_visitors_stay() {
     let (old, new) = (Host::http("old"), Host::http("new"));
     let world = Loopback::start(&["--names", "127.0.0.1:0"], &[]);
     let port = name_port(&world);
-    assert!(curl(&port, "a.example", "http").starts_with("421 "));
+    assert!(curl(&port, "a.example").starts_with("421 "));
     let route = format!("a.example=cpe/{}", old.address);
     assert_eq!(ctl(&world, &format!("name {route}")).trim(), format!("added {route}"));
-    assert_eq!(curl(&port, "a.example", "http"), "200 old");
+    assert_eq!(curl(&port, "a.example"), "200 old");
     let mut stays = TcpStream::connect(&port).expect("the relay listens");
     stays.set_read_timeout(Some(SOON)).expect("a timeout");
     stays.write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").expect("written");
@@ -219,12 +219,12 @@ fn routes_change_while_visitors_stay() {
     let route = format!("a.example=cpe/{}", new.address);
     assert_eq!(ctl(&world, &format!("name {route}")).trim(), format!("replaced by {route}"));
     // Shards take it between two turns.
-    common::until(Duration::from_secs(10), || curl(&port, "a.example", "http") == "200 new");
+    common::until(Duration::from_secs(10), || curl(&port, "a.example") == "200 new");
     assert_eq!(ctl(&world, "show names").trim(), route);
     let mut rest = String::new();
     stays.read_to_string(&mut rest).expect("an orderly end");
     assert!(rest.ends_with("old"), "{rest}");
     assert_eq!(ctl(&world, "unname a.example").trim(), format!("removed {route}"));
-    common::until(Duration::from_secs(10), || curl(&port, "a.example", "http").starts_with("421 "));
+    common::until(Duration::from_secs(10), || curl(&port, "a.example").starts_with("421 "));
     assert!(ctl(&world, "unname a.example").contains("no route is for a.example"));
 }

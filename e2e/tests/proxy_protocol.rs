@@ -5,9 +5,10 @@ mod common;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 
-use common::{Host, counter, curl, curl_with, name_port, published};
+use common::{Host, counter, name_port, published};
 use isthmus_e2e::{Agent, Keys, Loopback, Ns, Process, Proto, Relay, SOON, World, have};
-use isthmus_proto::door::proxy_protocol::{Ends, Header, Transport, Version, decode, encode};
+use isthmus_proto::door::proxy_protocol::{Ends, Header, Transport, Version, decode, encode, encode_local};
+use rustix::net::{AddressFamily, SocketType};
 
 /// Sends a request and gives the addresses that it came from and to.
 fn visit(to: &str) -> Ends {
@@ -64,42 +65,61 @@ fn flow_of_datagrams_begins_with_a_header() {
     }
 }
 
+/// Says `bytes` from a source address and gives what comes back, and whether the end was orderly.
+fn say_from(source: [u8; 4], to: &str, bytes: &[u8]) -> (String, bool) {
+    let to: SocketAddr = to.parse().expect("an address");
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+    rustix::net::bind(&socket, &SocketAddr::from((source, 0))).expect("an address of this machine");
+    rustix::net::connect(&socket, &to).expect("the relay listens");
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(SOON)).expect("a timeout");
+    stream.write_all(bytes).expect("written");
+    let mut answer = Vec::new();
+    let orderly = stream.read_to_end(&mut answer).is_ok();
+    (String::from_utf8_lossy(&answer).into_owned(), orderly)
+}
+
 #[test]
 fn listed_balancer_is_believed_and_nobody_else() {
-    if !have("curl") {
-        return;
-    }
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: cpe.example\r\n\r\n";
     let host = Host::http("here");
     let publish = format!("tcp:127.0.0.1:0=cpe/{},proxy=v2", host.address);
     let route = format!("cpe.example=cpe/{},proxy=v2", host.address);
     let args = ["--publish", &publish, "--names", "127.0.0.1:0", "--name", &route, "--proxy-from", "127.0.0.2"];
     let world = Loopback::start(&args, &[]);
     let ports = [published(&world, "tcp"), name_port(&world)];
-    let source = |head: &[u8]| match decode(head) {
-        Ok(Some(Header { ends: Some(ends), length })) => (ends.source.ip().to_string(), head[length..].to_vec()),
+    let told = |head: &[u8]| match decode(head) {
+        Ok(Some(Header { ends: Some(ends), length })) => (ends, head[length..].to_vec()),
         other => panic!("{other:?} in {head:?}"),
     };
-    let told = ["--interface", "127.0.0.2", "--haproxy-protocol", "--haproxy-clientip", "192.0.2.7"];
+    let claimed = Ends {
+        source: "192.0.2.7:1234".parse().expect("an address"),
+        target: "198.51.100.1:443".parse().expect("an address"),
+    };
+    let (balancer, other) = ([127, 0, 0, 2], [127, 0, 0, 1]);
     for port in &ports {
-        for _ in 0..6 {
-            assert_eq!(curl_with(port, "cpe.example", "http", &told), "200 here", "{port}");
-            let (visitor, rest) = source(&host.head());
-            assert_eq!(visitor, "192.0.2.7");
-            assert!(rest.starts_with(b"GET / "), "{rest:?}");
+        for version in [Version::V1, Version::V2].repeat(3) {
+            let header = encode(version, Transport::Stream, claimed);
+            let (answer, orderly) = say_from(balancer, port, &[&header, REQUEST].concat());
+            assert!(orderly && answer.ends_with("here"), "{port}: {answer}");
+            assert_eq!(told(&host.head()), (claimed, REQUEST.to_vec()));
         }
-        // A balancer that says nothing of whom it is from is refused.
-        let silent = curl_with(port, "cpe.example", "http", &["--interface", "127.0.0.2"]);
-        assert!(silent.contains("000"), "{silent}");
+        // Its own health check: the connection's own addresses count.
+        let (answer, _) = say_from(balancer, port, &[&encode_local(Version::V2), REQUEST].concat());
+        assert!(answer.ends_with("here"), "{port}: {answer}");
+        let (ends, rest) = told(&host.head());
+        assert_eq!((ends.source.ip().to_string(), ends.target.to_string()), ("127.0.0.2".into(), port.clone()));
+        assert_eq!(rest, REQUEST);
+        // One that does not say whom it is from is refused.
+        assert_eq!(say_from(balancer, port, REQUEST), (String::new(), false));
     }
     assert_eq!(counter(&world, "proxy_headers_bad"), 2);
     // From everybody else it is payload: of no use to a name listener, and the host's own affair behind a port.
-    let forged = &told[2..];
-    assert!(curl_with(&ports[1], "cpe.example", "http", forged).contains("400 "));
-    curl_with(&ports[0], "cpe.example", "http", &[forged, &["-m", "2"]].concat());
-    let (visitor, rest) = source(&host.head());
-    assert_eq!(visitor, "127.0.0.1");
-    assert!(rest.starts_with(b"PROXY TCP4 192.0.2.7 "), "{rest:?}");
-    assert_eq!(curl(&ports[0], "cpe.example", "http"), "200 here");
+    let forged = [&encode(Version::V1, Transport::Stream, claimed), REQUEST].concat();
+    assert!(say_from(other, &ports[1], &forged).0.starts_with("HTTP/1.1 400 "));
+    assert!(say_from(other, &ports[0], &forged).0.ends_with("here"));
+    let (ends, rest) = told(&host.head());
+    assert_eq!((ends.source.ip().to_string(), rest), ("127.0.0.1".into(), forged));
 }
 
 #[test]
