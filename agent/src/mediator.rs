@@ -72,6 +72,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         config,
         policy,
         report,
+        offers_wait: false,
         resolver,
         watch,
         timers,
@@ -101,6 +102,8 @@ pub(crate) struct Mediator {
     pub(crate) config: Config,
     pub(crate) policy: Rc<RefCell<Policy>>,
     pub(crate) report: Report,
+    /// They did not fit the hello: the first report brings them.
+    pub(crate) offers_wait: bool,
     resolver: Resolver,
     dialer: Dialer,
     watch: Watch,
@@ -224,7 +227,7 @@ impl Mediator {
         }
     }
 
-    fn send_report(&mut self, engine: &mut Engine) {
+    pub(crate) fn send_report(&mut self, engine: &mut Engine) {
         let Some(link) = self.link.filter(|_| self.up) else { return };
         // Plain data: it always serialises.
         let json = serde_json::to_vec(&self.report).unwrap_or_default();

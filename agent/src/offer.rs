@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use isthmus_proto::door::name::HostName;
 use isthmus_proto::hello::Offer;
 
-/// Most offers: with all else they have to fit the mediator's first frame.
+/// Most offers: with all else that a mediator reports they have to fit one frame.
 pub(crate) const OFFERS_MAX: usize = 8;
 
 /// Reads `NAME=HOST:PORT`, or `HOST:PORT` for every name that the relay leads to this mediator.

@@ -116,7 +116,7 @@ impl Shard {
         let machine = engine.link(link).ok_or(WhyNot::Away)?;
         let opened = machine.open(0, 0, OpenFlags(OpenFlags::QUIET), UNSPECIFIED, None, now);
         let slot = opened.map_err(|_| WhyNot::Limit)?;
-        machine.connect(slot, 0, target, 0);
+        machine.connect_unanswered(slot, target);
         engine.admit(guest, link, slot, tag, visit.consumed, &visit.ahead);
         engine.touch(link);
         tracing::debug!(
