@@ -55,7 +55,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         Resolver::new(config.relay.clone(), Box::new(wake)).context("cannot start the thread that resolves names")?;
     let interfaces = environment::interfaces().context("cannot read this machine's interfaces")?;
     let mut policy = Policy::new(&config.allow, &interfaces);
-    let report = environment::gather(&mut policy, &config.service).context("cannot read this machine's environment")?;
+    let mut report =
+        environment::gather(&mut policy, &config.service).context("cannot read this machine's environment")?;
+    report.offers = config.offers.clone();
     let policy = Rc::new(RefCell::new(policy));
     let engine_config = EngineConfig { busy_poll: config.busy_poll, ..EngineConfig::default() };
     let mut engine = Engine::new(ring, engine_config);
@@ -70,6 +72,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         config,
         policy,
         report,
+        offers_wait: false,
         resolver,
         watch,
         timers,
@@ -99,6 +102,8 @@ pub(crate) struct Mediator {
     pub(crate) config: Config,
     pub(crate) policy: Rc<RefCell<Policy>>,
     pub(crate) report: Report,
+    /// They did not fit the hello: the first report brings them.
+    pub(crate) offers_wait: bool,
     resolver: Resolver,
     dialer: Dialer,
     watch: Watch,
@@ -151,6 +156,8 @@ impl Control for Mediator {
             | Event::Report { .. }
             | Event::Query { .. }
             | Event::Visitor { .. }
+            | Event::GuestBytes { .. }
+            | Event::GuestEnded { .. }
             | Event::FlowEnded { .. } => {}
         }
     }
@@ -206,7 +213,8 @@ impl Mediator {
 
     /// The machine's addresses may have changed: the policy follows, and the relay is told.
     fn report_changes(&mut self, engine: &mut Engine) {
-        let gathered = environment::gather(&mut self.policy.borrow_mut(), &self.config.service);
+        let gathered = environment::gather(&mut self.policy.borrow_mut(), &self.config.service)
+            .map(|report| Report { offers: self.config.offers.clone(), ..report });
         match gathered {
             Ok(report) if report != self.report => {
                 self.report = report;
@@ -219,7 +227,7 @@ impl Mediator {
         }
     }
 
-    fn send_report(&mut self, engine: &mut Engine) {
+    pub(crate) fn send_report(&mut self, engine: &mut Engine) {
         let Some(link) = self.link.filter(|_| self.up) else { return };
         // Plain data: it always serialises.
         let json = serde_json::to_vec(&self.report).unwrap_or_default();

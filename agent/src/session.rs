@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use isthmus_engine::{Caller, Engine, Key};
 use isthmus_proto::Code;
 use isthmus_proto::hello::{self, Hello, Role, Welcome};
+use isthmus_proto::limits::FRAME_PAYLOAD_MAX;
 use isthmus_proto::link::{ChannelClock, LinkConfig, Maintain, Side};
 use isthmus_proto::record::{self, ClientHandshake};
 use isthmus_proto::wire::Frame;
@@ -53,13 +54,18 @@ impl Mediator {
             Ok(token) => token,
             Err(error) => return engine.farewell(link, Code::BadToken, 0, &error.to_string()),
         };
-        let hello = Hello {
-            token: token.text,
-            role: Role::Mediator { id: token.mediator, report: Box::new(self.report.clone()) },
-            udp_channels: self.config.udp_channels,
-        };
+        let role = Role::Mediator { id: token.mediator, report: Box::new(self.report.clone()) };
+        let mut hello = Hello { token: token.text, role, udp_channels: self.config.udp_channels };
         // Plain data: it always serialises.
-        let json = serde_json::to_vec(&hello).unwrap_or_default();
+        let mut json = serde_json::to_vec(&hello).unwrap_or_default();
+        // The version stands before it in the frame. A report by itself always fits.
+        self.offers_wait = json.len() + size_of::<u16>() > FRAME_PAYLOAD_MAX;
+        if self.offers_wait
+            && let Role::Mediator { report, .. } = &mut hello.role
+        {
+            report.offers.clear();
+            json = serde_json::to_vec(&hello).unwrap_or_default();
+        }
         engine.greet(link, &Frame::Hello { version: hello::VERSION, json: &json });
     }
 
@@ -80,6 +86,9 @@ impl Mediator {
         let maintain = Maintain::Caller { interval: millis(welcome.keepalive_tcp_ms), dead };
         engine.establish(link, LinkConfig { side: Side::Responder, ports_max: welcome.ports_max, maintain });
         self.succeeded();
+        if self.offers_wait {
+            self.send_report(engine);
+        }
         tracing::info!(session = welcome.session, observed = %welcome.observed, channels = welcome.channels.len(), "tunnel up");
         if let Err(error) =
             self.open_channels(engine, link, &welcome, ChannelClock::new(millis(welcome.keepalive_udp_ms), dead))

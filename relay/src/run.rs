@@ -14,6 +14,8 @@ use tokio::sync::oneshot;
 use crate::admin::command::COMMANDS_MAX;
 use crate::admin::{self, Admin, Command, Limits, RelayInfo, ShardCounters, ShardHandle, StatsSocket};
 use crate::config::Config;
+use crate::names::Names;
+use crate::publish::Kept;
 use crate::trust::{self, State, TokenKey};
 
 /// How long the shards may take to end their tunnels in an orderly way.
@@ -26,6 +28,8 @@ pub struct Shared {
     pub config: Config,
     /// TLS for the service port; `None` in plaintext mode.
     pub tls: Option<Arc<ServerConfig>>,
+    /// The named routes that the relay started with.
+    pub names: Arc<Names>,
     /// Checks tokens.
     pub tokens: TokenKey,
 }
@@ -90,11 +94,13 @@ pub fn run_with(
         tracing::warn!(%error, "the limit of descriptors stays as low as it is; set LimitNOFILE= in the unit");
     }
     let state = State::open(&config.state)?;
+    let kept = Kept::load(&config.state)?;
     let tls = if config.plaintext { None } else { Some(trust::server_config(&state)?) };
     let stats_socket = StatsSocket::bind(&config.stats_socket_path())?;
     let threads_max = config.shards + 1;
     let (ended_sender, ended) = crossbeam_channel::bounded(threads_max);
-    let shared = Arc::new(Shared { config, tls, tokens: state.tokens().clone() });
+    let names = Arc::new(Names::new(config.name.clone()).map_err(anyhow::Error::msg)?);
+    let shared = Arc::new(Shared { names, config: config.clone(), tls, tokens: state.tokens().clone() });
 
     let (seats, senders) = seats(shared.config.shards, &ended_sender);
     let shown: Vec<_> = seats.iter().map(|seat| seat.counters.clone()).collect();
@@ -115,7 +121,7 @@ pub fn run_with(
         tracing::warn!("plaintext: whoever is on the way can read and change everything, the tokens too");
     }
     let (stop, stopped) = oneshot::channel();
-    let admin = Admin { socket: stats_socket, shards: handles.clone(), info, limits: Limits::default() };
+    let admin = Admin { socket: stats_socket, shards: handles.clone(), info, limits: Limits::default(), config, kept };
     let management = spawn_admin(admin, stopped, Ended(ended_sender))?;
 
     // Whichever thread ends first, by a signal, an error or a panic, ends the relay.

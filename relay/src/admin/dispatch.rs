@@ -4,6 +4,8 @@ use isthmus_proto::MediatorId;
 
 use super::answer::phrase;
 use super::command::{ROWS_MAX, TunnelFilter};
+use crate::names::{BadNameRoute, NameRoute, Pattern};
+use crate::publish::{BadPublish, Ports, PublishSpec};
 use crate::trust::Glob;
 
 /// Most rows of one page: one more is asked for, to know whether there are more.
@@ -16,6 +18,11 @@ show info [json]                                           the relay itself
 show stat [json]                                           every counter, in total and per shard
 show tunnels [id=GLOB] [after=ID] [limit=N] [json]         connected mediators, by name
 show publishes [json]                                      published ports
+publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]          lend a port; [save] keeps it over a restart
+unpublish PROTO:ADDR:PORT [now]                            close it; visitors stay, but for [now]
+show names [json]                                          where names lead
+name NAME=MEDIATOR/HOST:PORT                               lead visitors of a name there, until the relay ends
+unname NAME                                                lead them no more; visitors stay
 check tunnels                                              an operation through each; 'show stat' counts the answers
 kill tunnel ID                                             end a mediator's tunnel; it may connect again
 help                                                       this list
@@ -40,6 +47,17 @@ pub(super) enum Request {
     /// The filter's limit is the page's.
     Tunnels(TunnelFilter, Format),
     Publishes(Format),
+    Publish {
+        spec: PublishSpec,
+        save: bool,
+    },
+    Unpublish {
+        ports: Ports,
+        now: bool,
+    },
+    Names(Format),
+    Name(NameRoute),
+    Unname(Pattern),
     Kill(MediatorId),
     Check,
 }
@@ -55,9 +73,37 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         ["show", "publishes", rest @ ..] => format_only(rest).map(Request::Publishes),
         ["show", "tunnels", rest @ ..] => tunnels(rest),
         ["kill", "tunnel", id] => id.parse().map(Request::Kill).map_err(|error| format!("'{}': {error}", phrase(id))),
+        ["publish", spec, rest @ ..] => Ok(Request::Publish {
+            spec: spec.parse().map_err(|e: BadPublish| bad(spec, &e))?,
+            save: option(rest, "save")?,
+        }),
+        ["unpublish", ports, rest @ ..] => Ok(Request::Unpublish {
+            ports: ports.parse().map_err(|e: BadPublish| bad(ports, &e))?,
+            now: option(rest, "now")?,
+        }),
+        ["publish"] => Err("write: publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]".to_owned()),
+        ["unpublish"] => Err("write: unpublish PROTO:ADDR:PORT [now]".to_owned()),
+        ["show", "names", rest @ ..] => format_only(rest).map(Request::Names),
+        ["name", route] => route.parse().map(Request::Name).map_err(|error: BadNameRoute| bad(route, &error)),
+        ["unname", name] => name.parse().map(Request::Unname).map_err(|error: BadNameRoute| bad(name, &error)),
+        ["name", ..] => Err("write: name NAME=MEDIATOR/HOST:PORT".to_owned()),
+        ["unname", ..] => Err("write: unname NAME".to_owned()),
         ["check", "tunnels"] => Ok(Request::Check),
         ["kill", "tunnel", ..] => Err("write: kill tunnel ID".to_owned()),
         _ => Err(format!("unknown command '{}'; 'help' lists them", phrase(command.trim()))),
+    }
+}
+
+fn bad(word: &str, error: &dyn std::error::Error) -> String {
+    format!("'{}': {}", phrase(word), error.to_string().replace(char::is_control, "?"))
+}
+
+/// Whether the one optional word is there.
+fn option(words: &[&str], name: &str) -> Result<bool, String> {
+    match words {
+        [] => Ok(false),
+        [word] if *word == name => Ok(true),
+        [word, ..] => Err(format!("'{}' is not understood here; only '{name}' is", phrase(word))),
     }
 }
 
@@ -101,12 +147,18 @@ mod tests {
     fn every_command_of_the_help_is_understood() {
         let commands: Vec<&str> = HELP.lines().filter_map(|line| line.split("  ").next()).collect();
         for command in &commands[..commands.len() - 1] {
-            let full = command.replace("GLOB", "*").replace("ID", "cpe-1").replace("=N", "=5");
+            let full = command
+                .replace("PROTO:ADDR:PORT", "tcp:0.0.0.0:1-2")
+                .replace("HOST:PORT", "10.0.0.5:1")
+                .replace("MEDIATOR", "m")
+                .replace("GLOB", "*")
+                .replace("ID", "cpe-1")
+                .replace("=N", "=5");
             assert!(parse(&full.replace(['[', ']'], "")).is_ok(), "{command}");
             let short = full.split(" [").next().unwrap();
             assert!(parse(short).is_ok(), "{command}");
         }
-        assert_eq!(commands.len(), 9);
+        assert_eq!(commands.len(), 14);
     }
 
     #[test]
@@ -131,6 +183,16 @@ mod tests {
             ("show tunnels id=a/b", "pattern"),
             ("show tunnels after=-", "name"),
             ("show tunnels order=age", "id=GLOB"),
+            ("publish", "write: publish"),
+            ("publish tcp:0.0.0.0:80", "no '='"),
+            ("publish tcp:0.0.0.0:80=m/10.0.0.5:80 now", "only 'save'"),
+            ("unpublish", "write: unpublish"),
+            ("unpublish tcp:0.0.0.0", "port number"),
+            ("unpublish tcp:0.0.0.0:80 save", "only 'now'"),
+            ("name", "write: name"),
+            ("name a.b", "no '='"),
+            ("unname", "write: unname"),
+            ("unname a_*", "'a_*'"),
             ("kill tunnel", "kill tunnel ID"),
             ("kill tunnel a b", "kill tunnel ID"),
             ("kill tunnel a/b", "'a/b'"),

@@ -16,7 +16,10 @@ use tokio_uring::net::UnixStream;
 
 use super::command::{Command, ShardHandle};
 use super::listener::StatsSocket;
+use super::publishing::{self, KeptLock};
 use super::session;
+use crate::config::Config;
+use crate::publish::Kept;
 use crate::trust::Fingerprint;
 
 /// How long sessions may take to end when the relay stops.
@@ -36,6 +39,10 @@ pub struct Admin {
     pub info: RelayInfo,
     /// The bounds.
     pub limits: Limits,
+    /// The settings that the relay started with.
+    pub config: Config,
+    /// The published ports that come back with the relay.
+    pub kept: Kept,
 }
 
 /// The relay itself.
@@ -112,8 +119,17 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     // `tokio_uring::net::UnixListener::bind` fails on current kernels; an ordinary listener's connections do not.
     let listener = admin.socket.listener().and_then(UnixListener::from_std).context("cannot use the stats socket")?;
-    let Admin { socket, shards, info, limits } = admin;
-    let plane = Rc::new(Plane { shards, info, limits, tally: Tally::default(), streams: RefCell::default() });
+    let Admin { socket, shards, info, limits, config, kept } = admin;
+    let plane = Rc::new(Plane {
+        shards,
+        info,
+        limits,
+        config: RefCell::new(config),
+        kept: KeptLock::new(kept),
+        tally: Tally::default(),
+        streams: RefCell::default(),
+    });
+    publishing::restore(&plane).await;
     let mut sessions = JoinSet::new();
     let reason = loop {
         tokio::select! {
@@ -158,6 +174,8 @@ pub(super) struct Plane {
     pub(super) shards: Vec<ShardHandle>,
     pub(super) info: RelayInfo,
     pub(super) limits: Limits,
+    pub(super) config: RefCell<Config>,
+    pub(super) kept: KeptLock,
     pub(super) tally: Tally,
     /// The sessions' sockets, so that the end of the relay can end their waits.
     pub(super) streams: RefCell<Slab<Rc<UnixStream>>>,

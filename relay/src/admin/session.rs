@@ -15,7 +15,7 @@ use tokio_uring::net::UnixStream;
 use super::answer::ERROR;
 use super::dispatch::{self, HELP, Request};
 use super::serve::{Plane, Tally};
-use super::{show, stats};
+use super::{naming, publishing, show, stats};
 
 /// Serves one connection to its end.
 pub(super) async fn serve(plane: Rc<Plane>, stream: UnixStream) {
@@ -102,6 +102,11 @@ async fn execute(plane: &Plane, request: Request) -> Result<String, String> {
         Request::Stat(format) => stats::stat(plane, format),
         Request::Tunnels(filter, format) => show::tunnels(plane, filter, format).await,
         Request::Publishes(format) => show::publishes(plane, format).await,
+        Request::Publish { spec, save } => publishing::publish(plane, &spec, save).await,
+        Request::Unpublish { ports, now } => publishing::unpublish(plane, &ports, now).await,
+        Request::Names(format) => naming::show(plane, format).await,
+        Request::Name(route) => naming::add(plane, route).await,
+        Request::Unname(pattern) => naming::remove(plane, &pattern).await,
         Request::Check => show::check(plane).await,
         Request::Kill(mediator) => show::kill(plane, mediator).await,
     }
