@@ -3,17 +3,19 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use ipnet::IpNet;
 use isthmus_proto::MediatorId;
 use isthmus_proto::limits;
 use isthmus_proto::policy::AllowRule;
 use tracing_subscriber::EnvFilter;
 
+use crate::names::{NameRoute, Names};
 use crate::publish::{Publish, PublishSpec};
 use crate::trust::{Glob, Operation};
 
@@ -109,6 +111,17 @@ pub struct Config {
     /// Lend a port of the relay to a host behind a mediator; several: PROTO:ADDR,ADDR:PORT-PORT=MEDIATOR/HOST:PORT[-PORT]
     #[arg(long = "publish", value_name = "PROTO:ADDR:PORT=MEDIATOR/HOST:PORT")]
     pub publish: Vec<PublishSpec>,
+    /// Lead visitors of this TCP port by the name that they ask for, in TLS or HTTP/1, as --name says. May be repeated
+    #[arg(long, value_name = "ADDR:PORT", env = "ISTHMUS_NAMES", value_delimiter = ',')]
+    pub names: Vec<SocketAddr>,
+    /// Where a name leads, on every --names port: www.example.net=cpe-1/10.0.0.5:443 or '*.example.net=*/127.0.0.1:443',
+    /// the label being the mediator's name. May be repeated
+    #[arg(long, value_name = "NAME=MEDIATOR[/HOST:PORT]")]
+    pub name: Vec<NameRoute>,
+    /// Load balancers in front: their connections to TCP ports of visitors have to begin with a PROXY header, which is
+    /// believed. May be repeated
+    #[arg(long, value_name = "CIDR", env = "ISTHMUS_PROXY_FROM", value_delimiter = ',', value_parser = network)]
+    pub proxy_from: Vec<IpNet>,
     /// What may be published at run time: addresses and ports of the relay, as in 0.0.0.0:8000-8999 or *:2000-2999 [default:
     /// anything]. May be repeated
     #[arg(long, value_name = "CIDR[:PORTS]", env = "ISTHMUS_PUBLISH_ALLOW", value_delimiter = ',')]
@@ -180,6 +193,10 @@ impl Config {
                 "--busy-poll: {shards} shards on {cores} cores would poll in each other's way; give at most --shards {cores}, \
                  or leave --busy-poll off"
             ));
+        }
+        Names::new(self.name.clone())?;
+        if self.names.is_empty() && !self.name.is_empty() {
+            return Err("--name: on which port? give --names ADDR:PORT too, as in --names 0.0.0.0:443".into());
         }
         let mut seen = HashSet::new();
         for publish in self.publishes() {
@@ -253,6 +270,12 @@ impl CtlArgs {
 
 fn default_stats_socket(state: &Path) -> PathBuf {
     state.join("stats.sock")
+}
+
+/// A network, or one address.
+fn network(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse().or_else(|_| address()).map_err(|_| "write an address or a network such as 192.0.2.0/24".into())
 }
 
 fn cores() -> usize {

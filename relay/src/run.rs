@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use crate::admin::command::COMMANDS_MAX;
 use crate::admin::{self, Admin, Command, Limits, RelayInfo, ShardCounters, ShardHandle, StatsSocket};
 use crate::config::Config;
+use crate::names::Names;
 use crate::publish::Kept;
 use crate::trust::{self, State, TokenKey};
 
@@ -27,6 +28,8 @@ pub struct Shared {
     pub config: Config,
     /// TLS for the service port; `None` in plaintext mode.
     pub tls: Option<Arc<ServerConfig>>,
+    /// The named routes that the relay started with.
+    pub names: Arc<Names>,
     /// Checks tokens.
     pub tokens: TokenKey,
 }
@@ -96,7 +99,8 @@ pub fn run_with(
     let stats_socket = StatsSocket::bind(&config.stats_socket_path())?;
     let threads_max = config.shards + 1;
     let (ended_sender, ended) = crossbeam_channel::bounded(threads_max);
-    let shared = Arc::new(Shared { config: config.clone(), tls, tokens: state.tokens().clone() });
+    let names = Arc::new(Names::new(config.name.clone()).map_err(anyhow::Error::msg)?);
+    let shared = Arc::new(Shared { names, config: config.clone(), tls, tokens: state.tokens().clone() });
 
     let (seats, senders) = seats(shared.config.shards, &ended_sender);
     let shown: Vec<_> = seats.iter().map(|seat| seat.counters.clone()).collect();

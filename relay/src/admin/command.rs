@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::counters::ShardCounters;
+use crate::names::Names;
 use crate::publish::{Bound, Origin, Proto, Publish};
 use crate::trust::Glob;
 
@@ -34,6 +35,13 @@ pub enum Command {
         /// Takes at most `filter.limit` rows.
         reply: oneshot::Sender<Vec<TunnelRow>>,
     },
+    /// Where do names lead?
+    Names {
+        /// Takes the table.
+        reply: oneshot::Sender<Arc<Names>>,
+    },
+    /// From now on names lead there; visitors who are in stay.
+    SetNames(Arc<Names>),
     /// End a mediator's tunnel ([`isthmus_proto::Code::Killed`]).
     Kill {
         /// Whose; only its owner shard is asked.

@@ -18,6 +18,13 @@ impl Shard {
             Command::Kill { mediator, reply } => {
                 let _ = reply.send(self.kill(engine, &mediator));
             }
+            Command::Names { reply } => {
+                let _ = reply.send(self.names.clone());
+            }
+            Command::SetNames(names) => {
+                self.names = names;
+                self.name_turns = Vec::new();
+            }
             Command::Publishes { reply } => {
                 let _ = reply.send(self.publish_rows());
             }

@@ -6,6 +6,9 @@
 mod check;
 mod commands;
 mod handover;
+mod lead;
+mod names;
+mod newcomer;
 mod publish;
 mod query;
 mod service;
@@ -23,8 +26,10 @@ use isthmus_engine::{Control, Engine, Event, Key, What};
 use isthmus_proto::{Code, MediatorId};
 
 use crate::admin::{Counter, Counters};
+use crate::names::Names;
 use crate::run::{ShardSeat, Shared};
 use handover::{Message, Peer};
+use newcomer::Newcomer;
 use publish::Published;
 pub use spawn::spawn;
 use tag::{Door, TagTable};
@@ -44,6 +49,12 @@ struct Shard {
     /// This shard's mediators that are connected.
     mediators: BTreeMap<MediatorId, Key>,
     published: TagTable<Published>,
+    /// Where names lead.
+    names: Arc<Names>,
+    /// By route: how many visitors it has led.
+    name_turns: Vec<u32>,
+    /// Visitors of whom something is still to be read.
+    newcomers: HashMap<Key, Newcomer>,
     queries: query::Queries,
     checks: check::Checks,
     sessions: u64,
@@ -67,6 +78,7 @@ impl Control for Shard {
             Event::Accepted { tag, socket, peer } => match Door::of(tag) {
                 Some(Door::Service) => self.on_caller(engine, socket, peer),
                 Some(Door::Published) => self.on_visitor(engine, tag, socket, peer),
+                Some(Door::Led) => self.add_newcomer(engine, tag, socket, peer),
                 None => {}
             },
             Event::Greeting { link, frame } => self.on_greeting(engine, link, frame),
@@ -90,6 +102,8 @@ impl Control for Shard {
             Event::Report { link, json } => self.on_report(link, json),
             Event::Query { link, query, json } => self.on_query(engine, link, query, json),
             Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(engine, tag, code),
+            Event::GuestBytes { guest, tag, ended } => self.on_newcomer_bytes(engine, guest, tag, ended),
+            Event::GuestEnded { guest, code, .. } => self.on_newcomer_ended(guest, code),
             Event::Visitor { socket, tag, visitor } => self.on_new_flow(engine, socket, tag, visitor),
             Event::PortEnded { owner, .. } => self.on_check_ended(owner),
             Event::FlowEnded { tag } => self.on_flow_ended(engine, tag),
@@ -159,6 +173,7 @@ impl Shard {
             (Counter::AcceptErrors, counts.accept_errors),
             (Counter::Loops, counts.turns),
             (Counter::RingEnters, counts.turns),
+            (Counter::NewcomersLive, self.newcomers.len() as u64),
             (Counter::HalfOpen, u64::from(self.half_open)),
             (Counter::TunnelsLive, self.mediators.len() as u64),
             (Counter::ChannelsLive, engine.channel_count() as u64),

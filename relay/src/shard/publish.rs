@@ -22,6 +22,8 @@ pub(super) struct Published {
     key: Key,
     /// Unpublished: it is here for as long as somebody came in by it.
     pub(super) leaving: bool,
+    /// Whose turn it is, where several mediators share the visitors.
+    pub(super) turn: u32,
     pub(super) visitors_live: u64,
     pub(super) visitors_total: u64,
     pub(super) flows_live: u64,
@@ -52,6 +54,7 @@ impl Shard {
                     origin,
                     key,
                     leaving,
+                    turn: 0,
                     visitors_live,
                     visitors_total,
                     flows_live,
@@ -138,7 +141,7 @@ impl Shard {
             asked: published.asked,
             origin: published.origin,
             leaving: published.leaving,
-            connected: self.mediators.contains_key(&published.publish.mediator),
+            connected: published.publish.mediators().iter().any(|id| self.mediators.contains_key(id)),
             visitors_live: published.visitors_live,
             visitors_total: published.visitors_total,
             flows_live: published.flows_live,

@@ -30,6 +30,7 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
     let count = seats.len();
     let (listen, sockets) = service_sockets(shared.config.listen, count, shared.config.congestion.as_deref())?;
     let mut published = published_ports(&shared, count)?;
+    let mut names = super::names::listeners(&shared.config, count)?;
     let (senders, mail): (Vec<Sender<Message>>, Vec<Receiver<Message>>) =
         (0..count).map(|_| crossbeam_channel::bounded(MAIL_MAX)).unzip();
 
@@ -41,6 +42,7 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
         let (started, wait_started) = crossbeam_channel::bounded::<Started>(1);
         let (give_peers, peers) = crossbeam_channel::bounded::<Vec<Peer>>(1);
         let mine = std::mem::take(&mut published[usize::from(seat.id.0)]);
+        let names = std::mem::take(&mut names[usize::from(seat.id.0)]);
         let (shared, id) = (shared.clone(), seat.id);
         let thread = std::thread::Builder::new()
             .name(format!("shard-{}", id.0))
@@ -56,7 +58,7 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
                 };
                 let _ = started.send(Ok(ring.waker()));
                 let Ok(peers) = peers.recv() else { return Ok(()) };
-                run_shard(seat, shared, mail, peers, ring, tcp, udp, mine)
+                run_shard(seat, shared, mail, peers, ring, tcp, udp, mine, names)
             })
             .context("cannot start a shard's thread")?;
         let waker = wait_started.recv().context("a shard ended while it started")??;
@@ -94,6 +96,7 @@ fn run_shard(
     tcp: Socket,
     udp: Socket,
     published: Vec<Bound>,
+    names: Vec<Socket>,
 ) -> anyhow::Result<()> {
     let config = EngineConfig {
         handshake_timeout: shared.config.handshake_timeout,
@@ -103,8 +106,14 @@ fn run_shard(
     let mut engine = Engine::new(ring, config);
     let service_udp = engine.add_udp(udp, UdpRole::Service);
     engine.add_listener(tcp, tag::SERVICE);
+    for socket in names {
+        engine.add_listener(socket, tag::LED);
+    }
     let mut shard = Shard {
         seat,
+        names: shared.names.clone(),
+        name_turns: Vec::new(),
+        newcomers: HashMap::new(),
         shared,
         mail,
         peers,

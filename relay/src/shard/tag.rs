@@ -18,6 +18,9 @@ pub(super) const TABLE_MAX: usize = 1 << INDEX_BITS;
 /// The service listener's number.
 pub(super) const SERVICE: u32 = 0;
 
+/// Name listeners' number, and that of visitors who were led here from another shard.
+pub(super) const LED: u32 = (Door::Led as u32) << (INDEX_BITS + GENERATION_BITS);
+
 /// A way in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -26,6 +29,8 @@ pub(super) enum Door {
     Service = 0,
     /// A published port.
     Published = 1,
+    /// A name listener, or a visitor who was led here from another shard: nothing is kept of it.
+    Led = 2,
 }
 
 impl Door {
@@ -34,6 +39,7 @@ impl Door {
         match tag >> (INDEX_BITS + GENERATION_BITS) {
             0 => Some(Self::Service),
             1 => Some(Self::Published),
+            2 => Some(Self::Led),
             _ => None,
         }
     }
@@ -116,6 +122,7 @@ mod tests {
         let tag = table.insert_with(|_| ());
         assert_eq!(Door::of(tag), Some(Door::Published));
         assert_eq!(Door::of(SERVICE), Some(Door::Service));
+        assert_eq!(Door::of(LED), Some(Door::Led));
         assert_eq!(Door::of(u32::MAX), None);
     }
 }

@@ -2,23 +2,32 @@
 
 use std::net::SocketAddr;
 
-use isthmus_engine::{Engine, FlowSpec, Key};
+use isthmus_engine::{Engine, FlowSpec, Key, TakenGuest};
 use isthmus_proto::Code;
+use isthmus_proto::door::proxy_protocol::{Ends, Transport, encode};
 use isthmus_proto::link::UNSPECIFIED;
 use isthmus_proto::wire::OpenFlags;
 use isthmus_ring::Socket;
 
 use super::Shard;
+use super::lead::{Visit, WhyNot, header_for, in_turn};
 use crate::admin::Counter;
 
 impl Shard {
     /// A TCP visitor: open, connect and its first bytes travel together, without waiting.
     pub(super) fn on_visitor(&mut self, engine: &mut Engine, tag: u32, socket: Socket, peer: SocketAddr) {
-        let Some(published) = self.published.get_mut(tag).filter(|published| !published.leaving) else {
+        let Some(published) = self.published.get(tag).filter(|published| !published.leaving) else {
             // Accepted in the moment in which it was unpublished.
             let _ = socket.set_reset_on_close();
             return;
         };
+        if self.is_balancer(peer.ip()) {
+            return self.add_newcomer(engine, tag, socket, peer);
+        }
+        if !published.publish.is_plain() {
+            let guest = engine.place_guest(TakenGuest::new(socket), tag);
+            return self.lead_published(engine, tag, guest, peer, None, 0);
+        }
         let (id, target) = (published.publish.mediator.clone(), published.publish.target());
         let Some(&link) = self.mediators.get(&id) else {
             self.counters.add(Counter::VisitorsRefusedAway, 1);
@@ -54,6 +63,36 @@ impl Shard {
         }
     }
 
+    /// A visitor who is led with more than the quick way can do: to one of several mediators, or with a header of whom
+    /// it is from.
+    pub(super) fn lead_published(
+        &mut self,
+        engine: &mut Engine,
+        tag: u32,
+        guest: Key,
+        peer: SocketAddr,
+        told: Option<Ends>,
+        consumed: usize,
+    ) {
+        let Some(published) = self.published.get_mut(tag).filter(|published| !published.leaving) else {
+            return engine.dismiss(guest, &[], true);
+        };
+        let left = in_turn(&published.publish.mediators(), published.turn);
+        published.turn = published.turn.wrapping_add(1);
+        let (target, proxy) = (published.publish.target(), published.publish.options.proxy);
+        let visit = Visit {
+            left,
+            target: Some(target),
+            name: None,
+            speaks: None,
+            visitor: told.map_or(peer, |ends| ends.source),
+            ahead: header_for(engine, guest, proxy, peer, told),
+            consumed,
+            why_not: WhyNot::default(),
+        };
+        self.lead(engine, guest, tag, visit);
+    }
+
     /// The mediator's answer to a visitor's connect.
     pub(super) fn on_visitor_answer(&mut self, engine: &mut Engine, stream: Key, code: Code, over: bool) {
         if over {
@@ -79,6 +118,7 @@ impl Shard {
         }
         let Some(published) = self.published.get_mut(tag).filter(|published| !published.leaving) else { return };
         let (id, target) = (published.publish.mediator.clone(), published.publish.target());
+        let (listen, proxy) = (published.publish.listen, published.publish.options.proxy);
         let Some(&link) = self.mediators.get(&id) else {
             self.counters.add(Counter::VisitorsRefusedAway, 1);
             return;
@@ -88,7 +128,9 @@ impl Shard {
         let flags = OpenFlags(OpenFlags::UDP | OpenFlags::REDIRECT | OpenFlags::FALLBACK);
         match machine.open(0, 0, flags, UNSPECIFIED, Some(target), now) {
             Ok(slot) => {
-                engine.add_flow(FlowSpec { socket, visitor, link, slot, target });
+                let ends = Ends { source: visitor, target: listen };
+                let ahead = proxy.map_or_else(Vec::new, |version| encode(version, Transport::Datagram, ends)).into();
+                engine.add_flow(FlowSpec { socket, visitor, link, slot, target, ahead });
                 engine.touch(link);
                 self.counters.add(Counter::FlowsTotal, 1);
                 self.counters.add(Counter::FlowsLive, 1);

@@ -19,6 +19,7 @@ use isthmus_relay::admin::{
     Unpublished, serve,
 };
 use isthmus_relay::config::{self, Invocation};
+use isthmus_relay::names::Names;
 use isthmus_relay::publish::{Bound, Kept, Origin, Publish};
 use isthmus_relay::trust::Fingerprint;
 use isthmus_ring::Socket;
@@ -73,6 +74,7 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
     rows.sort_by(|a, b| a.id.cmp(&b.id));
     let publish: Publish = format!("tcp:127.0.0.1:{}=cpe-1/10.0.0.5:80", 8000 + u16::from(me.0)).parse().unwrap();
     let mut served = vec![(publish_row(publish.clone(), publish.listen, Origin::Config, me), None)];
+    let mut names: Arc<Names> = Arc::default();
     let answer = move || {
         while let Ok(command) = commands.recv() {
             match command {
@@ -85,6 +87,10 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
                     rows.retain(|row| row.id != mediator);
                     let _ = reply.send(rows.len() < before);
                 }
+                Command::Names { reply } => {
+                    let _ = reply.send(names.clone());
+                }
+                Command::SetNames(other) => names = other,
                 Command::Check { reply } => {
                     let _ = reply.send(Some(0));
                 }
