@@ -24,7 +24,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// What all shards share, read-only.
 #[derive(Debug)]
 pub struct Shared {
-    /// The settings.
+    /// The settings. A reload gives the shards another one: those that matter at the start only do not differ in it.
     pub config: Config,
     /// TLS for the service port; `None` in plaintext mode.
     pub tls: Option<Arc<ServerConfig>>,
@@ -32,6 +32,18 @@ pub struct Shared {
     pub names: Arc<Names>,
     /// Checks tokens.
     pub tokens: TokenKey,
+}
+
+impl Shared {
+    /// What a configuration and the state directory's keys give, at the start and at each reload.
+    ///
+    /// # Errors
+    /// Keys or settings that do not fit together.
+    pub fn new(config: Config, state: &State) -> anyhow::Result<Self> {
+        let tls = if config.plaintext { None } else { Some(trust::server_config(state)?) };
+        let names = Arc::new(Names::new(config.name.clone()).map_err(anyhow::Error::msg)?);
+        Ok(Self { names, config, tls, tokens: state.tokens().clone() })
+    }
 }
 
 /// A shard's place: what one thread gets for its own. It keeps the seat until it ends.
@@ -95,12 +107,10 @@ pub fn run_with(
     }
     let state = State::open(&config.state)?;
     let kept = Kept::load(&config.state)?;
-    let tls = if config.plaintext { None } else { Some(trust::server_config(&state)?) };
+    let shared = Arc::new(Shared::new(config.clone(), &state)?);
     let stats_socket = StatsSocket::bind(&config.stats_socket_path())?;
     let threads_max = config.shards + 1;
     let (ended_sender, ended) = crossbeam_channel::bounded(threads_max);
-    let names = Arc::new(Names::new(config.name.clone()).map_err(anyhow::Error::msg)?);
-    let shared = Arc::new(Shared { names, config: config.clone(), tls, tokens: state.tokens().clone() });
 
     let (seats, senders) = seats(shared.config.shards, &ended_sender);
     let shown: Vec<_> = seats.iter().map(|seat| seat.counters.clone()).collect();

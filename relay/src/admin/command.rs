@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use super::counters::ShardCounters;
 use crate::names::Names;
 use crate::publish::{Bound, Origin, Proto, Publish};
+use crate::run::Shared;
 use crate::trust::Glob;
 
 /// Commands that may wait for a shard; one more is refused, and the operator told that the shard is busy.
@@ -58,6 +59,13 @@ pub enum Command {
     Publishes {
         /// Takes all of them.
         reply: oneshot::Sender<Vec<PublishRow>>,
+    },
+    /// From now on these are settings, keys and names; whoever is in stays.
+    Reload {
+        /// What the shard has read so far, anew.
+        shared: Arc<Shared>,
+        /// Takes that it is done.
+        reply: oneshot::Sender<()>,
     },
     /// Serve these ports as well: all, or none of them.
     Publish {

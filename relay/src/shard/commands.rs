@@ -28,6 +28,12 @@ impl Shard {
             Command::Publishes { reply } => {
                 let _ = reply.send(self.publish_rows());
             }
+            Command::Reload { shared, reply } => {
+                self.names = shared.names.clone();
+                engine.set_times(shared.config.handshake_timeout, shared.config.udp_idle);
+                self.shared = shared;
+                let _ = reply.send(());
+            }
             Command::Publish { ports, reply } => {
                 let _ = reply.send(self.publish(engine, ports));
             }
