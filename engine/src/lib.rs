@@ -43,6 +43,7 @@ pub use flow::FlowSpec;
 pub use handshake::{Caller, Detached};
 pub use key::{Key, What};
 pub use link::LinkRole;
+pub use stream::StreamParty;
 pub use timers::TimerId;
 pub use udp::{PortRoute, UdpRole};
 

@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use isthmus_proto::ShardId;
-use rustls::ServerConfig;
 use tokio::sync::oneshot;
 
 use crate::admin::command::COMMANDS_MAX;
 use crate::admin::{self, Admin, Command, Limits, RelayInfo, ShardCounters, ShardHandle, StatsSocket};
 use crate::config::Config;
-use crate::trust::{self, State, TokenKey};
+use crate::trust::{State, Trust, TrustSource};
 
 /// How long the shards may take to end their tunnels in an orderly way.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,10 +23,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Shared {
     /// The settings.
     pub config: Config,
-    /// TLS for the service port; `None` in plaintext mode.
-    pub tls: Option<Arc<ServerConfig>>,
-    /// Checks tokens.
-    pub tokens: TokenKey,
+    /// Whom to let in, at the start.
+    pub trust: Arc<Trust>,
 }
 
 /// A shard's place: what one thread gets for its own. It keeps the seat until it ends.
@@ -90,11 +87,12 @@ pub fn run_with(
         tracing::warn!(%error, "the limit of descriptors stays as low as it is; set LimitNOFILE= in the unit");
     }
     let state = State::open(&config.state)?;
-    let tls = if config.plaintext { None } else { Some(trust::server_config(&state)?) };
+    let trust = Arc::new(Trust::load(&state, &config.trust(), None)?);
+    let source = TrustSource::new(config.state.clone(), config.trust(), trust.clone());
     let stats_socket = StatsSocket::bind(&config.stats_socket_path())?;
     let threads_max = config.shards + 1;
     let (ended_sender, ended) = crossbeam_channel::bounded(threads_max);
-    let shared = Arc::new(Shared { config, tls, tokens: state.tokens().clone() });
+    let shared = Arc::new(Shared { config, trust });
 
     let (seats, senders) = seats(shared.config.shards, &ended_sender);
     let shown: Vec<_> = seats.iter().map(|seat| seat.counters.clone()).collect();
@@ -115,7 +113,8 @@ pub fn run_with(
         tracing::warn!("plaintext: whoever is on the way can read and change everything, the tokens too");
     }
     let (stop, stopped) = oneshot::channel();
-    let admin = Admin { socket: stats_socket, shards: handles.clone(), info, limits: Limits::default() };
+    let admin =
+        Admin { socket: stats_socket, shards: handles.clone(), info, limits: Limits::default(), trust: Some(source) };
     let management = spawn_admin(admin, stopped, Ended(ended_sender))?;
 
     // Whichever thread ends first, by a signal, an error or a panic, ends the relay.

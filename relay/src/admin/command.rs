@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::counters::ShardCounters;
 use crate::publish::Publish;
-use crate::trust::Glob;
+use crate::trust::{Glob, Trust};
 
 /// Commands that may wait for a shard; one more is refused, and the operator told that the shard is busy.
 pub const COMMANDS_MAX: usize = 256;
@@ -49,6 +49,13 @@ pub enum Command {
     Publishes {
         /// Takes all of them.
         reply: oneshot::Sender<Vec<PublishRow>>,
+    },
+    /// Let in whom this names from now on, and end the sessions that it would not.
+    Trust {
+        /// What is trusted.
+        trust: Arc<Trust>,
+        /// Takes how many sessions were ended.
+        reply: oneshot::Sender<usize>,
     },
     /// End every tunnel in an orderly way ([`isthmus_proto::Code::Draining`]) and the thread.
     Stop,

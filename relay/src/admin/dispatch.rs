@@ -4,7 +4,7 @@ use isthmus_proto::MediatorId;
 
 use super::answer::phrase;
 use super::command::{ROWS_MAX, TunnelFilter};
-use crate::trust::Glob;
+use crate::trust::{Glob, Target, token_named};
 
 /// Most rows of one page: one more is asked for, to know whether there are more.
 const LIMIT_MAX: usize = ROWS_MAX - 1;
@@ -17,6 +17,11 @@ show stat [json]                                           every counter, in tot
 show tunnels [id=GLOB] [after=ID] [limit=N] [json]         connected mediators, by name
 show publishes [json]                                      published ports
 check tunnels                                              an operation through each; 'show stat' counts the answers
+show trust [json]                                          token keys, issuers, authorities, revocations
+reload trust                                               read them again; sessions that they do not cover end
+revoke token JTI                                           end what that token (or certificate's SHA-256) let in
+revoke mediator ID                                         end what that mediator was issued so far
+revoke terminal NAME                                       end what that terminal was issued so far
 kill tunnel ID                                             end a mediator's tunnel; it may connect again
 help                                                       this list
 quit                                                       end this connection
@@ -40,6 +45,10 @@ pub(super) enum Request {
     /// The filter's limit is the page's.
     Tunnels(TunnelFilter, Format),
     Publishes(Format),
+    Trust(Format),
+    ReloadTrust,
+    /// With the end of what is revoked, if it tells.
+    Revoke(Target, Option<u64>),
     Kill(MediatorId),
     Check,
 }
@@ -55,6 +64,19 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         ["show", "publishes", rest @ ..] => format_only(rest).map(Request::Publishes),
         ["show", "tunnels", rest @ ..] => tunnels(rest),
         ["kill", "tunnel", id] => id.parse().map(Request::Kill).map_err(|error| format!("'{}': {error}", phrase(id))),
+        ["show", "trust", rest @ ..] => format_only(rest).map(Request::Trust),
+        ["reload", "trust"] => Ok(Request::ReloadTrust),
+        ["revoke", "token", text] => token_named(text).map(|(target, until)| Request::Revoke(target, until)),
+        ["revoke", "mediator", id] => match id.parse() {
+            Ok(id) => Ok(Request::Revoke(Target::Mediator(id), None)),
+            Err(error) => Err(format!("'{}': {error}", phrase(id))),
+        },
+        // A terminal's name may have spaces.
+        ["revoke", "terminal", first, rest @ ..] => {
+            let name = [&[*first], rest].concat().join(" ");
+            Ok(Request::Revoke(Target::Terminal(name), None))
+        }
+        ["revoke", ..] => Err("write: revoke token JTI, revoke mediator ID, or revoke terminal NAME".to_owned()),
         ["check", "tunnels"] => Ok(Request::Check),
         ["kill", "tunnel", ..] => Err("write: kill tunnel ID".to_owned()),
         _ => Err(format!("unknown command '{}'; 'help' lists them", phrase(command.trim()))),
@@ -101,12 +123,17 @@ mod tests {
     fn every_command_of_the_help_is_understood() {
         let commands: Vec<&str> = HELP.lines().filter_map(|line| line.split("  ").next()).collect();
         for command in &commands[..commands.len() - 1] {
-            let full = command.replace("GLOB", "*").replace("ID", "cpe-1").replace("=N", "=5");
+            let full = command
+                .replace("GLOB", "*")
+                .replace("ID", "cpe-1")
+                .replace("JTI", "00ff")
+                .replace("NAME", "desk")
+                .replace("=N", "=5");
             assert!(parse(&full.replace(['[', ']'], "")).is_ok(), "{command}");
             let short = full.split(" [").next().unwrap();
             assert!(parse(short).is_ok(), "{command}");
         }
-        assert_eq!(commands.len(), 9);
+        assert_eq!(commands.len(), 14);
     }
 
     #[test]
@@ -132,6 +159,8 @@ mod tests {
             ("show tunnels after=-", "name"),
             ("show tunnels order=age", "id=GLOB"),
             ("kill tunnel", "kill tunnel ID"),
+            ("revoke", "revoke mediator ID"),
+            ("revoke mediator a/b", "'a/b'"),
             ("kill tunnel a b", "kill tunnel ID"),
             ("kill tunnel a/b", "'a/b'"),
             ("\u{1b}[2J", "'?[2J'"),

@@ -13,6 +13,7 @@ mod serve;
 mod session;
 mod show;
 mod stats;
+mod trust;
 
 pub use command::{Command, PublishRow, ShardHandle, TunnelFilter, TunnelRow};
 pub use counters::{Counter, Counters, ShardCounters};

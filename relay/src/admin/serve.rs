@@ -17,7 +17,7 @@ use tokio_uring::net::UnixStream;
 use super::command::{Command, ShardHandle};
 use super::listener::StatsSocket;
 use super::session;
-use crate::trust::Fingerprint;
+use crate::trust::{Fingerprint, TrustSource};
 
 /// How long sessions may take to end when the relay stops.
 const SESSIONS_END: Duration = Duration::from_secs(1);
@@ -36,6 +36,8 @@ pub struct Admin {
     pub info: RelayInfo,
     /// The bounds.
     pub limits: Limits,
+    /// Where to read whom to trust; none where that never changes, as in tests.
+    pub trust: Option<TrustSource>,
 }
 
 /// The relay itself.
@@ -112,8 +114,8 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     // `tokio_uring::net::UnixListener::bind` fails on current kernels; an ordinary listener's connections do not.
     let listener = admin.socket.listener().and_then(UnixListener::from_std).context("cannot use the stats socket")?;
-    let Admin { socket, shards, info, limits } = admin;
-    let plane = Rc::new(Plane { shards, info, limits, tally: Tally::default(), streams: RefCell::default() });
+    let Admin { socket, shards, info, limits, trust } = admin;
+    let plane = Rc::new(Plane { shards, info, limits, trust, tally: Tally::default(), streams: RefCell::default() });
     let mut sessions = JoinSet::new();
     let reason = loop {
         tokio::select! {
@@ -158,6 +160,7 @@ pub(super) struct Plane {
     pub(super) shards: Vec<ShardHandle>,
     pub(super) info: RelayInfo,
     pub(super) limits: Limits,
+    pub(super) trust: Option<TrustSource>,
     pub(super) tally: Tally,
     /// The sessions' sockets, so that the end of the relay can end their waits.
     pub(super) streams: RefCell<Slab<Rc<UnixStream>>>,

@@ -15,7 +15,7 @@ use tokio_uring::net::UnixStream;
 use super::answer::ERROR;
 use super::dispatch::{self, HELP, Request};
 use super::serve::{Plane, Tally};
-use super::{show, stats};
+use super::{show, stats, trust};
 
 /// Serves one connection to its end.
 pub(super) async fn serve(plane: Rc<Plane>, stream: UnixStream) {
@@ -103,6 +103,9 @@ async fn execute(plane: &Plane, request: Request) -> Result<String, String> {
         Request::Tunnels(filter, format) => show::tunnels(plane, filter, format).await,
         Request::Publishes(format) => show::publishes(plane, format).await,
         Request::Check => show::check(plane).await,
+        Request::Trust(format) => trust::show(plane, format),
+        Request::ReloadTrust => trust::reload(plane).await,
+        Request::Revoke(target, until) => trust::revoke(plane, target, until).await,
         Request::Kill(mediator) => show::kill(plane, mediator).await,
     }
 }

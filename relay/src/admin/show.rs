@@ -154,7 +154,7 @@ async fn ask_all<T>(plane: &Plane, command: impl Fn(oneshot::Sender<Vec<T>>) -> 
     Ok(rows)
 }
 
-fn answer_of<T>(
+pub(super) fn answer_of<T>(
     plane: &Plane,
     shard: usize,
     answer: oneshot::Receiver<T>,

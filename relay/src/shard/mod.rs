@@ -3,11 +3,14 @@
 //!
 //! **Invariant:** shards share nothing that is written while they run, but their queues.
 
+mod asker;
 mod check;
 mod commands;
+mod contest;
 mod handover;
 mod query;
 mod service;
+mod session;
 mod spawn;
 mod terminal;
 mod tunnel;
@@ -22,6 +25,7 @@ use isthmus_proto::{Code, MediatorId};
 
 use crate::admin::{Counter, Counters};
 use crate::run::{ShardSeat, Shared};
+use crate::trust::Trust;
 use handover::{Message, Peer};
 pub use spawn::spawn;
 use terminal::Terminal;
@@ -35,6 +39,9 @@ const SERVICE_TAG: u32 = 0;
 struct Shard {
     seat: ShardSeat,
     shared: Arc<Shared>,
+    /// Whom to let in, now.
+    trust: Arc<Trust>,
+    expiries: session::Expiries,
     mail: Receiver<Message>,
     peers: Vec<Peer>,
     counters: Counters,
@@ -85,6 +92,8 @@ impl Control for Shard {
             }
             Event::UdpError { owner, code, remote, .. } => terminal::forward_udp_error(engine, owner, code, remote),
             Event::Report { link, json } => self.on_report(link, json),
+            Event::Renew { link, token } => self.on_renew(engine, link, token),
+            Event::Timer { number: session::TIMER_EXPIRY } => self.on_expiry_timer(engine),
             Event::Query { link, query, json } => self.on_query(engine, link, query, json),
             Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(tag, code),
             Event::Visitor { socket, tag, visitor } => self.on_new_flow(engine, socket, tag, visitor),
@@ -92,6 +101,7 @@ impl Control for Shard {
             Event::FlowEnded { tag } => self.on_flow_ended(tag),
             // The relay dials nobody, connects no stream and watches nothing.
             Event::LinkReady { .. }
+            | Event::Asker { .. }
             | Event::Connected { .. }
             | Event::ChannelsChanged { .. }
             | Event::Timer { .. }

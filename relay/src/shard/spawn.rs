@@ -114,8 +114,11 @@ fn run_shard(
         });
         table.push(publish);
     }
+    let expiries = super::session::Expiries::new(&mut engine);
     let mut shard = Shard {
         seat,
+        trust: shared.trust.clone(),
+        expiries,
         shared,
         mail,
         peers,

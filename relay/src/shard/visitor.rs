@@ -59,6 +59,13 @@ impl Published {
     }
 }
 
+impl Published {
+    /// Its name in the mediator's audit.
+    fn front_door(&self) -> String {
+        format!("published {}:{}", self.publish.proto, self.publish.listen)
+    }
+}
+
 /// How long a port may be in use by a relay that was killed: the system takes a moment to end what that one
 /// had under way.
 const IN_USE_RETRIES: u32 = 20;
@@ -83,19 +90,21 @@ impl Shard {
     pub(super) fn on_visitor(&mut self, engine: &mut Engine, tag: u32, socket: Socket, peer: SocketAddr) {
         let Some(published) = self.published(tag) else { return };
         let (id, target) = (published.publish.mediator.clone(), published.publish.target());
+        let front_door = published.front_door();
         let Some(&link) = self.mediators.get(&id) else {
             self.counters.add(Counter::VisitorsRefusedAway, 1);
             tracing::debug!(mediator = %id, %peer, "visitor refused: the mediator is away");
             let _ = socket.set_reset_on_close();
             return;
         };
+        let asker = self.asker(engine, link, &front_door);
         let now = engine.now();
         let overcommitted = engine.is_overcommitted();
         let Some(machine) = engine.link(link) else { return };
         let opened = if overcommitted {
             Err(Code::NoResources)
         } else {
-            machine.open(0, 0, OpenFlags(OpenFlags::QUIET), UNSPECIFIED, None, now)
+            machine.open_as(asker, 0, 0, OpenFlags(OpenFlags::QUIET), UNSPECIFIED, None, now)
         };
         let slot = match opened {
             Ok(slot) => slot,
@@ -141,14 +150,16 @@ impl Shard {
         }
         let Some(published) = self.published(tag) else { return };
         let (id, target) = (published.publish.mediator.clone(), published.publish.target());
+        let front_door = published.front_door();
         let Some(&link) = self.mediators.get(&id) else {
             self.counters.add(Counter::VisitorsRefusedAway, 1);
             return;
         };
+        let asker = self.asker(engine, link, &front_door);
         let now = engine.now();
         let Some(machine) = engine.link(link) else { return };
         let flags = OpenFlags(OpenFlags::UDP | OpenFlags::REDIRECT | OpenFlags::FALLBACK);
-        match machine.open(0, 0, flags, UNSPECIFIED, Some(target), now) {
+        match machine.open_as(asker, 0, 0, flags, UNSPECIFIED, Some(target), now) {
             Ok(slot) => {
                 engine.add_flow(FlowSpec { socket, visitor, link, slot, target });
                 engine.touch(link);

@@ -75,6 +75,9 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
                         flows_total: 0,
                     }]);
                 }
+                Command::Trust { reply, .. } => {
+                    let _ = reply.send(0);
+                }
                 Command::Stop => break,
             }
         }
@@ -122,7 +125,7 @@ impl Plane {
         };
         let counters = shards.iter().map(|shard| shard.counters.clone()).collect();
         let senders = shards.iter().map(|shard| shard.commands.clone()).collect();
-        let admin = Admin { socket, shards, info, limits };
+        let admin = Admin { socket, shards, info, limits, trust: None };
         let thread = thread::spawn(move || serve(admin, stopped));
         Self { path, counters, shards: senders, fakes, stop, thread, _dir: dir }
     }

@@ -33,6 +33,14 @@ pub(crate) struct Args {
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
 
+    /// PEM file of a certificate, in place of a token; the relay has --client-ca then
+    #[arg(long, global = true, value_name = "FILE", requires = "key", conflicts_with = "token_file")]
+    pub(crate) cert: Option<PathBuf>,
+
+    /// PEM file of that certificate's private key
+    #[arg(long, global = true, value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
+
     /// No TLS; the relay must want that too. For benchmarks and closed networks only
     #[arg(long, global = true)]
     pub(crate) plaintext: bool,
