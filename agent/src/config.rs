@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
+use isthmus_proto::hello::Offer;
 use isthmus_proto::policy::AllowRule;
 use isthmus_proto::record::{BadPin, parse_pin};
 use isthmus_ring::BUSY_POLL_MAX;
@@ -16,6 +17,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::audit::AuditTarget;
 use crate::enroll::EnrollArgs;
+use crate::offer::{self, OFFERS_MAX};
 use crate::resolve::{BadHostPort, HostPort};
 use crate::token::{TokenError, TokenSource};
 
@@ -47,6 +49,8 @@ pub struct Config {
     pub udp_channels: u8,
     /// The service that the owner wishes to use.
     pub service: String,
+    /// What it offers by name, for the relay's named routes.
+    pub offers: Vec<Offer>,
     /// TCP congestion control of the mediator's sockets; the system's default if none.
     pub congestion: Option<String>,
     /// How long to poll before sleeping, while payload moves; zero for never.
@@ -107,6 +111,11 @@ pub enum ConfigError {
     /// Too many rules.
     #[error("--allow: {0} rules, but at most {RULES_MAX} are possible; join neighbouring networks")]
     TooManyRules(usize),
+    /// Too many offers.
+    #[error(
+        "--offer: {0} offers, but at most {OFFERS_MAX} are possible; the relay's --name can give the hosts instead"
+    )]
+    TooManyOffers(usize),
     /// The service's description cannot be sent.
     #[error("--service: at most {SERVICE_LEN_MAX} bytes without control characters; shorten the text")]
     BadService,
@@ -173,6 +182,9 @@ impl Config {
         if args.allow.len() > RULES_MAX {
             return Err(ConfigError::TooManyRules(args.allow.len()));
         }
+        if args.offers.len() > OFFERS_MAX {
+            return Err(ConfigError::TooManyOffers(args.offers.len()));
+        }
         if args.service.len() > SERVICE_LEN_MAX || args.service.chars().any(char::is_control) {
             return Err(ConfigError::BadService);
         }
@@ -189,6 +201,7 @@ impl Config {
             allow: args.allow,
             udp_channels: args.udp_channels,
             service: args.service,
+            offers: args.offers,
             congestion: args.congestion,
             busy_poll: busy_poll.map_or(Ok(Duration::ZERO), parse_busy_poll)?,
             log: args.log,
@@ -252,6 +265,11 @@ struct Args {
     #[arg(long, value_name = "TEXT", default_value = "")]
     service: String,
 
+    /// Where the relay's visitors of a name are led, if the relay leaves it to you: www.example.net=10.0.0.5:443, or
+    /// 10.0.0.5:443 for every name that it leads here. Only what --allow covers is reached. May be repeated
+    #[arg(long = "offer", value_name = "[NAME=]HOST:PORT", value_parser = offer::parse)]
+    offers: Vec<Offer>,
+
     /// TCP congestion control of this program's sockets, such as cubic; the system's default if not given
     #[arg(long, value_name = "NAME")]
     congestion: Option<String>,
@@ -304,6 +322,8 @@ mod tests {
     use isthmus_proto::MediatorId;
     use isthmus_proto::hello::{Hello, Interface, Report, Role};
     use isthmus_proto::limits::FRAME_PAYLOAD_MAX;
+
+    use isthmus_proto::door::name::HostName;
 
     use super::*;
     use crate::token::TOKEN_LEN_MAX;
@@ -448,6 +468,10 @@ mod tests {
             policy: vec![rule; RULES_MAX.max(crate::environment::ADDRESSES_MAX)],
             // Escapes double it.
             service: "\"".repeat(SERVICE_LEN_MAX),
+            offers: vec![
+                Offer { name: "n".repeat(HostName::LEN_MAX), target: (net.addr(), u16::MAX).into() };
+                OFFERS_MAX
+            ],
         };
         let role = Role::Mediator { id: "m".repeat(MediatorId::LEN_MAX).parse().unwrap(), report: Box::new(report) };
         let hello = Hello { token: "t".repeat(TOKEN_LEN_MAX), role, udp_channels: 16, instance: u64::MAX };

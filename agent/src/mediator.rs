@@ -73,7 +73,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         Resolver::new(config.relay.clone(), Box::new(wake)).context("cannot start the thread that resolves names")?;
     let interfaces = environment::interfaces().context("cannot read this machine's interfaces")?;
     let mut policy = Policy::new(&config.allow, &interfaces);
-    let report = environment::gather(&mut policy, &config.service).context("cannot read this machine's environment")?;
+    let mut report =
+        environment::gather(&mut policy, &config.service).context("cannot read this machine's environment")?;
+    report.offers = config.offers.clone();
     let policy = Rc::new(RefCell::new(policy));
     let engine_config = EngineConfig { busy_poll: config.busy_poll, ..EngineConfig::default() };
     let mut engine = Engine::new(ring, engine_config);
@@ -209,6 +211,8 @@ impl Control for Mediator {
             | Event::Asker { .. }
             | Event::Query { .. }
             | Event::Visitor { .. }
+            | Event::GuestBytes { .. }
+            | Event::GuestEnded { .. }
             | Event::FlowEnded { .. } => {}
         }
     }
@@ -269,7 +273,8 @@ impl Mediator {
 
     /// The machine's addresses may have changed: the policy follows, and the relay is told.
     fn report_changes(&mut self, engine: &mut Engine) {
-        let gathered = environment::gather(&mut self.policy.borrow_mut(), &self.config.service);
+        let gathered = environment::gather(&mut self.policy.borrow_mut(), &self.config.service)
+            .map(|report| Report { offers: self.config.offers.clone(), ..report });
         match gathered {
             Ok(report) if report != self.report => {
                 self.report = report;

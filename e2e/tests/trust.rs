@@ -246,8 +246,12 @@ fn enrollment_line_sets_a_mediator_up() {
     let again = enroll(&line);
     assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("--force"));
 
+    // Keys are flags.
+    let config = std::fs::read_to_string(target.join("agent.toml")).unwrap();
     let mut command = Command::new(program("isthmus-agent"));
-    command.arg("--config").arg(target.join("agent.toml"));
+    for (key, value) in config.lines().filter_map(|line| line.split_once(" = ")) {
+        command.arg(format!("--{key}")).arg(value.trim_matches(['"', '[', ']']));
+    }
     let agent = Process::spawn("enrolled", command);
     agent.wait_for_line("tunnel up", SOON);
     world.relay.wait_for_line("tunnel attached .. mediator=shop-7", SOON);

@@ -178,6 +178,24 @@ pub enum Event<'a> {
         /// [`Code::Closed`] for an orderly end.
         code: Code,
     },
+    /// Bytes came from a guest ([`Engine::guest_bytes`]), or its end.
+    GuestBytes {
+        /// The guest.
+        guest: Key,
+        /// The number given with it.
+        tag: u32,
+        /// It sends no more.
+        ended: bool,
+    },
+    /// A guest is gone before it was admitted or dismissed.
+    GuestEnded {
+        /// The guest (gone).
+        guest: Key,
+        /// The number given with it.
+        tag: u32,
+        /// [`Code::TimedOut`], or [`Code::Reset`] when its connection failed.
+        code: Code,
+    },
     /// A datagram came from a visitor without a flow: call [`Engine::add_flow`] to give it one.
     Visitor {
         /// The published socket.

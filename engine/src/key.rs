@@ -24,6 +24,8 @@ pub enum What {
     BridgeB = 7,
     /// A descriptor that is only watched.
     Watch = 8,
+    /// A plain TCP connection that belongs to no port yet.
+    Guest = 9,
 }
 
 /// A thing's place and which use of the place it is: completions and frames for what is gone miss it.
@@ -68,6 +70,7 @@ impl Key {
             6 => What::BridgeA,
             7 => What::BridgeB,
             8 => What::Watch,
+            9 => What::Guest,
             _ => What::Control,
         };
         Self { what, generation: (bits >> 32) as u32 & ((1 << GENERATION_BITS) - 1), index: bits as u32 }

@@ -20,6 +20,7 @@ mod counts;
 mod datagram;
 mod event;
 mod flow;
+mod guest;
 mod handshake;
 mod key;
 mod link;
@@ -40,6 +41,7 @@ pub use bridge::BridgeEnd;
 pub use counts::Counts;
 pub use event::{Ask, Control, Event};
 pub use flow::FlowSpec;
+pub use guest::{GUEST_BYTES_MAX, GUEST_REPLIES_MAX, TakenGuest};
 pub use handshake::{Caller, Detached};
 pub use key::{Key, What};
 pub use link::LinkRole;
@@ -78,6 +80,7 @@ pub struct Engine {
     now: Instant,
     links: Table<link::LinkIo>,
     streams: Table<stream::Stream>,
+    guests: Table<guest::Guest>,
     listeners: Table<turn::Listener>,
     sockets: Table<udp::UdpSocket>,
     flows: Table<flow::Flow>,
@@ -118,6 +121,7 @@ impl Engine {
             now: Instant(1),
             links: Table::new(What::Link),
             streams: Table::new(What::Stream),
+            guests: Table::new(What::Guest),
             listeners: Table::new(What::Listener),
             sockets: Table::new(What::Udp),
             flows: Table::new(What::Flow),

@@ -230,7 +230,7 @@ impl Engine {
                 self.remove_listener(owner);
                 control.on_event(self, Event::PortEnded { link, owner, code });
             }
-            What::Control | What::Link | What::Watch => {
+            What::Control | What::Link | What::Watch | What::Guest => {
                 control.on_event(self, Event::PortEnded { link, owner, code });
             }
         }

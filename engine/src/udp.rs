@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use isthmus_proto::Code;
+use isthmus_proto::limits::DATAGRAM_MAX;
 use isthmus_proto::link::Slot;
 use isthmus_ring::{DatagramBatch, Datagrams, OpId, Piece, Ring, Socket};
 
@@ -166,6 +167,15 @@ impl Engine {
             }
             self.ring.close(udp.socket);
         }
+    }
+
+    /// Takes a socket away without closing it; its flows should have ended.
+    pub fn take_udp(&mut self, key: Key) -> Option<Socket> {
+        let udp = self.sockets.remove(key)?;
+        if let Some(op) = udp.op {
+            self.ring.cancel(op);
+        }
+        Some(udp.socket)
     }
 
     pub(crate) fn receive_udp(&mut self, key: Key) {
@@ -398,8 +408,18 @@ impl Engine {
         // Before the mediator has answered, a datagram over UDP could overtake the request for its port.
         let way = if flow.opened { Way::Channel { fallback: true } } else { Way::Tcp };
         let (link, slot, target) = (flow.link, flow.slot, flow.target);
+        let mut ahead = std::mem::take(&mut flow.ahead);
         for payload in segments(&datagrams) {
-            self.send_datagram(link, slot, way, target, payload);
+            if ahead.is_empty() {
+                self.send_datagram(link, slot, way, target, payload);
+                continue;
+            }
+            let joined = [&std::mem::take(&mut ahead), payload].concat();
+            if joined.len() <= DATAGRAM_MAX {
+                self.send_datagram(link, slot, way, target, &joined);
+            } else {
+                self.counts.datagrams_dropped_full += 1;
+            }
         }
     }
 }

@@ -73,6 +73,18 @@ pub struct Report {
     pub policy: Vec<AllowRule>,
     /// The service that it wishes to use, in its owner's words.
     pub service: String,
+    /// What it offers by name, for the relay's named routes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub offers: Vec<Offer>,
+}
+
+/// A host that a mediator offers under a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// The name, in lower case; `*` for every name that the relay leads to this mediator.
+    pub name: String,
+    /// The host.
+    pub target: SocketAddr,
 }
 
 /// One interface of a mediator.

@@ -3,18 +3,20 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use ipnet::IpNet;
 use isthmus_proto::MediatorId;
 use isthmus_proto::limits;
 use isthmus_proto::policy::AllowRule;
 use tracing_subscriber::EnvFilter;
 
-use crate::publish::Publish;
+use crate::names::{NameRoute, Names};
+use crate::publish::{Publish, PublishSpec};
 use crate::trust::{Glob, Operation, TrustOptions};
 
 /// Most shards of one relay. A shard's number travels in a byte of every UDP channel datagram.
@@ -118,9 +120,27 @@ pub struct Config {
     #[arg(long, value_name = "N", default_value_t = cores(), hide_default_value = true, env = "ISTHMUS_SHARDS",
           value_parser = shard_count)]
     pub shards: usize,
-    /// Lend a port of the relay to a host behind a mediator
+    /// Lend a port of the relay to a host behind a mediator; several: PROTO:ADDR,ADDR:PORT-PORT=MEDIATOR/HOST:PORT[-PORT]
     #[arg(long = "publish", value_name = "PROTO:ADDR:PORT=MEDIATOR/HOST:PORT")]
-    pub publishes: Vec<Publish>,
+    pub publish: Vec<PublishSpec>,
+    /// Lead visitors of this TCP port by the name that they ask for, in TLS or HTTP/1, as --name says. May be repeated
+    #[arg(long, value_name = "ADDR:PORT", env = "ISTHMUS_NAMES", value_delimiter = ',')]
+    pub names: Vec<SocketAddr>,
+    /// Where a name leads, on every --names port: www.example.net=cpe-1/10.0.0.5:443 or '*.example.net=*/127.0.0.1:443',
+    /// the label being the mediator's name. May be repeated
+    #[arg(long, value_name = "NAME=MEDIATOR[/HOST:PORT]")]
+    pub name: Vec<NameRoute>,
+    /// Load balancers in front: their connections to TCP ports of visitors have to begin with a PROXY header, which is
+    /// believed. May be repeated
+    #[arg(long, value_name = "CIDR", env = "ISTHMUS_PROXY_FROM", value_delimiter = ',', value_parser = network)]
+    pub proxy_from: Vec<IpNet>,
+    /// What may be published at run time: addresses and ports of the relay, as in 0.0.0.0:8000-8999 or *:2000-2999 [default:
+    /// anything]. May be repeated
+    #[arg(long, value_name = "CIDR[:PORTS]", env = "ISTHMUS_PUBLISH_ALLOW", value_delimiter = ',')]
+    pub publish_allow: Vec<AllowRule>,
+    /// What is published at run time comes back after a restart, as if each 'publish' said 'save'
+    #[arg(long, env = "ISTHMUS_KEEP_PUBLISHES")]
+    pub keep_publishes: bool,
     /// Unix socket of the management plane [default: DIR/stats.sock]
     #[arg(long, value_name = "PATH", env = "ISTHMUS_STATS_SOCKET")]
     pub stats_socket: Option<PathBuf>,
@@ -173,6 +193,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Every port to publish, by itself.
+    pub fn publishes(&self) -> impl Iterator<Item = &Publish> {
+        self.publish.iter().flat_map(|spec| spec.publishes())
+    }
+
     /// Where the stats socket is.
     pub fn stats_socket_path(&self) -> PathBuf {
         self.stats_socket.clone().unwrap_or_else(|| default_stats_socket(&self.state))
@@ -193,8 +218,12 @@ impl Config {
                  or leave --busy-poll off"
             ));
         }
+        Names::new(self.name.clone())?;
+        if self.names.is_empty() && !self.name.is_empty() {
+            return Err("--name: on which port? give --names ADDR:PORT too, as in --names 0.0.0.0:443".into());
+        }
         let mut seen = HashSet::new();
-        for publish in &self.publishes {
+        for publish in self.publishes() {
             // Port 0 means a free one each time, so two of them do not collide.
             if publish.listen.port() != 0 && !seen.insert((publish.proto, publish.listen)) {
                 return Err(format!("--publish names {}:{} twice", publish.proto, publish.listen));
@@ -349,6 +378,12 @@ fn default_stats_socket(state: &Path) -> PathBuf {
     state.join("stats.sock")
 }
 
+/// A network, or one address.
+fn network(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse().or_else(|_| address()).map_err(|_| "write an address or a network such as 192.0.2.0/24".into())
+}
+
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().min(SHARDS_MAX as usize))
 }
@@ -456,7 +491,7 @@ mod tests {
              --udp-flows-max 8 --ports-max 9 --log debug --congestion cubic",
         );
         assert_eq!(config.listen, "127.0.0.1:1".parse().unwrap());
-        assert_eq!((config.shards, config.publishes.len()), (3, 2));
+        assert_eq!((config.shards, config.publishes().count()), (3, 2));
         assert_eq!(config.stats_socket_path(), Path::new("/s"));
         assert_eq!((config.half_open_max, config.udp_flows_max, config.ports_max), (7, 8, 9));
         assert_eq!((config.log.as_str(), config.congestion.as_deref()), ("debug", Some("cubic")));

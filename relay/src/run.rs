@@ -13,6 +13,8 @@ use tokio::sync::oneshot;
 use crate::admin::command::COMMANDS_MAX;
 use crate::admin::{self, Admin, Command, Limits, RelayInfo, ShardCounters, ShardHandle, StatsSocket};
 use crate::config::Config;
+use crate::names::Names;
+use crate::publish::Kept;
 use crate::trust::{State, Trust, TrustSource};
 
 /// How long the shards may take to end their tunnels in an orderly way.
@@ -23,6 +25,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Shared {
     /// The settings.
     pub config: Config,
+    /// The named routes that the relay started with.
+    pub names: Arc<Names>,
     /// Whom to let in, at the start.
     pub trust: Arc<Trust>,
 }
@@ -87,12 +91,14 @@ pub fn run_with(
         tracing::warn!(%error, "the limit of descriptors stays as low as it is; set LimitNOFILE= in the unit");
     }
     let state = State::open(&config.state)?;
+    let kept = Kept::load(&config.state)?;
     let trust = Arc::new(Trust::load(&state, &config.trust(), None)?);
     let source = TrustSource::new(config.state.clone(), config.trust(), trust.clone());
     let stats_socket = StatsSocket::bind(&config.stats_socket_path())?;
     let threads_max = config.shards + 1;
     let (ended_sender, ended) = crossbeam_channel::bounded(threads_max);
-    let shared = Arc::new(Shared { config, trust });
+    let names = Arc::new(Names::new(config.name.clone()).map_err(anyhow::Error::msg)?);
+    let shared = Arc::new(Shared { names, config: config.clone(), trust });
 
     let (seats, senders) = seats(shared.config.shards, &ended_sender);
     let shown: Vec<_> = seats.iter().map(|seat| seat.counters.clone()).collect();
@@ -113,8 +119,9 @@ pub fn run_with(
         tracing::warn!("plaintext: whoever is on the way can read and change everything, the tokens too");
     }
     let (stop, stopped) = oneshot::channel();
-    let admin =
-        Admin { socket: stats_socket, shards: handles.clone(), info, limits: Limits::default(), trust: Some(source) };
+    let limits = Limits::default();
+    let trust = Some(source);
+    let admin = Admin { socket: stats_socket, shards: handles.clone(), info, limits, trust, config, kept };
     let management = spawn_admin(admin, stopped, Ended(ended_sender))?;
 
     // Whichever thread ends first, by a signal, an error or a panic, ends the relay.

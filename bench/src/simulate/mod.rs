@@ -296,6 +296,8 @@ impl Control for Simulator {
             | Event::Query { .. }
             | Event::Visitor { .. }
             | Event::FlowEnded { .. }
+            | Event::GuestBytes { .. }
+            | Event::GuestEnded { .. }
             | Event::ChannelsChanged { .. }
             | Event::Watched { .. } => {}
         }

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use crossbeam_channel::{Sender, TrySendError};
 use isthmus_proto::hello::Report;
 use isthmus_proto::{MediatorId, ShardId};
+use isthmus_ring::Socket;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::counters::ShardCounters;
-use crate::publish::Publish;
+use crate::names::Names;
+use crate::publish::{Bound, Origin, Proto, Publish};
 use crate::trust::{Glob, Trust};
 
 /// Commands that may wait for a shard; one more is refused, and the operator told that the shard is busy.
@@ -33,6 +35,13 @@ pub enum Command {
         /// Takes at most `filter.limit` rows.
         reply: oneshot::Sender<Vec<TunnelRow>>,
     },
+    /// Where do names lead?
+    Names {
+        /// Takes the table.
+        reply: oneshot::Sender<Arc<Names>>,
+    },
+    /// From now on names lead there; visitors who are in stay.
+    SetNames(Arc<Names>),
     /// End a mediator's tunnel ([`isthmus_proto::Code::Killed`]).
     Kill {
         /// Whose; only its owner shard is asked.
@@ -56,6 +65,22 @@ pub enum Command {
         trust: Arc<Trust>,
         /// Takes how many sessions were ended.
         reply: oneshot::Sender<usize>,
+    },
+    /// Serve these ports as well: all, or none of them.
+    Publish {
+        /// Bound already, all of mediators that this shard owns.
+        ports: Vec<Bound>,
+        /// Takes why not, if not.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// Serve these ports no more; those that this shard does not serve are passed over.
+    Unpublish {
+        /// By protocol and address, the real one or the one asked for.
+        ports: Vec<(Proto, SocketAddr)>,
+        /// What becomes of visitors and socket.
+        how: Unpublish,
+        /// Takes what was served, as it was, with the sockets if they were asked for.
+        reply: oneshot::Sender<Vec<Unpublished>>,
     },
     /// End every tunnel in an orderly way ([`isthmus_proto::Code::Draining`]) and the thread.
     Stop,
@@ -118,6 +143,29 @@ pub struct TunnelRow {
     pub report: Report,
 }
 
+/// What becomes of a port that is unpublished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unpublish {
+    /// Nobody else comes in; who is in stays.
+    Gently,
+    /// Visitors' connections and flows end.
+    Now,
+    /// As [`Unpublish::Gently`] for connections; flows end, and the socket is handed out, still receiving, so that
+    /// nobody who comes in the meantime is sent away.
+    HandOut,
+}
+
+/// A port that was unpublished.
+#[derive(Debug)]
+pub struct Unpublished {
+    /// As it was just before.
+    pub row: PublishRow,
+    /// The address that had been asked for.
+    pub asked: SocketAddr,
+    /// With [`Unpublish::HandOut`].
+    pub socket: Option<Socket>,
+}
+
 /// One published port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishRow {
@@ -125,6 +173,12 @@ pub struct PublishRow {
     pub publish: Publish,
     /// The shard that listens.
     pub shard: ShardId,
+    /// The address that was asked for; its port may be 0.
+    pub asked: SocketAddr,
+    /// Who published it.
+    pub origin: Origin,
+    /// It was unpublished, and has visitors or flows still.
+    pub leaving: bool,
     /// Whether the mediator is connected now.
     pub connected: bool,
     /// TCP visitors now.

@@ -70,6 +70,12 @@ counters! {
     VisitorsTotal = "visitors_total", Total, "TCP visitors of published ports";
     VisitorsRefusedAway = "visitors_refused_away", Total, "Visitors refused since the mediator was not connected";
     VisitorsRefusedLimit = "visitors_refused_limit", Total, "Visitors refused at a limit";
+    NamesLed = "names_led", Total, "Visitors led to a mediator by the name that they asked for";
+    NamesUnknown = "names_unknown", Total, "Visitors refused since they asked for no name, or for one that leads nowhere";
+    NamesBad = "names_bad", Total, "Visitors of a name listener refused: their first bytes were no valid TLS or HTTP/1";
+    NewcomersLive = "newcomers_live", Gauge, "Visitors of whom something has to be read before they are led on, now";
+    NewcomersSlow = "newcomers_slow", Total, "Visitors cut off since they did not say in time what they want";
+    ProxyHeadersBad = "proxy_headers_bad", Total, "Connections of load balancers refused: no valid PROXY header";
     ConnectFailed = "connect_failed", Total, "Connections that the host or the mediator refused";
 
     BytesToMediators = "bytes_to_mediators", Total, "Payload bytes to mediators";

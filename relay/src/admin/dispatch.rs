@@ -4,6 +4,7 @@ use isthmus_proto::MediatorId;
 
 use super::answer::phrase;
 use super::command::{ROWS_MAX, TunnelFilter};
+use crate::publish::{BadPublish, Ports, PublishSpec};
 use crate::trust::{Glob, Target, token_named};
 
 /// Most rows of one page: one more is asked for, to know whether there are more.
@@ -16,6 +17,8 @@ show info [json]                                           the relay itself
 show stat [json]                                           every counter, in total and per shard
 show tunnels [id=GLOB] [after=ID] [limit=N] [json]         connected mediators, by name
 show publishes [json]                                      published ports
+publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]          lend a port; [save] keeps it over a restart
+unpublish PROTO:ADDR:PORT [now]                            close it; visitors stay, but for [now]
 check tunnels                                              an operation through each; 'show stat' counts the answers
 show trust [json]                                          token keys, issuers, authorities, revocations
 reload trust                                               read them again; sessions that they do not cover end
@@ -49,6 +52,14 @@ pub(super) enum Request {
     ReloadTrust,
     /// With the end of what is revoked, if it tells.
     Revoke(Target, Option<u64>),
+    Publish {
+        spec: PublishSpec,
+        save: bool,
+    },
+    Unpublish {
+        ports: Ports,
+        now: bool,
+    },
     Kill(MediatorId),
     Check,
 }
@@ -77,9 +88,30 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
             Ok(Request::Revoke(Target::Terminal(name), None))
         }
         ["revoke", ..] => Err("write: revoke token JTI, revoke mediator ID, or revoke terminal NAME".to_owned()),
+        ["publish", spec, rest @ ..] => {
+            Ok(Request::Publish { spec: spec.parse().map_err(|e| bad(spec, e))?, save: option(rest, "save")? })
+        }
+        ["unpublish", ports, rest @ ..] => {
+            Ok(Request::Unpublish { ports: ports.parse().map_err(|e| bad(ports, e))?, now: option(rest, "now")? })
+        }
+        ["publish"] => Err("write: publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]".to_owned()),
+        ["unpublish"] => Err("write: unpublish PROTO:ADDR:PORT [now]".to_owned()),
         ["check", "tunnels"] => Ok(Request::Check),
         ["kill", "tunnel", ..] => Err("write: kill tunnel ID".to_owned()),
         _ => Err(format!("unknown command '{}'; 'help' lists them", phrase(command.trim()))),
+    }
+}
+
+fn bad(word: &str, error: BadPublish) -> String {
+    format!("'{}': {}", phrase(word), error.to_string().replace(char::is_control, "?"))
+}
+
+/// Whether the one optional word is there.
+fn option(words: &[&str], name: &str) -> Result<bool, String> {
+    match words {
+        [] => Ok(false),
+        [word] if *word == name => Ok(true),
+        [word, ..] => Err(format!("'{}' is not understood here; only '{name}' is", phrase(word))),
     }
 }
 
@@ -124,6 +156,9 @@ mod tests {
         let commands: Vec<&str> = HELP.lines().filter_map(|line| line.split("  ").next()).collect();
         for command in &commands[..commands.len() - 1] {
             let full = command
+                .replace("PROTO:ADDR:PORT", "tcp:0.0.0.0:1-2")
+                .replace("HOST:PORT", "10.0.0.5:1")
+                .replace("MEDIATOR", "m")
                 .replace("GLOB", "*")
                 .replace("ID", "cpe-1")
                 .replace("JTI", "00ff")
@@ -133,7 +168,7 @@ mod tests {
             let short = full.split(" [").next().unwrap();
             assert!(parse(short).is_ok(), "{command}");
         }
-        assert_eq!(commands.len(), 14);
+        assert_eq!(commands.len(), 16);
     }
 
     #[test]
@@ -158,6 +193,12 @@ mod tests {
             ("show tunnels id=a/b", "pattern"),
             ("show tunnels after=-", "name"),
             ("show tunnels order=age", "id=GLOB"),
+            ("publish", "write: publish"),
+            ("publish tcp:0.0.0.0:80", "no '='"),
+            ("publish tcp:0.0.0.0:80=m/10.0.0.5:80 now", "only 'save'"),
+            ("unpublish", "write: unpublish"),
+            ("unpublish tcp:0.0.0.0", "port number"),
+            ("unpublish tcp:0.0.0.0:80 save", "only 'now'"),
             ("kill tunnel", "kill tunnel ID"),
             ("revoke", "revoke mediator ID"),
             ("revoke mediator a/b", "'a/b'"),

@@ -9,13 +9,14 @@ pub mod counters;
 pub mod ctl;
 mod dispatch;
 mod listener;
+mod publishing;
 mod serve;
 mod session;
 mod show;
 mod stats;
 mod trust;
 
-pub use command::{Command, PublishRow, ShardHandle, TunnelFilter, TunnelRow};
+pub use command::{Command, PublishRow, ShardHandle, TunnelFilter, TunnelRow, Unpublish, Unpublished};
 pub use counters::{Counter, Counters, ShardCounters};
 pub use listener::StatsSocket;
 pub use serve::{Admin, Limits, RelayInfo, Stop, serve};

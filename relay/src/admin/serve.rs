@@ -16,7 +16,10 @@ use tokio_uring::net::UnixStream;
 
 use super::command::{Command, ShardHandle};
 use super::listener::StatsSocket;
+use super::publishing::{self, KeptLock};
 use super::session;
+use crate::config::Config;
+use crate::publish::Kept;
 use crate::trust::{Fingerprint, TrustSource};
 
 /// How long sessions may take to end when the relay stops.
@@ -38,6 +41,10 @@ pub struct Admin {
     pub limits: Limits,
     /// Where to read whom to trust; none where that never changes, as in tests.
     pub trust: Option<TrustSource>,
+    /// The settings that the relay started with.
+    pub config: Config,
+    /// The published ports that come back with the relay.
+    pub kept: Kept,
 }
 
 /// The relay itself.
@@ -114,8 +121,18 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     // `tokio_uring::net::UnixListener::bind` fails on current kernels; an ordinary listener's connections do not.
     let listener = admin.socket.listener().and_then(UnixListener::from_std).context("cannot use the stats socket")?;
-    let Admin { socket, shards, info, limits, trust } = admin;
-    let plane = Rc::new(Plane { shards, info, limits, trust, tally: Tally::default(), streams: RefCell::default() });
+    let Admin { socket, shards, info, limits, trust, config, kept } = admin;
+    let plane = Rc::new(Plane {
+        shards,
+        info,
+        limits,
+        trust,
+        config: RefCell::new(config),
+        kept: KeptLock::new(kept),
+        tally: Tally::default(),
+        streams: RefCell::default(),
+    });
+    publishing::restore(&plane).await;
     let mut sessions = JoinSet::new();
     let reason = loop {
         tokio::select! {
@@ -161,6 +178,8 @@ pub(super) struct Plane {
     pub(super) info: RelayInfo,
     pub(super) limits: Limits,
     pub(super) trust: Option<TrustSource>,
+    pub(super) config: RefCell<Config>,
+    pub(super) kept: KeptLock,
     pub(super) tally: Tally,
     /// The sessions' sockets, so that the end of the relay can end their waits.
     pub(super) streams: RefCell<Slab<Rc<UnixStream>>>,

@@ -8,10 +8,15 @@ mod check;
 mod commands;
 mod contest;
 mod handover;
+mod lead;
+mod names;
+mod newcomer;
+mod publish;
 mod query;
 mod service;
 mod session;
 mod spawn;
+mod tag;
 mod terminal;
 mod tunnel;
 mod visitor;
@@ -24,16 +29,16 @@ use isthmus_engine::{Control, Engine, Event, Key, What};
 use isthmus_proto::{Code, MediatorId};
 
 use crate::admin::{Counter, Counters};
+use crate::names::Names;
 use crate::run::{ShardSeat, Shared};
 use crate::trust::Trust;
 use handover::{Message, Peer};
+use newcomer::Newcomer;
+use publish::Published;
 pub use spawn::spawn;
+use tag::{Door, TagTable};
 use terminal::Terminal;
 use tunnel::Tunnel;
-use visitor::Published;
-
-/// The service listener's number; published ones have their place in the table, plus one.
-const SERVICE_TAG: u32 = 0;
 
 /// One shard's decisions.
 struct Shard {
@@ -50,7 +55,13 @@ struct Shard {
     links: HashMap<Key, Party>,
     /// This shard's mediators that are connected.
     mediators: BTreeMap<MediatorId, Key>,
-    published: Vec<Published>,
+    published: TagTable<Published>,
+    /// Where names lead.
+    names: Arc<Names>,
+    /// By route: how many visitors it has led.
+    name_turns: Vec<u32>,
+    /// Visitors of whom something is still to be read.
+    newcomers: HashMap<Key, Newcomer>,
     queries: query::Queries,
     checks: check::Checks,
     sessions: u64,
@@ -71,8 +82,12 @@ enum Party {
 impl Control for Shard {
     fn on_event(&mut self, engine: &mut Engine, event: Event<'_>) {
         match event {
-            Event::Accepted { tag: SERVICE_TAG, socket, peer } => self.on_caller(engine, socket, peer),
-            Event::Accepted { tag, socket, peer } => self.on_visitor(engine, tag, socket, peer),
+            Event::Accepted { tag, socket, peer } => match Door::of(tag) {
+                Some(Door::Service) => self.on_caller(engine, socket, peer),
+                Some(Door::Published) => self.on_visitor(engine, tag, socket, peer),
+                Some(Door::Led) => self.add_newcomer(engine, tag, socket, peer),
+                None => {}
+            },
             Event::Greeting { link, frame } => self.on_greeting(engine, link, frame),
             Event::LinkEnded { link, code, text, .. } => self.on_link_ended(engine, link, code, &text),
             Event::Request { link, slot, owner, request, ask } => {
@@ -95,10 +110,12 @@ impl Control for Shard {
             Event::Renew { link, token } => self.on_renew(engine, link, token),
             Event::Timer { number: session::TIMER_EXPIRY } => self.on_expiry_timer(engine),
             Event::Query { link, query, json } => self.on_query(engine, link, query, json),
-            Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(tag, code),
+            Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(engine, tag, code),
+            Event::GuestBytes { guest, tag, ended } => self.on_newcomer_bytes(engine, guest, tag, ended),
+            Event::GuestEnded { guest, code, .. } => self.on_newcomer_ended(guest, code),
             Event::Visitor { socket, tag, visitor } => self.on_new_flow(engine, socket, tag, visitor),
             Event::PortEnded { owner, .. } => self.on_check_ended(owner),
-            Event::FlowEnded { tag } => self.on_flow_ended(tag),
+            Event::FlowEnded { tag } => self.on_flow_ended(engine, tag),
             // The relay dials nobody, connects no stream and watches nothing.
             Event::LinkReady { .. }
             | Event::Asker { .. }
@@ -166,6 +183,7 @@ impl Shard {
             (Counter::AcceptErrors, counts.accept_errors),
             (Counter::Loops, counts.turns),
             (Counter::RingEnters, counts.turns),
+            (Counter::NewcomersLive, self.newcomers.len() as u64),
             (Counter::HalfOpen, u64::from(self.half_open)),
             (Counter::TunnelsLive, self.mediators.len() as u64),
             (Counter::ChannelsLive, engine.channel_count() as u64),

@@ -10,13 +10,11 @@ use isthmus_engine::{Engine, EngineConfig, UdpRole};
 use isthmus_ring::{PoolConfig, Ring, RingConfig, Socket, UdpOptions, Waker};
 
 use super::handover::{MAIL_MAX, Message, Peer};
-use super::visitor::{Published, PublishedSocket};
-use super::{SERVICE_TAG, Shard};
+use super::tag::TagTable;
+use super::{Shard, tag};
 use crate::admin::Counters;
+use crate::publish::{Bound, Origin, retry_in_use, tcp_listener};
 use crate::run::{RunningShard, ShardSeat, Shards, Shared};
-
-/// Connections that may wait to be accepted; the kernel cuts it to `somaxconn`.
-pub(super) const BACKLOG: u32 = 4096;
 
 /// Tries to find a number that is free for TCP and for UDP where any was asked for.
 const FREE_PORT_TRIES: u32 = 32;
@@ -31,7 +29,8 @@ type Started = anyhow::Result<Waker>;
 pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shards> {
     let count = seats.len();
     let (listen, sockets) = service_sockets(shared.config.listen, count, shared.config.congestion.as_deref())?;
-    let mut published = published_sockets(&shared, count)?;
+    let mut published = published_ports(&shared, count)?;
+    let mut names = super::names::listeners(&shared.config, count)?;
     let (senders, mail): (Vec<Sender<Message>>, Vec<Receiver<Message>>) =
         (0..count).map(|_| crossbeam_channel::bounded(MAIL_MAX)).unzip();
 
@@ -43,6 +42,7 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
         let (started, wait_started) = crossbeam_channel::bounded::<Started>(1);
         let (give_peers, peers) = crossbeam_channel::bounded::<Vec<Peer>>(1);
         let mine = std::mem::take(&mut published[usize::from(seat.id.0)]);
+        let names = std::mem::take(&mut names[usize::from(seat.id.0)]);
         let (shared, id) = (shared.clone(), seat.id);
         let thread = std::thread::Builder::new()
             .name(format!("shard-{}", id.0))
@@ -58,7 +58,7 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
                 };
                 let _ = started.send(Ok(ring.waker()));
                 let Ok(peers) = peers.recv() else { return Ok(()) };
-                run_shard(seat, shared, mail, peers, ring, tcp, udp, mine)
+                run_shard(seat, shared, mail, peers, ring, tcp, udp, mine, names)
             })
             .context("cannot start a shard's thread")?;
         let waker = wait_started.recv().context("a shard ended while it started")??;
@@ -95,7 +95,8 @@ fn run_shard(
     ring: Ring,
     tcp: Socket,
     udp: Socket,
-    published: Vec<(Published, PublishedSocket)>,
+    published: Vec<Bound>,
+    names: Vec<Socket>,
 ) -> anyhow::Result<()> {
     let config = EngineConfig {
         handshake_timeout: shared.config.handshake_timeout,
@@ -104,21 +105,18 @@ fn run_shard(
     };
     let mut engine = Engine::new(ring, config);
     let service_udp = engine.add_udp(udp, UdpRole::Service);
-    engine.add_listener(tcp, SERVICE_TAG);
-    let mut table = Vec::new();
-    for (mut publish, socket) in published {
-        let tag = table.len() as u32 + 1;
-        publish.key = Some(match socket {
-            PublishedSocket::Tcp(socket) => engine.add_listener(socket, tag),
-            PublishedSocket::Udp(socket) => engine.add_udp(socket, UdpRole::Published(tag)),
-        });
-        table.push(publish);
+    engine.add_listener(tcp, tag::SERVICE);
+    for socket in names {
+        engine.add_listener(socket, tag::LED);
     }
     let expiries = super::session::Expiries::new(&mut engine);
     let mut shard = Shard {
         seat,
         trust: shared.trust.clone(),
         expiries,
+        names: shared.names.clone(),
+        name_turns: Vec::new(),
+        newcomers: HashMap::new(),
         shared,
         mail,
         peers,
@@ -126,13 +124,14 @@ fn run_shard(
         service_udp,
         links: HashMap::new(),
         mediators: BTreeMap::new(),
-        published: table,
+        published: TagTable::new(tag::Door::Published),
         queries: Default::default(),
         checks: Default::default(),
         sessions: 0,
         half_open: 0,
         stopping: false,
     };
+    shard.publish(&mut engine, published).map_err(anyhow::Error::msg)?;
     while !(shard.stopping && shard.links.is_empty()) {
         engine.turn(&mut shard).context("the ring failed")?;
     }
@@ -150,7 +149,7 @@ fn service_sockets(
     if asked.port() != 0 {
         // The shards share the number among themselves, and the system would let another relay of the same
         // user share it as well: a socket that shares with nobody finds out.
-        let alone = super::visitor::retry_in_use(|| Socket::tcp_listener(asked, false, BACKLOG));
+        let alone = retry_in_use(|| tcp_listener(asked, false, None));
         drop(alone.with_context(|| {
             format!("--listen: cannot listen on TCP {asked}; is another relay or program there? Stop it, or give another --listen")
         })?);
@@ -190,25 +189,15 @@ fn service_sockets_once(
     Ok((listen, sockets))
 }
 
-pub(super) fn tcp_listener(addr: SocketAddr, reuse_port: bool, congestion: Option<&str>) -> std::io::Result<Socket> {
-    let socket = Socket::tcp_listener(addr, reuse_port, BACKLOG)?;
-    if let Some(name) = congestion {
-        // Accepted connections inherit it.
-        socket.set_congestion(name)?;
-    }
-    Ok(socket)
-}
-
-/// Each published port's socket, with the shard that owns its mediator.
-fn published_sockets(shared: &Shared, shards: usize) -> anyhow::Result<Vec<Vec<(Published, PublishedSocket)>>> {
+/// The configuration's published ports, each for the shard that owns its mediator.
+fn published_ports(shared: &Shared, shards: usize) -> anyhow::Result<Vec<Vec<Bound>>> {
     let mut lists: Vec<Vec<_>> = (0..shards).map(|_| Vec::new()).collect();
-    for publish in &shared.config.publishes {
-        let (published, socket) = Published::bind(publish, shared.config.congestion.as_deref())?;
+    for publish in shared.config.publishes() {
+        let bound = Bound::bind_patiently(publish, Origin::Config, shared.config.congestion.as_deref())?;
         let Some(list) = lists.get_mut(usize::from(publish.mediator.shard(shards).0)) else {
             bail!("a mediator's shard is out of range");
         };
-        tracing::info!(publish = %published.publish, "published");
-        list.push((published, socket));
+        list.push(bound);
     }
     Ok(lists)
 }

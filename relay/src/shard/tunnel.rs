@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 
 use isthmus_engine::{Engine, Key};
-use isthmus_proto::hello::{MediatorInfo, MediatorSummary, Report};
+use isthmus_proto::door::name::HostName;
+use isthmus_proto::hello::{MediatorInfo, MediatorSummary, Offer, Report};
 use isthmus_proto::link::Side;
 use isthmus_proto::time::Instant;
 use isthmus_proto::{Code, MediatorId};
@@ -41,6 +42,18 @@ impl Tunnel {
     pub(super) fn report(&self) -> Report {
         // It was written, or read once, by this program.
         serde_json::from_slice(&self.report).unwrap_or_default()
+    }
+
+    /// The host that it offers under a name.
+    pub(super) fn offered(&self, name: &HostName) -> Option<SocketAddr> {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Offers {
+            offers: Vec<Offer>,
+        }
+        let Offers { offers } = serde_json::from_slice(&self.report).unwrap_or_default();
+        let own = offers.iter().find(|offer| offer.name == name.as_str());
+        own.or_else(|| offers.iter().find(|offer| offer.name == "*")).map(|offer| offer.target)
     }
 
     /// Of its report, the service that it wishes to use, without making the rest of it.

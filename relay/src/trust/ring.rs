@@ -181,7 +181,7 @@ mod tests {
         let path = dir.path().join("state");
         let first = State::open(&path).unwrap().tokens().kid().to_owned();
         fs::hard_link(path.join("token.key"), path.join(older_name(&first))).unwrap();
-        assert_eq!(kids(&path), [first.clone()]);
+        assert_eq!(kids(&path), std::slice::from_ref(&first));
         let second = State::rotate(&path).unwrap();
         assert_eq!(kids(&path), [second, first]);
     }

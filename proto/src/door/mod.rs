@@ -1,0 +1,6 @@
+//! Front doors as machines: what public clients say before their bytes belong to a port of a mediator.
+
+mod client_hello;
+mod http_host;
+pub mod name;
+pub mod proxy_protocol;
