@@ -45,6 +45,7 @@ pub use guest::{GUEST_BYTES_MAX, GUEST_REPLIES_MAX, TakenGuest};
 pub use handshake::{Caller, Detached};
 pub use key::{Key, What};
 pub use link::LinkRole;
+pub use stream::StreamParty;
 pub use timers::TimerId;
 pub use udp::{PortRoute, UdpRole};
 

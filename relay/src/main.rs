@@ -15,6 +15,8 @@ fn main() -> ExitCode {
             isthmus_relay::run(*config).map(|()| ExitCode::SUCCESS)
         }
         Ok(Invocation::Token(args)) => token_cmd::token(&args).map(|()| ExitCode::SUCCESS),
+        Ok(Invocation::Keys(action)) => token_cmd::keys(&action).map(|()| ExitCode::SUCCESS),
+        Ok(Invocation::Enroll(args)) => token_cmd::enroll(&args).map(|()| ExitCode::SUCCESS),
         Ok(Invocation::Fingerprint(args)) => token_cmd::fingerprint(&args).map(|()| ExitCode::SUCCESS),
         Ok(Invocation::Ctl(args)) => admin::ctl::run(&args),
         Err(error) => error.exit(),

@@ -26,8 +26,15 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    pub(crate) fn new(command: &Command, given: impl Fn(&str) -> bool) -> Self {
+    pub(crate) fn new(command: &Command, alternatives: &[&[&str]], given: impl Fn(&str) -> bool) -> Self {
         let mut sources = Self { places: HashMap::new(), conflicts: HashMap::new() };
+        for (one, other) in
+            alternatives.iter().flat_map(|group| group.iter().flat_map(|one| group.iter().map(move |o| (one, o))))
+        {
+            if one != other {
+                sources.conflicts.entry((*one).to_owned()).or_default().push((*other).to_owned());
+            }
+        }
         for arg in settings(command) {
             let long = long(arg);
             if given(arg.get_id().as_str()) {
@@ -137,7 +144,7 @@ fn behind(arg: Arg, values: Vec<OsString>) -> Arg {
 }
 
 /// The flags that are settings.
-fn settings(command: &Command) -> impl Iterator<Item = &Arg> {
+pub(crate) fn settings(command: &Command) -> impl Iterator<Item = &Arg> {
     command.get_arguments().filter(|arg| is_setting(arg))
 }
 
@@ -147,7 +154,7 @@ fn is_setting(arg: &Arg) -> bool {
     arg.get_long().is_some_and(|long| long != CONFIG_FLAG) && !is_help
 }
 
-fn long(arg: &Arg) -> String {
+pub(crate) fn long(arg: &Arg) -> String {
     arg.get_long().unwrap_or_default().to_owned()
 }
 

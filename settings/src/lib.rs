@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+mod example;
 mod file;
 mod inject;
 
@@ -23,6 +24,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 
+pub use example::check_example;
 pub use file::BadFile;
 
 /// The flag that names the file.
@@ -36,6 +38,8 @@ pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 pub struct Rules {
     /// Settings that are secrets, by their flags: a file that holds one must not be readable by others.
     pub secrets: &'static [&'static str],
+    /// Settings of which one takes the place of the others, by their flags, beyond those that clap knows to conflict.
+    pub alternatives: &'static [&'static [&'static str]],
 }
 
 /// Reads settings from a command line (its first word is the program's name), the process's environment and the file
@@ -79,7 +83,7 @@ fn matches(
     let Ok(seen) = command.clone().ignore_errors(true).try_get_matches_from(words) else {
         return command.try_get_matches_from(words);
     };
-    let mut sources = inject::Sources::new(&command, |id| {
+    let mut sources = inject::Sources::new(&command, rules.alternatives, |id| {
         matches!(seen.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable))
     });
     command = inject::environment(command, &mut sources, environment);

@@ -15,7 +15,7 @@ use super::counters::ShardCounters;
 use crate::names::Names;
 use crate::publish::{Bound, Origin, Proto, Publish};
 use crate::run::Shared;
-use crate::trust::Glob;
+use crate::trust::{Glob, Trust};
 
 /// Commands that may wait for a shard; one more is refused, and the operator told that the shard is busy.
 pub const COMMANDS_MAX: usize = 256;
@@ -66,6 +66,13 @@ pub enum Command {
         shared: Arc<Shared>,
         /// Takes that it is done.
         reply: oneshot::Sender<()>,
+    },
+    /// Let in whom this names from now on, and end the sessions that it would not.
+    Trust {
+        /// What is trusted.
+        trust: Arc<Trust>,
+        /// Takes how many sessions were ended.
+        reply: oneshot::Sender<usize>,
     },
     /// Serve these ports as well: all, or none of them.
     Publish {

@@ -5,7 +5,7 @@ use isthmus_proto::MediatorId;
 use super::answer::phrase;
 use super::command::{ROWS_MAX, TunnelFilter};
 use crate::publish::{BadPublish, Ports, PublishSpec};
-use crate::trust::Glob;
+use crate::trust::{Glob, Target, token_named};
 
 /// Most rows of one page: one more is asked for, to know whether there are more.
 const LIMIT_MAX: usize = ROWS_MAX - 1;
@@ -22,6 +22,11 @@ unpublish PROTO:ADDR:PORT [now]                            close it; visitors st
 reload                                                     read configuration and keys again, as SIGHUP does
 set log FILTER                                             log level or filter, until the next reload
 check tunnels                                              an operation through each; 'show stat' counts the answers
+show trust [json]                                          token keys, issuers, authorities, revocations
+reload trust                                               read them again; sessions that they do not cover end
+revoke token JTI                                           end what that token (or certificate's SHA-256) let in
+revoke mediator ID                                         end what that mediator was issued so far
+revoke terminal NAME                                       end what that terminal was issued so far
 kill tunnel ID                                             end a mediator's tunnel; it may connect again
 help                                                       this list
 quit                                                       end this connection
@@ -45,6 +50,10 @@ pub(super) enum Request {
     /// The filter's limit is the page's.
     Tunnels(TunnelFilter, Format),
     Publishes(Format),
+    Trust(Format),
+    ReloadTrust,
+    /// With the end of what is revoked, if it tells.
+    Revoke(Target, Option<u64>),
     Publish {
         spec: PublishSpec,
         save: bool,
@@ -70,6 +79,19 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         ["show", "publishes", rest @ ..] => format_only(rest).map(Request::Publishes),
         ["show", "tunnels", rest @ ..] => tunnels(rest),
         ["kill", "tunnel", id] => id.parse().map(Request::Kill).map_err(|error| format!("'{}': {error}", phrase(id))),
+        ["show", "trust", rest @ ..] => format_only(rest).map(Request::Trust),
+        ["reload", "trust"] => Ok(Request::ReloadTrust),
+        ["revoke", "token", text] => token_named(text).map(|(target, until)| Request::Revoke(target, until)),
+        ["revoke", "mediator", id] => match id.parse() {
+            Ok(id) => Ok(Request::Revoke(Target::Mediator(id), None)),
+            Err(error) => Err(format!("'{}': {error}", phrase(id))),
+        },
+        // A terminal's name may have spaces.
+        ["revoke", "terminal", first, rest @ ..] => {
+            let name = [&[*first], rest].concat().join(" ");
+            Ok(Request::Revoke(Target::Terminal(name), None))
+        }
+        ["revoke", ..] => Err("write: revoke token JTI, revoke mediator ID, or revoke terminal NAME".to_owned()),
         ["publish", spec, rest @ ..] => {
             Ok(Request::Publish { spec: spec.parse().map_err(|e| bad(spec, e))?, save: option(rest, "save")? })
         }
@@ -146,12 +168,14 @@ mod tests {
                 .replace("MEDIATOR", "m")
                 .replace("GLOB", "*")
                 .replace("ID", "cpe-1")
+                .replace("JTI", "00ff")
+                .replace("NAME", "desk")
                 .replace("=N", "=5");
             assert!(parse(&full.replace(['[', ']'], "")).is_ok(), "{command}");
             let short = full.split(" [").next().unwrap();
             assert!(parse(short).is_ok(), "{command}");
         }
-        assert_eq!(commands.len(), 13);
+        assert_eq!(commands.len(), 18);
     }
 
     #[test]
@@ -183,6 +207,8 @@ mod tests {
             ("unpublish tcp:0.0.0.0", "port number"),
             ("unpublish tcp:0.0.0.0:80 save", "only 'now'"),
             ("kill tunnel", "kill tunnel ID"),
+            ("revoke", "revoke mediator ID"),
+            ("revoke mediator a/b", "'a/b'"),
             ("kill tunnel a b", "kill tunnel ID"),
             ("kill tunnel a/b", "'a/b'"),
             ("\u{1b}[2J", "'?[2J'"),

@@ -15,6 +15,7 @@ mod serve;
 mod session;
 mod show;
 mod stats;
+mod trust;
 
 pub use command::{Command, PublishRow, ShardHandle, TunnelFilter, TunnelRow, Unpublish, Unpublished};
 pub use counters::{Counter, Counters, ShardCounters};

@@ -20,7 +20,7 @@ use super::publishing::{self, KeptLock};
 use super::{reload, session};
 use crate::config::Config;
 use crate::publish::Kept;
-use crate::trust::Fingerprint;
+use crate::trust::{Fingerprint, TrustSource};
 
 /// How long sessions may take to end when the relay stops.
 const SESSIONS_END: Duration = Duration::from_secs(1);
@@ -39,6 +39,8 @@ pub struct Admin {
     pub info: RelayInfo,
     /// The bounds.
     pub limits: Limits,
+    /// Where to read whom to trust; none where that never changes, as in tests.
+    pub trust: Option<TrustSource>,
     /// The settings that the relay started with.
     pub config: Config,
     /// The published ports that come back with the relay.
@@ -120,11 +122,12 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     // `tokio_uring::net::UnixListener::bind` fails on current kernels; an ordinary listener's connections do not.
     let listener = admin.socket.listener().and_then(UnixListener::from_std).context("cannot use the stats socket")?;
-    let Admin { socket, shards, info, limits, config, kept } = admin;
+    let Admin { socket, shards, info, limits, trust, config, kept } = admin;
     let plane = Rc::new(Plane {
         shards,
         info: RefCell::new(info),
         limits,
+        trust,
         config: RefCell::new(config),
         kept: KeptLock::new(kept),
         tally: Tally::default(),
@@ -183,6 +186,7 @@ pub(super) struct Plane {
     pub(super) shards: Vec<ShardHandle>,
     pub(super) info: RefCell<RelayInfo>,
     pub(super) limits: Limits,
+    pub(super) trust: Option<TrustSource>,
     pub(super) config: RefCell<Config>,
     pub(super) kept: KeptLock,
     pub(super) tally: Tally,

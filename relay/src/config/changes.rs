@@ -30,6 +30,8 @@ impl Config {
             name,
             proxy_from,
             publish_allow,
+            jwks,
+            client_ca,
             keep_publishes,
             stats_socket,
             plaintext,
@@ -52,6 +54,9 @@ impl Config {
         at_start.one("names", names, &new.names);
         at_start.one("stats-socket", stats_socket, &new.stats_socket);
         at_start.one("plaintext", plaintext, &new.plaintext);
+        // What is in these files is read at each reload.
+        at_start.one("jwks", jwks, &new.jwks);
+        at_start.one("client-ca", client_ca, &new.client_ca);
         at_start.one("congestion", congestion, &new.congestion);
         at_start.one("busy-poll", busy_poll, &new.busy_poll);
         let mut live = Differ { changes: &mut changes, needs_restart: false };

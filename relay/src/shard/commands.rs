@@ -43,6 +43,9 @@ impl Shard {
             Command::Check { reply } => {
                 let _ = reply.send(self.begin_checks());
             }
+            Command::Trust { trust, reply } => {
+                let _ = reply.send(self.take_trust(engine, trust));
+            }
             Command::Stop => self.stop(engine),
         }
     }

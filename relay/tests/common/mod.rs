@@ -119,6 +119,9 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
                     });
                     let _ = reply.send(unpublished.collect());
                 }
+                Command::Trust { reply, .. } => {
+                    let _ = reply.send(0);
+                }
                 Command::Stop => break,
             }
         }
@@ -206,7 +209,7 @@ impl Plane {
         let words = ["isthmus-relay", "--state", state].into_iter().chain(flags.iter().copied());
         let Ok(Invocation::Run(config)) = config::parse(words) else { panic!("bad flags: {flags:?}") };
         let kept = Kept::load(dir.path()).unwrap();
-        let admin = Admin { socket, shards, info, limits, config: *config, kept };
+        let admin = Admin { socket, shards, info, limits, trust: None, config: *config, kept };
         let thread = thread::spawn(move || serve(admin, stopped));
         Self { path, counters, shards: senders, fakes, stop, thread, dir }
     }
