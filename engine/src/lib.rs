@@ -143,6 +143,12 @@ impl Engine {
         }
     }
 
+    /// Changes what [`EngineConfig`] says of time, for handshakes that begin and for all flows.
+    pub fn set_times(&mut self, handshake_timeout: std::time::Duration, flow_idle: std::time::Duration) {
+        self.config.handshake_timeout = handshake_timeout;
+        self.config.flow_idle = flow_idle;
+    }
+
     /// This turn's time.
     pub fn now(&self) -> Instant {
         self.now

@@ -1,8 +1,9 @@
 //! The command line: what an operator may set, with its defaults and bounds.
 
+mod changes;
+
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +14,9 @@ use ipnet::IpNet;
 use isthmus_proto::MediatorId;
 use isthmus_proto::limits;
 use isthmus_proto::policy::AllowRule;
-use tracing_subscriber::EnvFilter;
+use isthmus_settings::Rules;
+
+pub use changes::Change;
 
 use crate::names::{NameRoute, Names};
 use crate::publish::{Publish, PublishSpec};
@@ -52,9 +55,10 @@ pub enum Invocation {
 pub fn parse<I>(words: I) -> Result<Invocation, clap::Error>
 where
     I: IntoIterator,
-    I::Item: Into<OsString> + Clone,
+    I::Item: Into<OsString>,
 {
-    let cli = Cli::try_parse_from(words)?;
+    let words: Vec<OsString> = words.into_iter().map(Into::into).collect();
+    let cli: Cli = isthmus_settings::parse(&words, Rules::default())?;
     match cli.command {
         Some(Sub::Token(TokenCli { action: Some(action), .. })) => Ok(Invocation::Keys(action)),
         Some(Sub::Token(TokenCli { issue: Some(args), .. })) => Ok(Invocation::Token(args)),
@@ -68,19 +72,11 @@ where
         None => {
             let mut config = cli.config;
             config.state = cli.state.unwrap_or_default();
+            config.source = words;
             config.check(cores()).map_err(|text| Cli::command().error(ErrorKind::ValueValidation, text))?;
             Ok(Invocation::Run(Box::new(config)))
         }
     }
-}
-
-/// Starts logging to standard error; `filter` was checked by [`parse`].
-pub fn init_log(filter: &str) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let colours = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
-    // It fails only where a subscriber is set already, as in a test: that one is then the better one.
-    let _ = log.try_init();
 }
 
 #[derive(Debug, Parser)]
@@ -91,6 +87,9 @@ struct Cli {
     /// Directory of the keys; made on the first start, never overwritten
     #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE", required = true)]
     state: Option<PathBuf>,
+    /// Settings from this TOML file: a key for each flag, of its name; flags and environment count more
+    #[arg(long = "config", value_name = "FILE", env = "ISTHMUS_CONFIG")]
+    _file: Option<PathBuf>,
     #[command(flatten)]
     config: Config,
 }
@@ -110,6 +109,9 @@ enum Sub {
 /// All settings of a running relay.
 #[derive(Clone, Debug, Args)]
 pub struct Config {
+    /// The command line that it came from, to read all again.
+    #[arg(skip)]
+    pub source: Vec<OsString>,
     /// Directory of the keys (see [`crate::trust::State`]).
     #[arg(skip)]
     pub state: PathBuf,
@@ -136,7 +138,7 @@ pub struct Config {
     pub proxy_from: Vec<IpNet>,
     /// What may be published at run time: addresses and ports of the relay, as in 0.0.0.0:8000-8999 or *:2000-2999 [default:
     /// anything]. May be repeated
-    #[arg(long, value_name = "CIDR[:PORTS]", env = "ISTHMUS_PUBLISH_ALLOW", value_delimiter = ',')]
+    #[arg(long, value_name = "CIDR[:PORTS]")]
     pub publish_allow: Vec<AllowRule>,
     /// What is published at run time comes back after a restart, as if each 'publish' said 'save'
     #[arg(long, env = "ISTHMUS_KEEP_PUBLISHES")]
@@ -441,7 +443,7 @@ fn terminal_name(text: &str) -> Result<String, String> {
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
-    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+    crate::log::check(text).map(|_| text.to_owned())
 }
 
 #[cfg(test)]

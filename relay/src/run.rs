@@ -23,12 +23,25 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// What all shards share, read-only.
 #[derive(Debug)]
 pub struct Shared {
-    /// The settings.
+    /// The settings. A reload gives the shards another one: those that matter at the start only do not differ in it.
     pub config: Config,
     /// The named routes that the relay started with.
     pub names: Arc<Names>,
     /// Whom to let in, at the start.
     pub trust: Arc<Trust>,
+}
+
+impl Shared {
+    /// What a configuration and the state directory's keys give, at the start and at each reload; `before` is whom the
+    /// relay trusts until then.
+    ///
+    /// # Errors
+    /// Keys or settings that do not fit together.
+    pub fn new(config: Config, state: &State, before: Option<&Trust>) -> anyhow::Result<Self> {
+        let trust = Arc::new(Trust::load(state, &config.trust(), before)?);
+        let names = Arc::new(Names::new(config.name.clone()).map_err(anyhow::Error::msg)?);
+        Ok(Self { names, config, trust })
+    }
 }
 
 /// A shard's place: what one thread gets for its own. It keeps the seat until it ends.
@@ -92,13 +105,11 @@ pub fn run_with(
     }
     let state = State::open(&config.state)?;
     let kept = Kept::load(&config.state)?;
-    let trust = Arc::new(Trust::load(&state, &config.trust(), None)?);
-    let source = TrustSource::new(config.state.clone(), config.trust(), trust.clone());
+    let shared = Arc::new(Shared::new(config.clone(), &state, None)?);
+    let source = TrustSource::new(config.state.clone(), config.trust(), shared.trust.clone());
     let stats_socket = StatsSocket::bind(&config.stats_socket_path())?;
     let threads_max = config.shards + 1;
     let (ended_sender, ended) = crossbeam_channel::bounded(threads_max);
-    let names = Arc::new(Names::new(config.name.clone()).map_err(anyhow::Error::msg)?);
-    let shared = Arc::new(Shared { names, config: config.clone(), trust });
 
     let (seats, senders) = seats(shared.config.shards, &ended_sender);
     let shown: Vec<_> = seats.iter().map(|seat| seat.counters.clone()).collect();

@@ -19,6 +19,8 @@ show tunnels [id=GLOB] [after=ID] [limit=N] [json]         connected mediators, 
 show publishes [json]                                      published ports
 publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]          lend a port; [save] keeps it over a restart
 unpublish PROTO:ADDR:PORT [now]                            close it; visitors stay, but for [now]
+reload                                                     read configuration and keys again, as SIGHUP does
+set log FILTER                                             log level or filter, until the next reload
 check tunnels                                              an operation through each; 'show stat' counts the answers
 show trust [json]                                          token keys, issuers, authorities, revocations
 reload trust                                               read them again; sessions that they do not cover end
@@ -60,6 +62,8 @@ pub(super) enum Request {
         ports: Ports,
         now: bool,
     },
+    Reload,
+    SetLog(String),
     Kill(MediatorId),
     Check,
 }
@@ -96,6 +100,9 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         }
         ["publish"] => Err("write: publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]".to_owned()),
         ["unpublish"] => Err("write: unpublish PROTO:ADDR:PORT [now]".to_owned()),
+        ["reload"] => Ok(Request::Reload),
+        ["set", "log", filter] => Ok(Request::SetLog((*filter).to_owned())),
+        ["set", ..] => Err("write: set log FILTER".to_owned()),
         ["check", "tunnels"] => Ok(Request::Check),
         ["kill", "tunnel", ..] => Err("write: kill tunnel ID".to_owned()),
         _ => Err(format!("unknown command '{}'; 'help' lists them", phrase(command.trim()))),
@@ -168,7 +175,7 @@ mod tests {
             let short = full.split(" [").next().unwrap();
             assert!(parse(short).is_ok(), "{command}");
         }
-        assert_eq!(commands.len(), 16);
+        assert_eq!(commands.len(), 18);
     }
 
     #[test]

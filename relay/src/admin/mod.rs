@@ -10,6 +10,7 @@ pub mod ctl;
 mod dispatch;
 mod listener;
 mod publishing;
+mod reload;
 mod serve;
 mod session;
 mod show;

@@ -15,7 +15,7 @@ use tokio_uring::net::UnixStream;
 use super::answer::ERROR;
 use super::dispatch::{self, HELP, Request};
 use super::serve::{Plane, Tally};
-use super::{publishing, show, stats, trust};
+use super::{publishing, reload, show, stats, trust};
 
 /// Serves one connection to its end.
 pub(super) async fn serve(plane: Rc<Plane>, stream: UnixStream) {
@@ -104,6 +104,8 @@ async fn execute(plane: &Plane, request: Request) -> Result<String, String> {
         Request::Publishes(format) => show::publishes(plane, format).await,
         Request::Publish { spec, save } => publishing::publish(plane, &spec, save).await,
         Request::Unpublish { ports, now } => publishing::unpublish(plane, &ports, now).await,
+        Request::Reload => reload::reload(plane).await,
+        Request::SetLog(filter) => reload::set_log(&filter),
         Request::Check => show::check(plane).await,
         Request::Trust(format) => trust::show(plane, format),
         Request::ReloadTrust => trust::reload(plane).await,

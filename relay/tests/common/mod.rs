@@ -102,6 +102,10 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
                     served.extend(ports.into_iter().map(|bound| (row(&bound), Some(bound.socket))));
                     let _ = reply.send(Ok(()));
                 }
+                Command::Reload { shared, reply } => {
+                    names = shared.names.clone();
+                    let _ = reply.send(());
+                }
                 Command::Unpublish { ports, how, reply } => {
                     let is = |row: &PublishRow| ports.contains(&(row.publish.proto, row.publish.listen));
                     let (gone, stay) = served.into_iter().partition(|(row, _)| is(row));
