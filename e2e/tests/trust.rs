@@ -44,8 +44,7 @@ fn files() -> TempDir {
 }
 
 /// What a live stream through the mediator gets at the end.
-async fn fate(mediator: &Mediator, to: SocketAddr) -> Option<Code> {
-    let mut stream = mediator.connect(to).await.unwrap();
+async fn fate(stream: &mut isthmus_terminal::TcpStream) -> Option<Code> {
     stream.write_all(b"x").await.unwrap();
     let mut buffer = [0; 8];
     loop {
@@ -71,7 +70,8 @@ async fn terminals_live_session_ends_with_its_token() {
     let world = Loopback::start(&[], &[]);
     let (_host, addr) = silent_host();
     let mediator = attach(&world, world.keys.terminal_token("*", &["--ttl", "3s"])).await.unwrap();
-    let code = tokio::time::timeout(SOON, fate(&mediator, addr)).await.expect("the end of the session");
+    let mut stream = mediator.connect(addr).await.unwrap();
+    let code = tokio::time::timeout(SOON, fate(&mut stream)).await.expect("the end of the session");
     assert_eq!(code, Some(Code::TokenExpired));
     world.relay.wait_for_line("terminal left .. reason=token-expired", SOON);
     // The mediator's own, longer right is not concerned.
@@ -122,11 +122,12 @@ async fn revocation_ends_live_sessions_and_what_is_issued_later_is_good() {
     let (_host, addr) = silent_host();
     let token = world.keys.terminal_token("*", &[]);
     let mediator = attach(&world, token.clone()).await.unwrap();
+    let mut stream = mediator.connect(addr).await.unwrap();
     let revoke = async {
         // The whole token stands for its identifier.
         tokio::task::block_in_place(|| relay_says(&world.keys, &["token", "revoke", &token]));
     };
-    let (code, ()) = tokio::join!(fate(&mediator, addr), revoke);
+    let (code, ()) = tokio::join!(fate(&mut stream), revoke);
     assert_eq!(code, Some(Code::Revoked));
     assert_eq!(attach(&world, token).await.err().and_then(|error| error.code()), Some(Code::Revoked));
 
@@ -217,7 +218,8 @@ async fn certificates_stand_in_for_tokens_on_both_sides() {
     assert!(relay.list().await.is_err());
 
     // Another authority's certificate gets nowhere.
-    let stranger = agent_with_certificate(&world, &Authority::new().issue("m", &["isthmus:mediator:certified"]));
+    let other_authority = Authority::new();
+    let stranger = agent_with_certificate(&world, &other_authority.issue("m", &["isthmus:mediator:certified"]));
     world.relay.wait_for_line("certificate is refused", SOON);
     assert!(!stranger.said_after(0, "tunnel up"));
 

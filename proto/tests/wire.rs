@@ -56,7 +56,9 @@ impl Fields {
             Kind::Open => {
                 Frame::Open { port, request, flags: OpenFlags(self.flags & 0x3f), local: addr, peer, asker: a32 as u16 }
             }
-            Kind::Connect => Frame::Connect { port, request, to: addr, timeout_ms: a32 },
+            Kind::Connect => {
+                Frame::Connect { port, request, to: addr, timeout_ms: a32, unanswered: self.flags & 1 == 1 }
+            }
             Kind::Serve => Frame::Serve { port, request },
             Kind::Close => Frame::Close { port, request },
             Kind::Switch => Frame::Switch { port, request, flags: OpenFlags(self.flags) },
@@ -299,7 +301,7 @@ fn the_peer_bit_of_open_is_not_the_callers_to_set() {
 #[test]
 fn mapped_addresses_come_out_as_ipv4() {
     let mapped: SocketAddr = "[::ffff:10.0.0.5]:80".parse().unwrap();
-    let bytes = pushed(&Frame::Connect { port: PortId(2), request: 1, to: mapped, timeout_ms: 0 });
+    let bytes = pushed(&Frame::Connect { port: PortId(2), request: 1, to: mapped, timeout_ms: 0, unanswered: false });
     let Ok(Frame::Connect { to, .. }) = decode(&bytes) else { panic!() };
     assert_eq!(to, "10.0.0.5:80".parse().unwrap());
 }

@@ -32,13 +32,15 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// What a configuration gives, with whom it trusts, at the start and at each reload.
+    /// What a configuration and the state directory's keys give, at the start and at each reload; `before` is whom the
+    /// relay trusts until then.
     ///
     /// # Errors
-    /// Settings that do not fit together.
-    pub fn new(config: Config, trust: Arc<Trust>) -> anyhow::Result<Self> {
+    /// Keys or settings that do not fit together.
+    pub fn new(config: Config, state: &State, before: Option<&Trust>) -> anyhow::Result<Self> {
+        let trust = Arc::new(Trust::load(state, &config.trust(), before)?);
         let names = Arc::new(Names::new(config.name.clone()).map_err(anyhow::Error::msg)?);
-        Ok(Self { config, names, trust })
+        Ok(Self { names, config, trust })
     }
 }
 
@@ -103,9 +105,8 @@ pub fn run_with(
     }
     let state = State::open(&config.state)?;
     let kept = Kept::load(&config.state)?;
-    let trust = Arc::new(Trust::load(&state, &config.trust(), None)?);
-    let source = TrustSource::new(config.state.clone(), config.trust(), trust.clone());
-    let shared = Arc::new(Shared::new(config.clone(), trust)?);
+    let shared = Arc::new(Shared::new(config.clone(), &state, None)?);
+    let source = TrustSource::new(config.state.clone(), config.trust(), shared.trust.clone());
     let stats_socket = StatsSocket::bind(&config.stats_socket_path())?;
     let threads_max = config.shards + 1;
     let (ended_sender, ended) = crossbeam_channel::bounded(threads_max);

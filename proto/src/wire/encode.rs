@@ -12,6 +12,8 @@ pub const ADDR_LEN: usize = 18;
 
 pub(super) const OPEN_PEER: u8 = 0x80;
 pub(super) const OPEN_ASKER: u8 = 0x40;
+/// A CONNECT's flag.
+pub(super) const CONNECT_UNANSWERED: u8 = 1;
 pub(super) const DATAGRAM_FIRST: u8 = 1;
 pub(super) const DATAGRAM_MORE: u8 = 2;
 
@@ -156,8 +158,9 @@ impl ControlBuf {
                 let has_asker = if asker != 0 { OPEN_ASKER } else { 0 };
                 (Kind::Open, flags | has_peer | has_asker, port)
             }
-            Frame::Connect { port, request, to, timeout_ms } => {
-                self.u16(request).addr(to).raw(&timeout_ms.to_be_bytes()).done(Kind::Connect, 0, port)
+            Frame::Connect { port, request, to, timeout_ms, unanswered } => {
+                let flags = if unanswered { CONNECT_UNANSWERED } else { 0 };
+                self.u16(request).addr(to).raw(&timeout_ms.to_be_bytes()).done(Kind::Connect, flags, port)
             }
             Frame::Serve { port, request } => self.u16(request).done(Kind::Serve, 0, port),
             Frame::Close { port, request } => self.u16(request).done(Kind::Close, 0, port),

@@ -60,19 +60,19 @@ pub enum Command {
         /// Takes all of them.
         reply: oneshot::Sender<Vec<PublishRow>>,
     },
-    /// From now on these are settings, keys and names; whoever is in stays.
-    Reload {
-        /// What the shard has read so far, anew.
-        shared: Arc<Shared>,
-        /// Takes that it is done.
-        reply: oneshot::Sender<()>,
-    },
     /// Let in whom this names from now on, and end the sessions that it would not.
     Trust {
         /// What is trusted.
         trust: Arc<Trust>,
         /// Takes how many sessions were ended.
         reply: oneshot::Sender<usize>,
+    },
+    /// From now on these are settings, trust and names; whoever is still let in stays.
+    Reload {
+        /// What the shard has read so far, anew.
+        shared: Arc<Shared>,
+        /// Takes that it is done.
+        reply: oneshot::Sender<()>,
     },
     /// Serve these ports as well: all, or none of them.
     Publish {

@@ -11,12 +11,11 @@ use super::command::{Command, NotSent, PublishRow, Unpublish};
 use super::publishing::{self, bind, take_away};
 use super::serve::Plane;
 use super::show::answer_of;
-use super::trust;
 use crate::config::{self, Config, Invocation};
 use crate::log;
 use crate::publish::{Bound, Origin, Proto, Publish, refusal};
 use crate::run::Shared;
-use crate::trust::{State, Trust};
+use crate::trust::State;
 
 /// A shard whose queue is full has emptied it a moment later.
 const BUSY_WAIT: Duration = Duration::from_millis(20);
@@ -33,12 +32,8 @@ pub(super) async fn reload(plane: &Plane) -> Result<String, String> {
         return Err(refused(format!("this needs a restart: {}", fixed.join(", "))));
     }
     let state = State::open(&new.state).map_err(|error| refused(format!("{error:#}")))?;
-    let trust = match &plane.trust {
-        Some(source) => source.load(),
-        None => Trust::load(&state, &new.trust(), None).map(Arc::new),
-    };
-    let trust = trust.map_err(|error| refused(format!("{error:#}")))?;
-    let shared = Shared::new(new.clone(), trust.clone()).map_err(|error| refused(format!("{error:#}")))?;
+    let before = plane.trust.as_ref().map(|source| source.current());
+    let shared = Shared::new(new.clone(), &state, before.as_deref()).map_err(|error| refused(format!("{error:#}")))?;
     let certificate = (state.fingerprint() != plane.info.borrow().fingerprint).then(|| state.fingerprint());
 
     // One change of ports at a time.
@@ -53,11 +48,11 @@ pub(super) async fn reload(plane: &Plane) -> Result<String, String> {
     }
 
     // From here on nothing can be refused but by a shard that is stuck, and that is told.
+    if let Some(source) = &plane.trust {
+        source.set_with(new.trust(), shared.trust.clone());
+    }
     tell_all(plane, &Arc::new(shared)).await?;
     let mut lines = apply(plane, plan, added).await?;
-    if let Some(source) = &plane.trust {
-        trust::give(plane, source, trust).await?;
-    }
     log::set(&new.log)?;
     changes.retain(|change| change.name != "publish");
     lines.extend(changes.iter().map(|change| match change.text.as_str() {

@@ -30,11 +30,11 @@ impl Config {
             name,
             proxy_from,
             publish_allow,
-            jwks,
-            client_ca,
             keep_publishes,
             stats_socket,
             plaintext,
+            jwks,
+            client_ca,
             keepalive_tcp,
             keepalive_udp,
             dead_after,
@@ -54,9 +54,6 @@ impl Config {
         at_start.one("names", names, &new.names);
         at_start.one("stats-socket", stats_socket, &new.stats_socket);
         at_start.one("plaintext", plaintext, &new.plaintext);
-        // What is in these files is read at each reload.
-        at_start.one("jwks", jwks, &new.jwks);
-        at_start.one("client-ca", client_ca, &new.client_ca);
         at_start.one("congestion", congestion, &new.congestion);
         at_start.one("busy-poll", busy_poll, &new.busy_poll);
         let mut live = Differ { changes: &mut changes, needs_restart: false };
@@ -65,6 +62,8 @@ impl Config {
         live.one("proxy-from", proxy_from, &new.proxy_from);
         live.one("publish-allow", publish_allow, &new.publish_allow);
         live.one("keep-publishes", keep_publishes, &new.keep_publishes);
+        live.one("jwks", jwks, &new.jwks);
+        live.one("client-ca", client_ca, &new.client_ca);
         live.one("keepalive-tcp", keepalive_tcp, &new.keepalive_tcp);
         live.one("keepalive-udp", keepalive_udp, &new.keepalive_udp);
         live.one("dead-after", dead_after, &new.dead_after);

@@ -30,6 +30,7 @@ impl Shard {
             }
             Command::Reload { shared, reply } => {
                 self.names = shared.names.clone();
+                self.take_trust(engine, shared.trust.clone());
                 engine.set_times(shared.config.handshake_timeout, shared.config.udp_idle);
                 self.shared = shared;
                 let _ = reply.send(());

@@ -1,7 +1,7 @@
 //! All that decides who may come in, as one value: shards hold it, and a reload gives them another.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, ensure};
 use isthmus_proto::Code;
@@ -238,14 +238,13 @@ impl Trust {
 #[derive(Debug)]
 pub struct TrustSource {
     state: PathBuf,
-    options: TrustOptions,
-    current: Mutex<Arc<Trust>>,
+    current: Mutex<(TrustOptions, Arc<Trust>)>,
 }
 
 impl TrustSource {
     /// Of this state directory, with what was loaded at the start.
     pub fn new(state: PathBuf, options: TrustOptions, current: Arc<Trust>) -> Self {
-        Self { state, options, current: Mutex::new(current) }
+        Self { state, current: Mutex::new((options, current)) }
     }
 
     /// The state directory.
@@ -255,7 +254,7 @@ impl TrustSource {
 
     /// What holds now. Only the management plane asks.
     pub fn current(&self) -> Arc<Trust> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.locked().1.clone()
     }
 
     /// Reads everything; what holds stays if that fails.
@@ -264,12 +263,22 @@ impl TrustSource {
     /// See [`Trust::load`] and [`State::open`].
     pub fn load(&self) -> anyhow::Result<Arc<Trust>> {
         let state = State::open(&self.state)?;
-        Ok(Arc::new(Trust::load(&state, &self.options, Some(&self.current()))?))
+        let (options, current) = self.locked().clone();
+        Ok(Arc::new(Trust::load(&state, &options, Some(&current))?))
     }
 
     /// Makes `trust` the one that holds.
     pub fn set(&self, trust: Arc<Trust>) {
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = trust;
+        self.locked().1 = trust;
+    }
+
+    /// [`TrustSource::set`], read by other options, which count from now on.
+    pub fn set_with(&self, options: TrustOptions, trust: Arc<Trust>) {
+        *self.locked() = (options, trust);
+    }
+
+    fn locked(&self) -> MutexGuard<'_, (TrustOptions, Arc<Trust>)> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
