@@ -13,8 +13,9 @@ use isthmus_proto::wire::{OpenFlags, RequestKind};
 use isthmus_ring::{Family, Socket};
 use slab::Slab;
 
+use crate::audit::Operation;
 use crate::bind::{self, code_of, connect_code};
-use crate::mediator::{Mediator, TIMER_CONNECT};
+use crate::mediator::{Mediator, TAG_ACCEPTED, TIMER_CONNECT};
 
 /// Connections that may wait at a server port.
 const BACKLOG: u32 = 1024;
@@ -45,6 +46,7 @@ struct Connecting {
     stream: Key,
     request: u16,
     timer: TimerId,
+    to: SocketAddr,
     /// To be bound again if the connect fails and the port stays.
     local: Option<SocketAddr>,
 }
@@ -120,8 +122,11 @@ impl Mediator {
         request: u16,
         ask: Ask,
     ) {
+        if let Ask::Open { asker, .. } = ask {
+            self.audit.opened(slot, asker);
+        }
         let (to, outcome) = match ask {
-            Ask::Open { flags, local, peer } if flags.has(OpenFlags::UDP) => {
+            Ask::Open { flags, local, peer, .. } if flags.has(OpenFlags::UDP) => {
                 (RequestKind::Open, self.open_udp(engine, link, slot, flags, local, peer))
             }
             Ask::Open { flags, local, .. } => (RequestKind::Open, self.open_tcp(engine, link, slot, flags, local)),
@@ -133,9 +138,7 @@ impl Mediator {
             Ask::Close => (RequestKind::Close, self.close(engine, owner)),
             Ask::Switch { flags } => (RequestKind::Switch, self.switch(engine, link, owner, flags)),
         };
-        if let Err(code) = outcome {
-            tracing::debug!(port = %slot.id(), request = ?to, reason = code.word(), "request refused");
-        }
+        self.write_down(slot, &ask, outcome);
         if let Some(machine) = engine.link(link) {
             match outcome {
                 Ok(local) => machine.answer(slot, to, request, Code::Ok, local),
@@ -144,6 +147,22 @@ impl Mediator {
             engine.touch(link);
         }
         self.forget_ended(engine, link, slot, owner);
+    }
+
+    /// The audit of a request that is answered at once.
+    fn write_down(&self, slot: Slot, ask: &Ask, outcome: Outcome) {
+        let (op, to) = match *ask {
+            // A TCP port without a number is not bound yet: what it does comes with its connect.
+            Ask::Open { flags, .. } if flags.has(OpenFlags::QUIET) && outcome == Ok(None) => return,
+            Ask::Open { flags, peer, .. } if flags.has(OpenFlags::REDIRECT) => (Operation::Redirect, peer),
+            Ask::Open { peer, .. } => (Operation::Open, peer),
+            Ask::Connect { to, .. } => (Operation::Connect, Some(to)),
+            Ask::Serve => (Operation::Listen, None),
+            Ask::Close => (Operation::Close, None),
+            Ask::Switch { .. } => (Operation::Switch, None),
+        };
+        let code = outcome.err().unwrap_or(Code::Ok);
+        self.audit.record(op, slot, to, outcome.ok().flatten(), code);
     }
 
     /// An answer may have ended the port, as that to a failed connect of an ephemeral one.
@@ -248,7 +267,7 @@ impl Mediator {
             ms => Duration::from_millis(u64::from(ms)).min(CONNECT_TIMEOUT_MAX),
         };
         engine.set_timer(timer, engine.now() + timeout);
-        self.ports.connecting.insert(Connecting { stream, request, timer, local });
+        self.ports.connecting.insert(Connecting { stream, request, timer, to, local });
         self.ports.by_stream.insert(stream, place);
         Ok(())
     }
@@ -269,8 +288,8 @@ impl Mediator {
             Ok(()) => Code::Ok,
             Err(error) => connect_code(error),
         };
+        self.audit.record(Operation::Connect, slot, Some(connecting.to), local, code);
         if !code.is_ok() {
-            tracing::debug!(port = %slot.id(), reason = code.word(), "connect failed");
             // The port stays opened, unless it is an ephemeral one, or bytes came for it: a further connect
             // would begin in their middle.
             let owner = self.ports.insert(Opened { socket: None, local: connecting.local });
@@ -284,6 +303,10 @@ impl Mediator {
             self.forget_ended(engine, link, slot, owner);
         } else if let Some(machine) = engine.link(link) {
             machine.answer(slot, RequestKind::Connect, connecting.request, code, local);
+            // The policy may have changed since the request.
+            if !self.permits(connecting.to) {
+                engine.cut_stream(self, stream, Code::Denied);
+            }
         }
         engine.touch(link);
     }
@@ -319,7 +342,9 @@ impl Mediator {
         let Some(machine) = engine.link(link) else { return };
         match machine.accepted(parent, 0, peer, local, now) {
             Ok(slot) => {
-                engine.add_stream(socket, link, slot, 0);
+                self.audit.opened(slot, self.audit.asker(parent));
+                self.audit.record(Operation::Accept, slot, Some(peer), Some(local), Code::Ok);
+                engine.add_stream(socket, link, slot, TAG_ACCEPTED);
                 engine.touch(link);
             }
             Err(code) => {

@@ -133,6 +133,22 @@ pub enum Event<'a> {
         /// JSON.
         json: &'a [u8],
     },
+    /// A caller's new token, instead of the one that it greeted with.
+    Renew {
+        /// The link.
+        link: Key,
+        /// The token.
+        token: &'a str,
+    },
+    /// Who is meant by a number in [`Ask::Open`].
+    Asker {
+        /// The link.
+        link: Key,
+        /// The number.
+        asker: u16,
+        /// Who.
+        name: &'a str,
+    },
     /// A terminal's question.
     Query {
         /// The terminal's link.
@@ -222,6 +238,8 @@ pub enum Ask {
         local: SocketAddr,
         /// Its only party.
         peer: Option<SocketAddr>,
+        /// On whose behalf, by a number that [`Event::Asker`] told; zero for untold.
+        asker: u16,
     },
     /// Connect it.
     Connect {

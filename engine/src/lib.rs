@@ -45,6 +45,7 @@ pub use guest::{GUEST_BYTES_MAX, GUEST_REPLIES_MAX, TakenGuest};
 pub use handshake::{Caller, Detached};
 pub use key::{Key, What};
 pub use link::LinkRole;
+pub use stream::StreamParty;
 pub use timers::TimerId;
 pub use udp::{PortRoute, UdpRole};
 
@@ -140,6 +141,12 @@ impl Engine {
             received: Vec::new(),
             counts: Counts::default(),
         }
+    }
+
+    /// Changes what [`EngineConfig`] says of time, for handshakes that begin and for all flows.
+    pub fn set_times(&mut self, handshake_timeout: std::time::Duration, flow_idle: std::time::Duration) {
+        self.config.handshake_timeout = handshake_timeout;
+        self.config.flow_idle = flow_idle;
     }
 
     /// This turn's time.

@@ -44,6 +44,8 @@ pub(crate) struct LinkIo {
     pub(crate) phase: Phase,
     pub(crate) session: Option<Box<Session>>,
     pub(crate) udp_secret: Option<Box<[u8; 32]>>,
+    /// The caller's certificate in DER, until somebody takes it.
+    pub(crate) certificate: Rare<Vec<u8>>,
     pub(crate) timer: TimerId,
 
     pub(crate) receive_op: Option<OpId>,

@@ -79,6 +79,21 @@ pub(crate) struct Stream {
     watch: Option<TimerId>,
 }
 
+/// A stream and its other party.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamParty {
+    /// The stream.
+    pub stream: Key,
+    /// The link of its port.
+    pub link: Key,
+    /// Its port.
+    pub slot: Slot,
+    /// The number given with it.
+    pub tag: u32,
+    /// Its socket's other party.
+    pub peer: SocketAddr,
+}
+
 /// What a guest leaves to the stream that it becomes.
 pub(crate) struct Inherited {
     pub(crate) receive_op: Option<OpId>,
@@ -214,6 +229,30 @@ impl Engine {
     /// The stream's local address.
     pub fn stream_local_addr(&self, key: Key) -> Option<SocketAddr> {
         self.streams.get(key)?.socket.local_addr().ok()
+    }
+
+    /// The number given with a stream, its link and port, and the address of its other party, where that is known.
+    pub fn stream_parties(&self) -> Vec<StreamParty> {
+        let party = |key| {
+            let stream = self.streams.get(key)?;
+            Some(StreamParty {
+                stream: key,
+                link: stream.link,
+                slot: stream.slot,
+                tag: stream.tag,
+                peer: stream.socket.peer_addr().ok()?,
+            })
+        };
+        self.streams.keys().filter_map(party).collect()
+    }
+
+    /// Cuts a stream, from the control: RST to the socket's peer, and the other end of the port is told why.
+    pub fn cut_stream(&mut self, control: &mut impl Control, key: Key, code: Code) {
+        if let Some(stream) = self.streams.get(key) {
+            // Where the socket is gone already there is nobody left to be told.
+            let _ = stream.socket.set_reset_on_close();
+            self.reset_stream(control, key, code);
+        }
     }
 
     /// Gives up a connect that takes too long: [`Event::Connected`] will tell.

@@ -149,6 +149,11 @@ impl Engine {
         self.sockets.get(key).map(|udp| udp.role)
     }
 
+    /// Every UDP socket with its role.
+    pub fn udp_roles(&self) -> Vec<(Key, UdpRole)> {
+        self.sockets.keys().filter_map(|key| Some((key, self.udp_role(key)?))).collect()
+    }
+
     /// A socket's local address.
     pub fn udp_addr(&self, key: Key) -> Option<SocketAddr> {
         self.sockets.get(key)?.socket.local_addr().ok()

@@ -80,6 +80,7 @@ codes! {
     TlsFailed = 77, "tls-failed", "the TLS handshake failed";
     ConnectionLost = 78, "connection-lost", "the connection was lost";
     PeerClosed = 79, "peer-closed", "the other end went away in an orderly way";
+    Revoked = 80, "revoked", "the token or certificate was revoked at the relay; ask its operator for a new one";
 }
 
 impl Code {

@@ -8,6 +8,7 @@
 pub mod code;
 pub mod dialer;
 pub mod door;
+pub mod enroll;
 pub mod hello;
 pub mod id;
 pub mod limits;

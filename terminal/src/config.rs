@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_proto::limits::{CHANNELS_MAX, CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT};
-use isthmus_proto::record::parse_pin;
-use rustls::pki_types::CertificateDer;
+use isthmus_proto::record::{Identity, parse_pin};
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::Error;
@@ -107,6 +108,7 @@ pub struct Config {
     pub(crate) relay: String,
     pub(crate) trust: Trust,
     pub(crate) token: Zeroizing<String>,
+    pub(crate) identity: Option<Arc<Identity>>,
     pub(crate) udp_channels: u8,
     pub(crate) connect_timeout: Duration,
     pub(crate) handshake_timeout: Duration,
@@ -127,12 +129,29 @@ impl Config {
             relay: relay.into(),
             trust,
             token,
+            identity: None,
             udp_channels: Self::UDP_CHANNELS,
             connect_timeout: CONNECT_TIMEOUT,
             handshake_timeout: HANDSHAKE_TIMEOUT,
             link_timeout: LINK_TIMEOUT,
             reconnect: Some(Backoff::default()),
         }
+    }
+
+    /// Proves who this is by a certificate instead of a token: `cert` is a PEM file of it and of what leads to an authority
+    /// of the relay's, `key` one of its private key. The token given to [`Config::new`] must be empty then.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when a file cannot be read.
+    pub fn certificate(self, cert: &Path, key: &Path) -> Result<Self, Error> {
+        let unread = |path: &Path, error: &dyn fmt::Display| {
+            Error::Config(format!("cannot read {}: {error}; give a PEM file", path.display()))
+        };
+        let chain = CertificateDer::pem_file_iter(cert)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(|error| unread(cert, &error))?;
+        let key = PrivateKeyDer::from_pem_file(key).map_err(|error| unread(key, &error))?;
+        Ok(Self { identity: Some(Arc::new(Identity { chain, key })), ..self })
     }
 
     /// How many UDP channels to ask for, 0 to 16; the relay may grant fewer. Several spread the ports
@@ -196,6 +215,14 @@ mod tests {
         assert!(matches!(&error, Error::Config(text) if text.contains("12")), "{error}");
         let error = Trust::ca_file(Path::new("/nonexistent/ca.pem")).unwrap_err();
         assert!(matches!(&error, Error::Config(text) if text.contains("/nonexistent/ca.pem")), "{error}");
+    }
+
+    #[test]
+    fn a_bad_certificate_file_is_a_config_error_that_names_it() {
+        let config = Config::new("relay:4470", Trust::Plaintext, "");
+        let missing = Path::new("/nonexistent/cert.pem");
+        let error = config.certificate(missing, missing).unwrap_err();
+        assert!(matches!(&error, Error::Config(text) if text.contains("/nonexistent/cert.pem")), "{error}");
     }
 
     #[test]

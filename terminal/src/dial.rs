@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use isthmus_proto::hello::{Hello, Role, VERSION, Welcome};
 use isthmus_proto::record::{
-    self, ClientHandshake, Established, Opened, PLAINTEXT_MAX, RECORD_HEADER, RECORD_MAX, Session, Step, client_config,
+    self, ClientHandshake, Established, Opened, PLAINTEXT_MAX, RECORD_HEADER, RECORD_MAX, Session, Step,
+    client_config_with_identity,
 };
 use isthmus_proto::wire::{ControlBuf, Frame, HEADER_LEN, read_header};
 use isthmus_proto::{Code, MediatorId};
@@ -46,11 +47,15 @@ async fn dial_untimed(config: &Config, mediator: Option<MediatorId>) -> Result<D
     let mut input = Vec::new();
     let (mut session, mut udp_secret) = match &config.trust {
         Trust::Plaintext => (Session::plaintext(), None),
-        Trust::Pin(pin) => handshake(&mut socket, record::Trust::Pin(*pin), &mut input).await?,
-        Trust::Ca(ca) => handshake(&mut socket, record::Trust::Ca(ca.clone()), &mut input).await?,
+        Trust::Pin(pin) => handshake(&mut socket, record::Trust::Pin(*pin), config, &mut input).await?,
+        Trust::Ca(ca) => handshake(&mut socket, record::Trust::Ca(ca.clone()), config, &mut input).await?,
     };
-    let role = Role::Terminal { mediator };
-    let mut hello = Hello { token: config.token.to_string(), role, udp_channels: config.udp_channels };
+    let mut hello = Hello {
+        token: config.token.to_string(),
+        role: Role::Terminal { mediator },
+        udp_channels: config.udp_channels,
+        instance: 0,
+    };
     let sent = send_hello(&mut socket, &mut session, &hello).await;
     hello.token.zeroize();
     sent?;
@@ -85,9 +90,15 @@ async fn connect(relay: &str) -> Result<TcpStream, Error> {
 async fn handshake(
     socket: &mut TcpStream,
     trust: record::Trust,
+    settings: &Config,
     input: &mut Vec<u8>,
 ) -> Result<(Session, Option<[u8; 32]>), Error> {
-    let config = client_config(trust).map_err(|error| Error::Config(format!("the CA file cannot be used: {error}")))?;
+    let identity = settings
+        .identity
+        .as_ref()
+        .map(|identity| record::Identity { chain: identity.chain.clone(), key: identity.key.clone_key() });
+    let config = client_config_with_identity(trust, identity)
+        .map_err(|error| Error::Config(format!("the CA file, or certificate and key, cannot be used: {error}")))?;
     let name = ServerName::try_from(RELAY_NAME).map_err(|error| Error::Config(error.to_string()))?;
     let mut client = ClientHandshake::new(config, name)?;
     let mut output = Vec::new();
@@ -106,7 +117,7 @@ async fn handshake(
             Step::NeedMore => fill(socket, input).await?,
         }
     }
-    let Established { session, udp_secret } = client.into_session()?;
+    let Established { session, udp_secret, .. } = client.into_session()?;
     Ok((session, Some(udp_secret)))
 }
 

@@ -310,6 +310,8 @@ impl Control for Simulator {
             | Event::PortEnded { .. }
             | Event::UdpError { .. }
             | Event::Report { .. }
+            | Event::Renew { .. }
+            | Event::Asker { .. }
             | Event::Query { .. }
             | Event::Visitor { .. }
             | Event::FlowEnded { .. }

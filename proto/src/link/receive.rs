@@ -71,6 +71,8 @@ pub enum Input<'a> {
         local: SocketAddr,
         /// Only party.
         peer: Option<SocketAddr>,
+        /// On whose behalf; zero for untold.
+        asker: u16,
     },
     /// Asked to connect.
     Connect {
@@ -157,6 +159,15 @@ pub enum Input<'a> {
     },
     /// JSON of a new report.
     Report(&'a [u8]),
+    /// A caller's new token.
+    Renew(&'a str),
+    /// Who is meant by a number in [`Input::Open`].
+    Asker {
+        /// The number.
+        asker: u16,
+        /// Who.
+        name: &'a str,
+    },
     /// A terminal's question.
     Query {
         /// Its number.
@@ -255,6 +266,9 @@ impl<P: Payload> Link<P> {
             Frame::QueryAnswer { query, json } => {
                 self.expect(Side::Requester).map(|()| Input::QueryAnswer { query, json })
             }
+            // Only the relay can use it; another end passes it over, as if it did not know the kind.
+            Frame::Renew { token } => Ok(Input::Renew(token)),
+            Frame::Asker { asker, name } => self.expect(Side::Responder).map(|()| Input::Asker { asker, name }),
             Frame::Goodbye { code, retry_after_ms, text } => Ok(Input::Goodbye { code, retry_after_ms, text }),
             Frame::Hello { .. } | Frame::Welcome { .. } => Err(Violation::Role),
             Frame::Unknown => Ok(Input::None),

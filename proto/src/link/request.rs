@@ -31,12 +31,30 @@ impl<P: Payload> Link<P> {
         peer: Option<SocketAddr>,
         now: Instant,
     ) -> Result<Slot, Code> {
+        self.open_as(0, owner, request, flags, local, peer, now)
+    }
+
+    /// [`Link::open`] on behalf of somebody whose number and name an [`Frame::Asker`] has told the other end before.
+    ///
+    /// # Errors
+    /// [`Code::TooManyPorts`].
+    #[allow(clippy::too_many_arguments, reason = "a frame's fields")]
+    pub fn open_as(
+        &mut self,
+        asker: u16,
+        owner: u64,
+        request: u16,
+        flags: OpenFlags,
+        local: SocketAddr,
+        peer: Option<SocketAddr>,
+        now: Instant,
+    ) -> Result<Slot, Code> {
         let kind = if flags.has(OpenFlags::UDP) { PortKind::Udp } else { PortKind::Tcp };
         let slot = self.ports.make(kind, owner)?;
         if let Some(port) = self.ports.get_mut(slot) {
             port.quiet = kind == PortKind::Tcp && flags.has(OpenFlags::QUIET);
         }
-        self.control.push(&Frame::Open { port: slot.id(), request, flags, local, peer });
+        self.control.push(&Frame::Open { port: slot.id(), request, flags, local, peer, asker });
         if kind == PortKind::Tcp {
             self.start_window(slot, now);
         }
@@ -181,8 +199,11 @@ impl<P: Payload> Link<P> {
 
     pub(super) fn on_request<'a>(&mut self, frame: Frame<'a>, now: Instant) -> Result<Input<'a>, Violation> {
         let (port, to, request) = match frame {
-            Frame::Open { port, request, flags, local, peer } => {
-                return self.on_open(port, request, flags, local, peer, now);
+            Frame::Open { port, request, flags, local, peer, asker } => {
+                return Ok(match self.on_open(port, request, flags, now)? {
+                    Ok(slot) => Input::Open { slot, request, flags, local, peer, asker },
+                    Err(refused) => refused,
+                });
             }
             Frame::Connect { port, request, .. } => (port, RequestKind::Connect, request),
             Frame::Serve { port, request } => (port, RequestKind::Serve, request),
@@ -212,20 +233,19 @@ impl<P: Payload> Link<P> {
         }
     }
 
-    fn on_open<'a>(
+    /// Makes room for the port that the other end opens, or refuses it.
+    fn on_open(
         &mut self,
         port: PortId,
         request: u16,
         flags: OpenFlags,
-        local: SocketAddr,
-        peer: Option<SocketAddr>,
         now: Instant,
-    ) -> Result<Input<'a>, Violation> {
+    ) -> Result<Result<Slot, Input<'static>>, Violation> {
         let kind = if flags.has(OpenFlags::UDP) { PortKind::Udp } else { PortKind::Tcp };
         let slot = match self.ports.adopt(port, kind) {
             Ok(slot) => slot,
             Err(Code::ProtocolError) => return Err(Violation::Identifier),
-            Err(code) => return Ok(self.refuse(port, RequestKind::Open, request, code)),
+            Err(code) => return Ok(Err(self.refuse(port, RequestKind::Open, request, code))),
         };
         if kind == PortKind::Tcp {
             let quiet = flags.has(OpenFlags::QUIET);
@@ -239,7 +259,7 @@ impl<P: Payload> Link<P> {
                 self.start_window(slot, now);
             }
         }
-        Ok(Input::Open { slot, request, flags, local, peer })
+        Ok(Ok(slot))
     }
 
     fn refuse(&mut self, port: PortId, to: RequestKind, request: u16, code: Code) -> Input<'static> {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::encode::{CONNECT_UNANSWERED, DATAGRAM_FIRST, DATAGRAM_MORE, OPEN_PEER};
+use super::encode::{CONNECT_UNANSWERED, DATAGRAM_FIRST, DATAGRAM_MORE, OPEN_ASKER, OPEN_PEER};
 use super::frame::{Frame, HEADER_LEN, Header, Kind, OpenFlags, RequestKind};
 use crate::code::Code;
 use crate::id::PortId;
@@ -56,12 +56,15 @@ impl<'a> Frame<'a> {
             Kind::Pong => Self::Pong { opaque: reader.u64()? },
             Kind::Query => Self::Query { query: port.0, json: payload },
             Kind::QueryAnswer => Self::QueryAnswer { query: port.0, json: payload },
+            Kind::Renew => Self::Renew { token: std::str::from_utf8(payload).ok()? },
+            Kind::Asker => Self::Asker { asker: u16::try_from(port.0).ok()?, name: std::str::from_utf8(payload).ok()? },
             Kind::Open => Self::Open {
                 port,
                 request: reader.u16()?,
-                flags: OpenFlags(header.flags & !OPEN_PEER),
+                flags: OpenFlags(header.flags & !(OPEN_PEER | OPEN_ASKER)),
                 local: reader.addr()?,
                 peer: if header.flags & OPEN_PEER != 0 { Some(reader.addr()?) } else { None },
+                asker: if header.flags & OPEN_ASKER != 0 { reader.u16()? } else { 0 },
             },
             Kind::Connect => Self::Connect {
                 port,

@@ -11,6 +11,7 @@ use crate::limits::FRAME_PAYLOAD_MAX;
 pub const ADDR_LEN: usize = 18;
 
 pub(super) const OPEN_PEER: u8 = 0x80;
+pub(super) const OPEN_ASKER: u8 = 0x40;
 /// A CONNECT's flag.
 pub(super) const CONNECT_UNANSWERED: u8 = 1;
 pub(super) const DATAGRAM_FIRST: u8 = 1;
@@ -143,12 +144,19 @@ impl ControlBuf {
             Frame::Pong { opaque } => self.raw(&opaque.to_be_bytes()).done(Kind::Pong, 0, none),
             Frame::Query { query, json } => self.raw(json).done(Kind::Query, 0, PortId(query)),
             Frame::QueryAnswer { query, json } => self.raw(json).done(Kind::QueryAnswer, 0, PortId(query)),
-            Frame::Open { port, request, flags: OpenFlags(flags), local, peer } => {
+            Frame::Renew { token } => self.raw(token.as_bytes()).done(Kind::Renew, 0, none),
+            Frame::Asker { asker, name } => self.raw(name.as_bytes()).done(Kind::Asker, 0, PortId(asker.into())),
+            Frame::Open { port, request, flags: OpenFlags(flags), local, peer, asker } => {
                 self.u16(request).addr(local);
                 if let Some(peer) = peer {
                     self.addr(peer);
                 }
-                (Kind::Open, flags | if peer.is_some() { OPEN_PEER } else { 0 }, port)
+                if asker != 0 {
+                    self.u16(asker);
+                }
+                let has_peer = if peer.is_some() { OPEN_PEER } else { 0 };
+                let has_asker = if asker != 0 { OPEN_ASKER } else { 0 };
+                (Kind::Open, flags | has_peer | has_asker, port)
             }
             Frame::Connect { port, request, to, timeout_ms, unanswered } => {
                 let flags = if unanswered { CONNECT_UNANSWERED } else { 0 };

@@ -28,6 +28,10 @@ pub enum Kind {
     Query = 0x07,
     /// JSON of [`crate::hello::QueryAnswer`].
     QueryAnswer = 0x08,
+    /// A new token of a caller whose link lives: text of the JWT.
+    Renew = 0x09,
+    /// Who is meant by a number in [`Kind::Open`]: text; the port field is the number.
+    Asker = 0x0a,
     /// Open a port (or redirect, by flag).
     Open = 0x10,
     /// Connect an opened TCP port.
@@ -68,6 +72,8 @@ impl Kind {
             0x06 => Self::Pong,
             0x07 => Self::Query,
             0x08 => Self::QueryAnswer,
+            0x09 => Self::Renew,
+            0x0a => Self::Asker,
             0x10 => Self::Open,
             0x11 => Self::Connect,
             0x12 => Self::Serve,
@@ -208,6 +214,18 @@ pub enum Frame<'a> {
         /// JSON text.
         json: &'a [u8],
     },
+    /// See [`Kind::Renew`].
+    Renew {
+        /// The token.
+        token: &'a str,
+    },
+    /// See [`Kind::Asker`].
+    Asker {
+        /// The number; zero is nobody's.
+        asker: u16,
+        /// Who, for the mediator's audit.
+        name: &'a str,
+    },
     /// See [`Kind::Open`].
     Open {
         /// The new port.
@@ -220,6 +238,8 @@ pub enum Frame<'a> {
         local: SocketAddr,
         /// For UDP: the only party that this port talks to; its datagrams then need no address.
         peer: Option<SocketAddr>,
+        /// On whose behalf, by a number that [`Kind::Asker`] told; zero for untold.
+        asker: u16,
     },
     /// See [`Kind::Connect`].
     Connect {

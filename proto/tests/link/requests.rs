@@ -27,7 +27,9 @@ fn open_carries_all_its_fields_and_its_answer_the_assigned_number() {
     let flags = OpenFlags(OpenFlags::UDP | OpenFlags::OBLIGATORY | OpenFlags::REDIRECT | OpenFlags::FALLBACK);
     let near = pair.requester.open(ASKER, 77, flags, addr(53), Some(addr(54)), pair.now).unwrap();
     let inputs = pair.tell_responder();
-    let [Input::Open { slot: far, request: 77, flags: got, local, peer }] = inputs[..] else { panic!("{inputs:?}") };
+    let [Input::Open { slot: far, request: 77, flags: got, local, peer, asker: 0 }] = inputs[..] else {
+        panic!("{inputs:?}")
+    };
     assert_eq!((got, local, peer), (flags, addr(53), Some(addr(54))));
     assert_eq!(far.id(), near.id());
     assert_eq!((pair.responder.kind(far), pair.requester.kind(near)), (Some(PortKind::Udp), Some(PortKind::Udp)));
@@ -146,7 +148,7 @@ fn every_request_for_a_port_that_is_gone_is_answered_unknown() {
 fn identifier_in_use_is_refused_and_its_port_lives_on() {
     let mut pair = Pair::new();
     let (near, far) = pair.opened(TCP);
-    let open = Frame::Open { port: near.id(), request: 5, flags: TCP, local: UNSPECIFIED, peer: None };
+    let open = Frame::Open { port: near.id(), request: 5, flags: TCP, local: UNSPECIFIED, peer: None, asker: 0 };
     assert_eq!(pair.responder.receive(open, pair.now), Ok(Input::None));
     assert_eq!(only_answer_code(&mut pair.responder), Code::PortExists);
     assert_eq!(pair.responder.owner(far), Some(DOER));

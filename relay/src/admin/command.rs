@@ -14,7 +14,8 @@ use tokio::sync::oneshot;
 use super::counters::ShardCounters;
 use crate::names::Names;
 use crate::publish::{Bound, Origin, Proto, Publish};
-use crate::trust::Glob;
+use crate::run::Shared;
+use crate::trust::{Glob, Trust};
 
 /// Commands that may wait for a shard; one more is refused, and the operator told that the shard is busy.
 pub const COMMANDS_MAX: usize = 256;
@@ -58,6 +59,20 @@ pub enum Command {
     Publishes {
         /// Takes all of them.
         reply: oneshot::Sender<Vec<PublishRow>>,
+    },
+    /// Let in whom this names from now on, and end the sessions that it would not.
+    Trust {
+        /// What is trusted.
+        trust: Arc<Trust>,
+        /// Takes how many sessions were ended.
+        reply: oneshot::Sender<usize>,
+    },
+    /// From now on these are settings, trust and names; whoever is still let in stays.
+    Reload {
+        /// What the shard has read so far, anew.
+        shared: Arc<Shared>,
+        /// Takes that it is done.
+        reply: oneshot::Sender<()>,
     },
     /// Serve these ports as well: all, or none of them.
     Publish {

@@ -50,6 +50,8 @@ counters! {
     TunnelsLive = "tunnels_live", Gauge, "Mediators connected now";
     TunnelsTotal = "tunnels_total", Total, "Tunnels established";
     GhostsReplaced = "ghosts_replaced", Total, "Tunnels replaced by a newer session of the same mediator";
+    MediatorsContended = "mediators_contended", Total, "Replacements in which two mediators with one token alternate";
+    RenewalsRefused = "renewals_refused", Total, "Newer tokens of live sessions that were refused";
     TerminalsLive = "terminals_live", Gauge, "Terminals connected now";
     TerminalsTotal = "terminals_total", Total, "Terminals that connected";
 

@@ -6,7 +6,7 @@ use super::answer::phrase;
 use super::command::{ROWS_MAX, TunnelFilter};
 use crate::names::{BadNameRoute, NameRoute, Pattern};
 use crate::publish::{BadPublish, Ports, PublishSpec};
-use crate::trust::Glob;
+use crate::trust::{Glob, Target, token_named};
 
 /// Most rows of one page: one more is asked for, to know whether there are more.
 const LIMIT_MAX: usize = ROWS_MAX - 1;
@@ -23,7 +23,14 @@ unpublish PROTO:ADDR:PORT [now]                            close it; visitors st
 show names [json]                                          where names lead
 name NAME=MEDIATOR/HOST:PORT                               lead visitors of a name there, until the relay ends
 unname NAME                                                lead them no more; visitors stay
+reload                                                     read configuration and keys again, as SIGHUP does
+set log FILTER                                             log level or filter, until the next reload
 check tunnels                                              an operation through each; 'show stat' counts the answers
+show trust [json]                                          token keys, issuers, authorities, revocations
+reload trust                                               read them again; sessions that they do not cover end
+revoke token JTI                                           end what that token (or certificate's SHA-256) let in
+revoke mediator ID                                         end what that mediator was issued so far
+revoke terminal NAME                                       end what that terminal was issued so far
 kill tunnel ID                                             end a mediator's tunnel; it may connect again
 help                                                       this list
 quit                                                       end this connection
@@ -47,6 +54,10 @@ pub(super) enum Request {
     /// The filter's limit is the page's.
     Tunnels(TunnelFilter, Format),
     Publishes(Format),
+    Trust(Format),
+    ReloadTrust,
+    /// With the end of what is revoked, if it tells.
+    Revoke(Target, Option<u64>),
     Publish {
         spec: PublishSpec,
         save: bool,
@@ -58,6 +69,8 @@ pub(super) enum Request {
     Names(Format),
     Name(NameRoute),
     Unname(Pattern),
+    Reload,
+    SetLog(String),
     Kill(MediatorId),
     Check,
 }
@@ -73,6 +86,24 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         ["show", "publishes", rest @ ..] => format_only(rest).map(Request::Publishes),
         ["show", "tunnels", rest @ ..] => tunnels(rest),
         ["kill", "tunnel", id] => id.parse().map(Request::Kill).map_err(|error| format!("'{}': {error}", phrase(id))),
+        ["show", "names", rest @ ..] => format_only(rest).map(Request::Names),
+        ["name", route] => route.parse().map(Request::Name).map_err(|error: BadNameRoute| bad(route, &error)),
+        ["unname", name] => name.parse().map(Request::Unname).map_err(|error: BadNameRoute| bad(name, &error)),
+        ["name", ..] => Err("write: name NAME=MEDIATOR/HOST:PORT".to_owned()),
+        ["unname", ..] => Err("write: unname NAME".to_owned()),
+        ["show", "trust", rest @ ..] => format_only(rest).map(Request::Trust),
+        ["reload", "trust"] => Ok(Request::ReloadTrust),
+        ["revoke", "token", text] => token_named(text).map(|(target, until)| Request::Revoke(target, until)),
+        ["revoke", "mediator", id] => match id.parse() {
+            Ok(id) => Ok(Request::Revoke(Target::Mediator(id), None)),
+            Err(error) => Err(format!("'{}': {error}", phrase(id))),
+        },
+        // A terminal's name may have spaces.
+        ["revoke", "terminal", first, rest @ ..] => {
+            let name = [&[*first], rest].concat().join(" ");
+            Ok(Request::Revoke(Target::Terminal(name), None))
+        }
+        ["revoke", ..] => Err("write: revoke token JTI, revoke mediator ID, or revoke terminal NAME".to_owned()),
         ["publish", spec, rest @ ..] => Ok(Request::Publish {
             spec: spec.parse().map_err(|e: BadPublish| bad(spec, &e))?,
             save: option(rest, "save")?,
@@ -83,11 +114,9 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         }),
         ["publish"] => Err("write: publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]".to_owned()),
         ["unpublish"] => Err("write: unpublish PROTO:ADDR:PORT [now]".to_owned()),
-        ["show", "names", rest @ ..] => format_only(rest).map(Request::Names),
-        ["name", route] => route.parse().map(Request::Name).map_err(|error: BadNameRoute| bad(route, &error)),
-        ["unname", name] => name.parse().map(Request::Unname).map_err(|error: BadNameRoute| bad(name, &error)),
-        ["name", ..] => Err("write: name NAME=MEDIATOR/HOST:PORT".to_owned()),
-        ["unname", ..] => Err("write: unname NAME".to_owned()),
+        ["reload"] => Ok(Request::Reload),
+        ["set", "log", filter] => Ok(Request::SetLog((*filter).to_owned())),
+        ["set", ..] => Err("write: set log FILTER".to_owned()),
         ["check", "tunnels"] => Ok(Request::Check),
         ["kill", "tunnel", ..] => Err("write: kill tunnel ID".to_owned()),
         _ => Err(format!("unknown command '{}'; 'help' lists them", phrase(command.trim()))),
@@ -153,12 +182,14 @@ mod tests {
                 .replace("MEDIATOR", "m")
                 .replace("GLOB", "*")
                 .replace("ID", "cpe-1")
+                .replace("JTI", "00ff")
+                .replace("NAME", "desk")
                 .replace("=N", "=5");
             assert!(parse(&full.replace(['[', ']'], "")).is_ok(), "{command}");
             let short = full.split(" [").next().unwrap();
             assert!(parse(short).is_ok(), "{command}");
         }
-        assert_eq!(commands.len(), 14);
+        assert_eq!(commands.len(), 21);
     }
 
     #[test]
@@ -194,6 +225,8 @@ mod tests {
             ("unname", "write: unname"),
             ("unname a_*", "'a_*'"),
             ("kill tunnel", "kill tunnel ID"),
+            ("revoke", "revoke mediator ID"),
+            ("revoke mediator a/b", "'a/b'"),
             ("kill tunnel a b", "kill tunnel ID"),
             ("kill tunnel a/b", "'a/b'"),
             ("\u{1b}[2J", "'?[2J'"),

@@ -11,10 +11,12 @@ mod dispatch;
 mod listener;
 mod naming;
 mod publishing;
+mod reload;
 mod serve;
 mod session;
 mod show;
 mod stats;
+mod trust;
 
 pub use command::{Command, PublishRow, ShardHandle, TunnelFilter, TunnelRow, Unpublish, Unpublished};
 pub use counters::{Counter, Counters, ShardCounters};

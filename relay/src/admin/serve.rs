@@ -17,10 +17,10 @@ use tokio_uring::net::UnixStream;
 use super::command::{Command, ShardHandle};
 use super::listener::StatsSocket;
 use super::publishing::{self, KeptLock};
-use super::session;
+use super::{reload, session};
 use crate::config::Config;
 use crate::publish::Kept;
-use crate::trust::Fingerprint;
+use crate::trust::{Fingerprint, TrustSource};
 
 /// How long sessions may take to end when the relay stops.
 const SESSIONS_END: Duration = Duration::from_secs(1);
@@ -39,6 +39,8 @@ pub struct Admin {
     pub info: RelayInfo,
     /// The bounds.
     pub limits: Limits,
+    /// Where to read whom to trust; none where that never changes, as in tests.
+    pub trust: Option<TrustSource>,
     /// The settings that the relay started with.
     pub config: Config,
     /// The published ports that come back with the relay.
@@ -104,7 +106,7 @@ impl fmt::Display for Stop {
 }
 
 /// Runs the management plane on the calling thread, until SIGTERM, SIGINT or `stop` (its loss counts too).
-/// SIGHUP keeps its default action.
+/// SIGHUP reads the configuration again.
 ///
 /// # Errors
 /// io_uring or the signals are not to be had.
@@ -117,13 +119,15 @@ pub fn serve(admin: Admin, stop: oneshot::Receiver<()>) -> anyhow::Result<Stop> 
 async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<Stop> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     // `tokio_uring::net::UnixListener::bind` fails on current kernels; an ordinary listener's connections do not.
     let listener = admin.socket.listener().and_then(UnixListener::from_std).context("cannot use the stats socket")?;
-    let Admin { socket, shards, info, limits, config, kept } = admin;
+    let Admin { socket, shards, info, limits, trust, config, kept } = admin;
     let plane = Rc::new(Plane {
         shards,
-        info,
+        info: RefCell::new(info),
         limits,
+        trust,
         config: RefCell::new(config),
         kept: KeptLock::new(kept),
         tally: Tally::default(),
@@ -136,6 +140,14 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
             _ = terminate.recv() => break Stop::Signal("SIGTERM"),
             _ = interrupt.recv() => break Stop::Signal("SIGINT"),
             _ = &mut stop => break Stop::Asked,
+            _ = hangup.recv() => {
+                let plane = plane.clone();
+                sessions.spawn_local(async move {
+                    if let Err(error) = reload::reload(&plane).await {
+                        tracing::error!(error, "SIGHUP: the configuration is not reloaded");
+                    }
+                });
+            }
             Some(ended) = sessions.join_next() => {
                 if let Err(error) = ended {
                     tracing::error!(%error, "a management session failed");
@@ -172,8 +184,9 @@ fn into_uring(stream: tokio::net::UnixStream) -> std::io::Result<UnixStream> {
 /// What the sessions share; one thread's.
 pub(super) struct Plane {
     pub(super) shards: Vec<ShardHandle>,
-    pub(super) info: RelayInfo,
+    pub(super) info: RefCell<RelayInfo>,
     pub(super) limits: Limits,
+    pub(super) trust: Option<TrustSource>,
     pub(super) config: RefCell<Config>,
     pub(super) kept: KeptLock,
     pub(super) tally: Tally,

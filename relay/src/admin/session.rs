@@ -15,7 +15,7 @@ use tokio_uring::net::UnixStream;
 use super::answer::ERROR;
 use super::dispatch::{self, HELP, Request};
 use super::serve::{Plane, Tally};
-use super::{naming, publishing, show, stats};
+use super::{naming, publishing, reload, show, stats, trust};
 
 /// Serves one connection to its end.
 pub(super) async fn serve(plane: Rc<Plane>, stream: UnixStream) {
@@ -107,7 +107,12 @@ async fn execute(plane: &Plane, request: Request) -> Result<String, String> {
         Request::Names(format) => naming::show(plane, format).await,
         Request::Name(route) => naming::add(plane, route).await,
         Request::Unname(pattern) => naming::remove(plane, &pattern).await,
+        Request::Reload => reload::reload(plane).await,
+        Request::SetLog(filter) => reload::set_log(&filter),
         Request::Check => show::check(plane).await,
+        Request::Trust(format) => trust::show(plane, format),
+        Request::ReloadTrust => trust::reload(plane).await,
+        Request::Revoke(target, until) => trust::revoke(plane, target, until).await,
         Request::Kill(mediator) => show::kill(plane, mediator).await,
     }
 }

@@ -28,6 +28,13 @@ impl Shard {
             Command::Publishes { reply } => {
                 let _ = reply.send(self.publish_rows());
             }
+            Command::Reload { shared, reply } => {
+                self.names = shared.names.clone();
+                self.take_trust(engine, shared.trust.clone());
+                engine.set_times(shared.config.handshake_timeout, shared.config.udp_idle);
+                self.shared = shared;
+                let _ = reply.send(());
+            }
             Command::Publish { ports, reply } => {
                 let _ = reply.send(self.publish(engine, ports));
             }
@@ -36,6 +43,9 @@ impl Shard {
             }
             Command::Check { reply } => {
                 let _ = reply.send(self.begin_checks());
+            }
+            Command::Trust { trust, reply } => {
+                let _ = reply.send(self.take_trust(engine, trust));
             }
             Command::Stop => self.stop(engine),
         }

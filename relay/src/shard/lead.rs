@@ -112,9 +112,16 @@ impl Shard {
         if engine.is_overcommitted() {
             return Err(WhyNot::Limit);
         }
+        let front_door = match (&visit.name, self.published.get(tag)) {
+            (Some(name), _) => format!("name {name}"),
+            (None, Some(published)) => published.front_door(),
+            // It came in by another shard.
+            (None, None) => "published".to_owned(),
+        };
+        let asker = self.asker(engine, link, &front_door);
         let now = engine.now();
         let machine = engine.link(link).ok_or(WhyNot::Away)?;
-        let opened = machine.open(0, 0, OpenFlags(OpenFlags::QUIET), UNSPECIFIED, None, now);
+        let opened = machine.open_as(asker, 0, 0, OpenFlags(OpenFlags::QUIET), UNSPECIFIED, None, now);
         let slot = opened.map_err(|_| WhyNot::Limit)?;
         machine.connect_unanswered(slot, target);
         engine.admit(guest, link, slot, tag, visit.consumed, &visit.ahead);

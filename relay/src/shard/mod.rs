@@ -3,8 +3,10 @@
 //!
 //! **Invariant:** shards share nothing that is written while they run, but their queues.
 
+mod asker;
 mod check;
 mod commands;
+mod contest;
 mod handover;
 mod lead;
 mod names;
@@ -12,6 +14,7 @@ mod newcomer;
 mod publish;
 mod query;
 mod service;
+mod session;
 mod spawn;
 mod tag;
 mod terminal;
@@ -28,6 +31,7 @@ use isthmus_proto::{Code, MediatorId};
 use crate::admin::{Counter, Counters};
 use crate::names::Names;
 use crate::run::{ShardSeat, Shared};
+use crate::trust::Trust;
 use handover::{Message, Peer};
 use newcomer::Newcomer;
 use publish::Published;
@@ -40,6 +44,9 @@ use tunnel::Tunnel;
 struct Shard {
     seat: ShardSeat,
     shared: Arc<Shared>,
+    /// Whom to let in, now.
+    trust: Arc<Trust>,
+    expiries: session::Expiries,
     mail: Receiver<Message>,
     peers: Vec<Peer>,
     counters: Counters,
@@ -100,6 +107,8 @@ impl Control for Shard {
             }
             Event::UdpError { owner, code, remote, .. } => terminal::forward_udp_error(engine, owner, code, remote),
             Event::Report { link, json } => self.on_report(link, json),
+            Event::Renew { link, token } => self.on_renew(engine, link, token),
+            Event::Timer { number: session::TIMER_EXPIRY } => self.on_expiry_timer(engine),
             Event::Query { link, query, json } => self.on_query(engine, link, query, json),
             Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(engine, tag, code),
             Event::GuestBytes { guest, tag, ended } => self.on_newcomer_bytes(engine, guest, tag, ended),
@@ -109,6 +118,7 @@ impl Control for Shard {
             Event::FlowEnded { tag } => self.on_flow_ended(engine, tag),
             // The relay dials nobody, connects no stream and watches nothing.
             Event::LinkReady { .. }
+            | Event::Asker { .. }
             | Event::Connected { .. }
             | Event::ChannelsChanged { .. }
             | Event::Timer { .. }

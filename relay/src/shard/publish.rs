@@ -30,6 +30,13 @@ pub(super) struct Published {
     pub(super) flows_total: u64,
 }
 
+impl Published {
+    /// Its name in the mediator's audit.
+    pub(super) fn front_door(&self) -> String {
+        format!("published {}:{}", self.publish.proto, self.publish.listen)
+    }
+}
+
 impl Shard {
     /// Serves bound ports.
     ///

@@ -109,8 +109,11 @@ fn run_shard(
     for socket in names {
         engine.add_listener(socket, tag::LED);
     }
+    let expiries = super::session::Expiries::new(&mut engine);
     let mut shard = Shard {
         seat,
+        trust: shared.trust.clone(),
+        expiries,
         names: shared.names.clone(),
         name_turns: Vec::new(),
         newcomers: HashMap::new(),

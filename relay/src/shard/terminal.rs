@@ -54,11 +54,13 @@ impl Shard {
         if let Some(Party::Tunnel(tunnel)) = tunnel_link.and_then(|key| self.links.get_mut(&key)) {
             tunnel.terminals.push(link);
         }
+        self.watch_expiry(engine, link, &grant.credential);
         self.links.insert(link, Party::Terminal(Box::new(Terminal { grant, mediator, tunnel: tunnel_link })));
     }
 
     pub(super) fn on_terminal_ended(&mut self, link: Key, terminal: &Terminal, code: Code, text: &str) {
         tracing::info!(terminal = terminal.grant.name, reason = code.word(), text, "terminal left");
+        self.forget_expiry(link, &terminal.grant.credential);
         self.counters.sub(Counter::TerminalsLive, 1);
         if let Some(Party::Tunnel(tunnel)) = terminal.tunnel.and_then(|key| self.links.get_mut(&key)) {
             tunnel.terminals.retain(|&other| other != link);
@@ -67,7 +69,8 @@ impl Shard {
 
     /// A terminal is sent away with its mediator's tunnel.
     pub(super) fn counters_terminal_left(&mut self, link: Key) {
-        if let Some(Party::Terminal(_)) = self.links.insert(link, Party::Leaving) {
+        if let Some(Party::Terminal(terminal)) = self.links.insert(link, Party::Leaving) {
+            self.forget_expiry(link, &terminal.grant.credential);
             self.counters.sub(Counter::TerminalsLive, 1);
         }
     }
@@ -107,12 +110,14 @@ impl Shard {
         }
         let tunnel = terminal.tunnel.ok_or(refused(Code::MediatorAway))?;
         let now = engine.now();
-        if let Ask::Open { flags, local, peer } = ask {
+        if let Ask::Open { flags, local, peer, .. } = ask {
             if engine.is_overcommitted() {
                 return Err(refused(Code::NoResources));
             }
+            let name = terminal.grant.clone();
+            let asker = self.asker(engine, tunnel, &format!("terminal {}", name.name));
             let machine = engine.link(tunnel).ok_or(refused(Code::MediatorAway))?;
-            let far = machine.open(0, request, flags, local, peer, now).map_err(refused)?;
+            let far = machine.open_as(asker, 0, request, flags, local, peer, now).map_err(refused)?;
             let bridge = engine.add_bridge(BridgeEnd { link, slot }, BridgeEnd { link: tunnel, slot: far });
             engine.ask_bridge_fallback(bridge, flags.has(OpenFlags::FALLBACK));
             engine.touch(tunnel);

@@ -29,19 +29,21 @@ impl Shard {
             return self.lead_published(engine, tag, guest, peer, None, 0);
         }
         let (id, target) = (published.publish.mediator.clone(), published.publish.target());
+        let front_door = published.front_door();
         let Some(&link) = self.mediators.get(&id) else {
             self.counters.add(Counter::VisitorsRefusedAway, 1);
             tracing::debug!(mediator = %id, %peer, "visitor refused: the mediator is away");
             let _ = socket.set_reset_on_close();
             return;
         };
+        let asker = self.asker(engine, link, &front_door);
         let now = engine.now();
         let overcommitted = engine.is_overcommitted();
         let Some(machine) = engine.link(link) else { return };
         let opened = if overcommitted {
             Err(Code::NoResources)
         } else {
-            machine.open(0, 0, OpenFlags(OpenFlags::QUIET), UNSPECIFIED, None, now)
+            machine.open_as(asker, 0, 0, OpenFlags(OpenFlags::QUIET), UNSPECIFIED, None, now)
         };
         let slot = match opened {
             Ok(slot) => slot,
@@ -118,15 +120,17 @@ impl Shard {
         }
         let Some(published) = self.published.get_mut(tag).filter(|published| !published.leaving) else { return };
         let (id, target) = (published.publish.mediator.clone(), published.publish.target());
+        let front_door = published.front_door();
         let (listen, proxy) = (published.publish.listen, published.publish.options.proxy);
         let Some(&link) = self.mediators.get(&id) else {
             self.counters.add(Counter::VisitorsRefusedAway, 1);
             return;
         };
+        let asker = self.asker(engine, link, &front_door);
         let now = engine.now();
         let Some(machine) = engine.link(link) else { return };
         let flags = OpenFlags(OpenFlags::UDP | OpenFlags::REDIRECT | OpenFlags::FALLBACK);
-        match machine.open(0, 0, flags, UNSPECIFIED, Some(target), now) {
+        match machine.open_as(asker, 0, 0, flags, UNSPECIFIED, Some(target), now) {
             Ok(slot) => {
                 let ends = Ends { source: visitor, target: listen };
                 let ahead = proxy.map_or_else(Vec::new, |version| encode(version, Transport::Datagram, ends)).into();

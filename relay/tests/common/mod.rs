@@ -102,6 +102,10 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
                     served.extend(ports.into_iter().map(|bound| (row(&bound), Some(bound.socket))));
                     let _ = reply.send(Ok(()));
                 }
+                Command::Reload { shared, reply } => {
+                    names = shared.names.clone();
+                    let _ = reply.send(());
+                }
                 Command::Unpublish { ports, how, reply } => {
                     let is = |row: &PublishRow| ports.contains(&(row.publish.proto, row.publish.listen));
                     let (gone, stay) = served.into_iter().partition(|(row, _)| is(row));
@@ -114,6 +118,9 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
                         socket: socket.filter(|_| hand_out),
                     });
                     let _ = reply.send(unpublished.collect());
+                }
+                Command::Trust { reply, .. } => {
+                    let _ = reply.send(0);
                 }
                 Command::Stop => break,
             }
@@ -202,7 +209,7 @@ impl Plane {
         let words = ["isthmus-relay", "--state", state].into_iter().chain(flags.iter().copied());
         let Ok(Invocation::Run(config)) = config::parse(words) else { panic!("bad flags: {flags:?}") };
         let kept = Kept::load(dir.path()).unwrap();
-        let admin = Admin { socket, shards, info, limits, config: *config, kept };
+        let admin = Admin { socket, shards, info, limits, trust: None, config: *config, kept };
         let thread = thread::spawn(move || serve(admin, stopped));
         Self { path, counters, shards: senders, fakes, stop, thread, dir }
     }

@@ -88,7 +88,7 @@ impl State {
             }
             // A requester's link never gives these.
             Input::Open { .. } | Input::Connect { .. } | Input::Serve { .. } | Input::Close { .. } => {}
-            Input::Switch { .. } | Input::Query { .. } => {}
+            Input::Switch { .. } | Input::Query { .. } | Input::Renew(_) | Input::Asker { .. } => {}
         }
         Ok(())
     }

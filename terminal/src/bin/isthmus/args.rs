@@ -5,14 +5,23 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use isthmus_settings::Rules;
 use isthmus_terminal::MediatorId;
 
 use crate::spec::ForwardSpec;
+
+/// Whoever knows the token has its rights; a pin, an authority and none of them exclude each other.
+pub(crate) const RULES: Rules =
+    Rules { secrets: &["token"], alternatives: &[&["pin", "ca", "plaintext"], &["token", "token-file"]] };
 
 /// Use machines in a private network, by way of a relay and the mediator that lives there.
 #[derive(Parser)]
 #[command(name = "isthmus", version)]
 pub(crate) struct Args {
+    /// Settings from this TOML file: a key for each flag, of its name; flags and environment count more
+    #[arg(long = "config", global = true, value_name = "FILE", env = "ISTHMUS_CONFIG")]
+    _file: Option<PathBuf>,
+
     /// The relay's service port
     #[arg(long, global = true, value_name = "HOST:PORT", env = "ISTHMUS_RELAY")]
     pub(crate) relay: Option<String>,
@@ -32,6 +41,14 @@ pub(crate) struct Args {
     /// Read the token from a file
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+
+    /// PEM file of a certificate, in place of a token; the relay has --client-ca then
+    #[arg(long, global = true, value_name = "FILE", requires = "key", conflicts_with = "token_file")]
+    pub(crate) cert: Option<PathBuf>,
+
+    /// PEM file of that certificate's private key
+    #[arg(long, global = true, value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
 
     /// No TLS; the relay must want that too. For benchmarks and closed networks only
     #[arg(long, global = true)]
@@ -145,6 +162,13 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn example_names_every_setting_and_sets_the_defaults() {
+        let text = include_str!("../../../../examples/terminal.toml");
+        let words = ["isthmus", "list"];
+        assert_eq!(isthmus_settings::check_example(&Args::command(), &words, text, RULES), Ok(()));
     }
 
     #[test]

@@ -14,7 +14,6 @@ mod spec;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use args::{Args, Command};
@@ -23,7 +22,7 @@ use args::{Args, Command};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args: Args = isthmus_settings::parse(std::env::args_os(), args::RULES).unwrap_or_else(|error| error.exit());
     match start(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -34,7 +34,7 @@ impl Party {
                     Step::NeedMore => assert_ne!(socket.read_buf(&mut input).await.ok()?, 0),
                 }
             }
-            let Established { session, udp_secret } = server.into_session().unwrap();
+            let Established { session, udp_secret, .. } = server.into_session().unwrap();
             (session, udp_secret)
         };
         let hello = loop {
