@@ -10,6 +10,7 @@ pub mod resolve;
 
 mod bind;
 mod mediator;
+mod names;
 mod ports;
 mod session;
 

@@ -17,6 +17,7 @@ use isthmus_ring::{Ring, RingConfig};
 
 use crate::config::Config;
 use crate::environment::{self, Watch};
+use crate::names::Names;
 use crate::policy::Policy;
 use crate::ports::Ports;
 use crate::resolve::Resolver;
@@ -45,6 +46,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     config.token.load()?;
     let ring = Ring::new(RingConfig::default())?;
     let waker = ring.waker();
+    let names = Names::new(waker.clone()).context("cannot start the threads that resolve names")?;
     let resolved = Arc::new(AtomicBool::new(false));
     let tell = resolved.clone();
     let wake = move || {
@@ -78,6 +80,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         link: None,
         up: false,
         ports: Ports::default(),
+        names,
     };
     loop {
         engine.turn(&mut mediator).context("the ring failed")?;
@@ -112,6 +115,7 @@ pub(crate) struct Mediator {
     /// Established.
     pub(crate) up: bool,
     pub(crate) ports: Ports,
+    pub(crate) names: Names,
 }
 
 impl Control for Mediator {
@@ -136,6 +140,9 @@ impl Control for Mediator {
             Event::Request { link, slot, owner, request, ask } => {
                 self.on_request(engine, link, slot, owner, request, ask);
             }
+            Event::RequestName { link, slot, owner, request, to, timeout_ms } => {
+                self.on_connect_name(engine, link, slot, owner, request, to, timeout_ms);
+            }
             Event::Connected { stream, link, slot, result } => self.on_connected(engine, stream, link, slot, result),
             Event::Accepted { tag, socket, peer } => self.on_host(engine, tag, socket, peer),
             Event::PortEnded { owner, .. } => self.ports.forget(owner),
@@ -158,6 +165,7 @@ impl Control for Mediator {
     }
 
     fn on_turn(&mut self, engine: &mut Engine) {
+        self.on_names(engine);
         if !self.dialling || !self.resolved.swap(false, Ordering::AcqRel) {
             return;
         }
@@ -171,7 +179,7 @@ impl Control for Mediator {
     }
 
     fn has_work(&self) -> bool {
-        self.dialling && self.resolved.load(Ordering::Acquire)
+        self.names.has_answers() || self.dialling && self.resolved.load(Ordering::Acquire)
     }
 }
 

@@ -4,9 +4,12 @@
 //! What a guest sends is copied, as far as the control has to read it. Nothing is lent while nothing comes: a guest
 //! that is silent holds its entry, and no buffer.
 
+mod moved;
+
 use std::time::Duration;
 
 use isthmus_proto::Code;
+use isthmus_proto::link::Slot;
 use isthmus_ring::{OpId, Piece, SendBatch, SendMode, Socket};
 
 use crate::Engine;
@@ -15,7 +18,8 @@ use crate::key::Key;
 use crate::link_receive::ENOBUFS;
 use crate::stream::Inherited;
 use crate::timers::TimerId;
-use isthmus_proto::link::Slot;
+
+pub use moved::TakenGuest;
 
 /// What a guest may have sent beyond what was consumed; receiving pauses there. One receive, of at most 4 KiB,
 /// may go beyond.

@@ -7,6 +7,7 @@
 
 pub mod code;
 pub mod dialer;
+pub mod door;
 pub mod hello;
 pub mod id;
 pub mod limits;

@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod config;
+pub mod proxy;
 pub mod publish;
 pub mod run;
 pub mod shard;

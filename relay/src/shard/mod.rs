@@ -9,6 +9,7 @@ mod handover;
 mod publish;
 mod query;
 mod service;
+mod socks;
 mod spawn;
 mod tag;
 mod terminal;
@@ -44,6 +45,7 @@ struct Shard {
     /// This shard's mediators that are connected.
     mediators: BTreeMap<MediatorId, Key>,
     published: TagTable<Published>,
+    proxies: socks::Proxies,
     queries: query::Queries,
     checks: check::Checks,
     sessions: u64,
@@ -67,6 +69,7 @@ impl Control for Shard {
             Event::Accepted { tag, socket, peer } => match Door::of(tag) {
                 Some(Door::Service) => self.on_caller(engine, socket, peer),
                 Some(Door::Published) => self.on_visitor(engine, tag, socket, peer),
+                Some(Door::Proxy) => self.on_client(engine, tag, socket, peer),
                 None => {}
             },
             Event::Greeting { link, frame } => self.on_greeting(engine, link, frame),
@@ -80,25 +83,37 @@ impl Control for Shard {
                 What::BridgeA | What::BridgeB => {
                     terminal::forward_answer(engine, owner, to, request, code, local, over);
                 }
+                What::Guest => self.on_client_answer(engine, owner, to, code, local, over),
+                What::Udp => self.on_association_answer(engine, owner, code, over),
                 What::Control => self.on_check_answer(engine, link, slot, owner, to, code),
                 _ => {}
             },
+            Event::PortAccepted { link, owner, slot, peer, .. } if owner.what() == What::Guest => {
+                self.on_bind_accepted(engine, link, owner, slot, peer);
+            }
             Event::PortAccepted { link, owner, slot, peer, local, .. } => {
                 terminal::forward_accepted(engine, link, owner, slot, peer, local);
             }
             Event::UdpError { owner, code, remote, .. } => terminal::forward_udp_error(engine, owner, code, remote),
             Event::Report { link, json } => self.on_report(link, json),
             Event::Query { link, query, json } => self.on_query(engine, link, query, json),
+            Event::GuestBytes { guest, tag, ended } => self.on_client_bytes(engine, guest, tag, ended),
+            Event::GuestEnded { guest, .. } => self.on_client_ended(engine, guest),
+            Event::StreamEnded { tag, .. } if Door::of(tag) == Some(Door::Proxy) => self.on_client_stream_ended(),
             Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(engine, tag, code),
             Event::Visitor { socket, tag, visitor } => self.on_new_flow(engine, socket, tag, visitor),
+            Event::RequestName { link, slot, owner, request, to, timeout_ms } => {
+                self.on_request_name(engine, link, slot, owner, request, to, timeout_ms);
+            }
+            Event::PortEnded { owner, code, .. } if matches!(owner.what(), What::Guest | What::Udp) => {
+                self.on_client_port_ended(engine, owner, code);
+            }
             Event::PortEnded { owner, .. } => self.on_check_ended(owner),
             Event::FlowEnded { tag } => self.on_flow_ended(engine, tag),
             // The relay dials nobody, connects no stream and watches nothing.
             Event::LinkReady { .. }
             | Event::Connected { .. }
             | Event::ChannelsChanged { .. }
-            | Event::GuestBytes { .. }
-            | Event::GuestEnded { .. }
             | Event::Timer { .. }
             | Event::Watched { .. } => {}
         }
@@ -152,6 +167,8 @@ impl Shard {
             (Counter::DatagramsQueueFull, counts.datagrams_dropped_full),
             (Counter::DatagramsToMediators, counts.datagrams_in),
             (Counter::DatagramsFromMediators, counts.datagrams_out),
+            (Counter::SocksFragments, counts.associations_fragments),
+            (Counter::SocksDatagramsRefused, counts.associations_refused),
             (Counter::BytesToMediators, counts.stream_bytes_in),
             (Counter::BytesFromMediators, counts.stream_bytes_out),
             (Counter::Roamed, counts.channels_roamed),

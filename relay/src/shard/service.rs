@@ -179,7 +179,7 @@ fn mediator_of(hello: &Hello) -> Option<&isthmus_proto::MediatorId> {
     }
 }
 
-fn unix_now() -> u64 {
+pub(super) fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 

@@ -26,6 +26,8 @@ pub(super) enum Door {
     Service = 0,
     /// A published port.
     Published = 1,
+    /// A proxy's port: SOCKS5 and HTTP CONNECT.
+    Proxy = 3,
 }
 
 impl Door {
@@ -34,6 +36,7 @@ impl Door {
         match tag >> (INDEX_BITS + GENERATION_BITS) {
             0 => Some(Self::Service),
             1 => Some(Self::Published),
+            3 => Some(Self::Proxy),
             _ => None,
         }
     }
