@@ -245,7 +245,7 @@ impl Engine {
             batch.set_to(channel.peer);
             batch.set_segment((channel.count > 1).then_some(channel.segment));
             batch.push(out);
-            self.ring.send_datagrams(&udp.socket, batch, channel.socket.to_bits());
+            self.ring.send_datagrams_quietly(&udp.socket, batch, channel.socket.to_bits());
         }
     }
 

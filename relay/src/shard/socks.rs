@@ -54,8 +54,6 @@ struct Asking {
     link: Key,
     slot: Slot,
     wants: Wants,
-    grant: Rc<Grant>,
-    peer: SocketAddr,
 }
 
 enum Wants {
@@ -124,7 +122,7 @@ impl Shard {
             Ok((slot, wants)) => {
                 tracing::debug!(%mediator, client = %peer, %target, ?command, "SOCKS5 request");
                 engine.touch(link);
-                let asking = Asking { proxy, mediator, tag, link, slot, wants, grant, peer };
+                let asking = Asking { proxy, mediator, tag, link, slot, wants };
                 self.proxies.clients.insert(guest, Client::Asking(Box::new(asking)));
             }
             Err(code) => self.refuse_client(engine, guest, &proxy, code),
@@ -214,7 +212,7 @@ impl Shard {
             close_port(engine, asking.link, asking.slot);
         }
         match code {
-            Some(code) if !asking.is_answered(engine, guest) => {
+            Some(code) if !asking.is_answered(engine) => {
                 self.refuse_client(engine, guest, &asking.proxy, code);
             }
             Some(_) => engine.dismiss(guest, &[], false),
@@ -243,7 +241,7 @@ impl Shard {
 
 impl Asking {
     /// Whether the client has had a reply that tells of success.
-    fn is_answered(&self, engine: &Engine, _guest: Key) -> bool {
+    fn is_answered(&self, engine: &Engine) -> bool {
         match self.wants {
             Wants::Connect | Wants::Bind { .. } => false,
             Wants::Associate { socket } => engine.is_association_opened(socket),
