@@ -81,7 +81,7 @@ pub(crate) enum Command {
         /// The mediator's name
         mediator: MediatorId,
         /// Where the mediator listens; 0.0.0.0 for all its addresses, port 0 for a free one
-        #[arg(value_name = "IP:PORT")]
+        #[arg(value_name = "IP:PORT", value_parser = place)]
         at: SocketAddr,
         /// Where connections lead, seen from here
         #[arg(long, value_name = "HOST:PORT")]
@@ -95,6 +95,7 @@ pub(crate) enum Command {
         /// The mediator's name
         mediator: MediatorId,
         /// The host's IP address
+        #[arg(value_parser = address)]
         host: IpAddr,
         /// Its port number
         port: u16,
@@ -108,6 +109,26 @@ pub(crate) enum Command {
         #[arg(short, long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
         wait: Duration,
     },
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    bare.parse().map_err(|_| {
+        if let Some((host, port)) = bare.rsplit_once(':').filter(|(host, _)| !host.contains(':')) {
+            return format!("the port number is an argument of its own: write '{host} {port}'");
+        }
+        "it is no IP address, and names are not looked up here; give the host's address, \
+         as the private network's DNS or DHCP server knows it"
+            .to_owned()
+    })
+}
+
+fn place(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "it is not IP:PORT with an address of the mediator (`isthmus info MEDIATOR` lists them), \
+         as 10.0.0.2:9000, or 0.0.0.0:9000 for all; an IPv6 address stands in brackets: [fd00::2]:9000"
+            .to_owned()
+    })
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -137,6 +158,25 @@ mod tests {
             assert!(args.plaintext);
             assert!(matches!(args.command, Command::Forward { local, udp: true, .. } if local.len() == 2));
         }
+    }
+
+    #[test]
+    fn what_is_refused_is_told_with_its_cure() {
+        for (line, cure) in [
+            ("isthmus nc cpe-1 printer.lan 22", "give the host's address"),
+            ("isthmus nc cpe-1 10.0.0.5:22 22", "write '10.0.0.5 22'"),
+            ("isthmus listen cpe-1 9000 --to a:1", "isthmus info"),
+            ("isthmus listen cpe-1 router:9000 --to a:1", "isthmus info"),
+            ("isthmus forward cpe-1 -L 80:printer.lan:80", "IP address"),
+            ("isthmus --relai r:1 list", "'--relay'"),
+            ("isthmus --tokenfile f list", "'--token-file'"),
+            ("isthmus lst", "'list'"),
+            ("isthmus forward cpe-1 -L 0:10.0.0.5:22 --redirect", "unexpected argument"),
+        ] {
+            let error = Args::try_parse_from(line.split(' ')).err().unwrap().to_string();
+            assert!(error.contains(cure), "{line}: {error}");
+        }
+        assert_eq!(address("[fd00::5]"), Ok("fd00::5".parse().unwrap()));
     }
 
     #[test]

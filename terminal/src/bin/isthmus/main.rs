@@ -5,7 +5,6 @@ mod ask;
 mod forward;
 mod forward_udp;
 mod join;
-mod keeper;
 mod listen;
 mod nc;
 mod output;
