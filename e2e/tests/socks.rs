@@ -341,3 +341,71 @@ fn association_carries_datagrams_of_its_client_only_and_ends_with_it() {
     assert!(ends(|| client.send(&last).is_err()));
     assert!(ends(|| w.counter("socks_associations_live") == 0));
 }
+
+#[test]
+fn terminals_proxy_serves_the_same_clients() {
+    let w = world();
+    let host = echo();
+    let mut socks = Command::new(program("isthmus"));
+    socks.args(["--relay", &w.l.service, "--pin", w.l.keys.pin(), "--token", &w.token]);
+    let socks = Process::spawn("socks", {
+        socks.args(["socks", "cpe", "--listen", "127.0.0.1:0"]);
+        socks
+    });
+    let line = socks.wait_for_line("SOCKS5 and HTTP CONNECT on", SOON);
+    let proxy: SocketAddr = word_after(&line, "CONNECT on ").parse().unwrap();
+
+    for bytes in [
+        request(1, host),
+        request_name(1, "localhost", host.port()),
+        request_name(1, "127-0-0-1.cpe.isthmus", host.port()),
+    ] {
+        let mut client = Client::open(proxy);
+        client.0.write_all(&bytes).unwrap();
+        assert_eq!(client.reply().0, 0, "{bytes:?}");
+        speak(&mut client.0, b"hello");
+    }
+    let mut http = Client::connect(proxy);
+    http.write_all(format!("CONNECT {host} HTTP/1.1\r\n\r\nhello").as_bytes()).unwrap();
+    let answer = "HTTP/1.1 200 Connection established\r\n\r\nhello";
+    let mut got = vec![0; answer.len()];
+    http.read_exact(&mut got).unwrap();
+    assert_eq!(String::from_utf8(got).unwrap(), answer);
+    for (bytes, reply) in [
+        (request(1, "192.0.2.7:80".parse().unwrap()), 2),
+        (request_name(1, "127-0-0-1.hub.isthmus", host.port()), 2),
+        (request(9, host), 7),
+    ] {
+        let mut client = Client::open(proxy);
+        client.0.write_all(&bytes).unwrap();
+        assert_eq!(client.reply().0, reply, "{bytes:?}");
+    }
+
+    let mut bind = Client::open(proxy);
+    bind.0.write_all(&request(2, "127.0.0.1:0".parse().unwrap())).unwrap();
+    let (code, bound) = bind.reply();
+    assert_eq!(code, 0);
+    let mut caller = TcpStream::connect(("127.0.0.1", bound.port())).unwrap();
+    caller.set_read_timeout(Some(SOON)).unwrap();
+    assert_eq!(bind.reply(), (0, caller.local_addr().unwrap()));
+    speak_to(&mut caller, &mut bind.0, b"from the host");
+    speak_to(&mut bind.0, &mut caller, b"from the client");
+
+    let echo = UdpSocket::bind("127.0.0.1:0").unwrap();
+    echo.set_read_timeout(Some(SOON)).unwrap();
+    let SocketAddr::V4(to) = echo.local_addr().unwrap() else { unreachable!("bound so") };
+    let mut control = Client::open(proxy);
+    control.0.write_all(&request(3, "0.0.0.0:0".parse().unwrap())).unwrap();
+    let (code, at) = control.reply();
+    assert_eq!(code, 0);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(SOON)).unwrap();
+    let sent = [&[0, 0, 0, 1][..], &to.ip().octets(), &to.port().to_be_bytes(), b"datagram"].concat();
+    client.send_to(&sent, at).unwrap();
+    let mut bytes = [0; 64];
+    let (count, from) = echo.recv_from(&mut bytes).unwrap();
+    assert_eq!(bytes[..count], *b"datagram");
+    echo.send_to(b"back", from).unwrap();
+    let count = client.recv(&mut bytes).unwrap();
+    assert_eq!(bytes[..count], [&sent[..10], b"back"].concat());
+}

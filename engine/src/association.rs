@@ -57,11 +57,6 @@ impl Engine {
         }
     }
 
-    /// Whether the mediator has answered so.
-    pub fn is_association_opened(&self, key: Key) -> bool {
-        self.associations.get(&key).is_some_and(|association| association.opened)
-    }
-
     /// Datagrams at an association's socket.
     pub(crate) fn on_client_datagrams(&mut self, key: Key, datagrams: &Datagrams) {
         let source = canonical(datagrams.peer);

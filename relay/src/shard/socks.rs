@@ -63,9 +63,10 @@ enum Wants {
         from: Option<IpAddr>,
         bound: Option<SocketAddr>,
     },
-    /// Datagrams by this socket.
+    /// Datagrams by this socket, and whether the client was told of it.
     Associate {
         socket: Key,
+        told: bool,
     },
 }
 
@@ -205,17 +206,16 @@ impl Shard {
     fn end_client(&mut self, engine: &mut Engine, guest: Key, code: Option<Code>, close: bool) {
         let Some(client) = self.proxies.clients.remove(&guest) else { return };
         let Client::Asking(asking) = client else { return };
-        if let Wants::Associate { socket } = asking.wants {
+        if let Wants::Associate { socket, .. } = asking.wants {
             self.end_association(engine, socket);
         }
         if close {
             close_port(engine, asking.link, asking.slot);
         }
         match code {
-            Some(code) if !asking.is_answered(engine) => {
-                self.refuse_client(engine, guest, &asking.proxy, code);
-            }
-            Some(_) => engine.dismiss(guest, &[], false),
+            // Its connection's end tells the client of an association that this one is over.
+            Some(_) if matches!(asking.wants, Wants::Associate { told: true, .. }) => engine.dismiss(guest, &[], false),
+            Some(code) => self.refuse_client(engine, guest, &asking.proxy, code),
             None => {}
         }
     }
@@ -235,16 +235,6 @@ impl Shard {
                 engine.consume_guest(guest, count);
             }
             Some(Client::Asking(_)) | None => {}
-        }
-    }
-}
-
-impl Asking {
-    /// Whether the client has had a reply that tells of success.
-    fn is_answered(&self, engine: &Engine) -> bool {
-        match self.wants {
-            Wants::Connect | Wants::Bind { .. } => false,
-            Wants::Associate { socket } => engine.is_association_opened(socket),
         }
     }
 }

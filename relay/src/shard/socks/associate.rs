@@ -48,20 +48,19 @@ impl Shard {
         );
         self.proxies.by_socket.insert(socket, guest);
         self.counters.add(Counter::SocksAssociationsLive, 1);
-        Ok((slot, Wants::Associate { socket }))
+        Ok((slot, Wants::Associate { socket, told: false }))
     }
 
     /// The mediator's answer about an association's port.
     pub(in crate::shard) fn on_association_answer(&mut self, engine: &mut Engine, socket: Key, code: Code, over: bool) {
         let Some(&guest) = self.proxies.by_socket.get(&socket) else { return };
-        let Some(Client::Asking(asking)) = self.proxies.clients.get(&guest) else { return };
+        let Some(Client::Asking(asking)) = self.proxies.clients.get_mut(&guest) else { return };
         if over || !code.is_ok() {
             return self.end_client(engine, guest, Some(code), !over);
         }
-        if engine.is_association_opened(socket) {
-            return;
-        }
-        let Some(bound) = engine.udp_addr(socket) else { return };
+        let Wants::Associate { told, .. } = &mut asking.wants else { return };
+        let Some(bound) = engine.udp_addr(socket).filter(|_| !*told) else { return };
+        *told = true;
         let reply = asking.proxy.granted(bound);
         engine.association_opened(socket);
         engine.reply_guest(guest, &reply);
