@@ -63,11 +63,11 @@ fn connect_serve_and_switch_reach_the_owner_and_are_answered() {
     let (tcp, far_tcp) = pair.opened(TCP);
     let (server, far_server) = pair.opened(TCP);
     let (udp, far_udp) = pair.opened(UDP);
+    let (named, far_named) = pair.opened(TCP);
     let redirect = OpenFlags(OpenFlags::REDIRECT);
     pair.requester.connect(tcp, 2, addr(80), 1500);
     pair.requester.serve(server, 3);
     pair.requester.switch(udp, 4, redirect);
-    let (named, far_named) = pair.opened(TCP);
     let host = NamedTarget { name: "printer.lan", port: 631, rules: "10.0.0.0/8" };
     pair.requester.connect_name(named, 5, host, 700);
     assert_eq!(
