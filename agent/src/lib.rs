@@ -13,6 +13,7 @@ pub mod token;
 
 mod bind;
 mod mediator;
+mod names;
 mod offer;
 mod ports;
 mod session;

@@ -18,6 +18,7 @@ use isthmus_ring::{Ring, RingConfig};
 use crate::audit::{Audit, Operation};
 use crate::config::Config;
 use crate::environment::{self, Watch};
+use crate::names::Names;
 use crate::policy::Policy;
 use crate::ports::Ports;
 use crate::resolve::Resolver;
@@ -63,6 +64,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let audit = Rc::new(Audit::start(config.audit.clone(), token.mediator.to_string())?);
     let ring = Ring::new(RingConfig::default())?;
     let waker = ring.waker();
+    let names = Names::new(waker.clone()).context("cannot start the threads that resolve names")?;
     let resolved = Arc::new(AtomicBool::new(false));
     let tell = resolved.clone();
     let wake = move || {
@@ -119,6 +121,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         link: None,
         up: false,
         ports: Ports::default(),
+        names,
     };
     while !mediator.gone {
         engine.turn(&mut mediator).context("the ring failed")?;
@@ -169,6 +172,7 @@ pub(crate) struct Mediator {
     /// Established.
     pub(crate) up: bool,
     pub(crate) ports: Ports,
+    pub(crate) names: Names,
 }
 
 impl Control for Mediator {
@@ -196,6 +200,9 @@ impl Control for Mediator {
             Event::Request { link, slot, owner, request, ask } => {
                 self.on_request(engine, link, slot, owner, request, ask);
             }
+            Event::RequestName { link, slot, owner, request, to, timeout_ms } => {
+                self.on_connect_name(engine, link, slot, owner, request, to, timeout_ms);
+            }
             Event::Connected { stream, link, slot, result } => self.on_connected(engine, stream, link, slot, result),
             Event::Accepted { tag, socket, peer } => self.on_host(engine, tag, socket, peer),
             Event::PortEnded { owner, .. } => self.ports.forget(owner),
@@ -221,6 +228,7 @@ impl Control for Mediator {
     }
 
     fn on_turn(&mut self, engine: &mut Engine) {
+        self.on_names(engine);
         if self.leaving || !self.dialling || !self.resolved.swap(false, Ordering::AcqRel) {
             return;
         }
@@ -234,7 +242,7 @@ impl Control for Mediator {
     }
 
     fn has_work(&self) -> bool {
-        self.dialling && self.resolved.load(Ordering::Acquire)
+        self.names.has_answers() || self.dialling && self.resolved.load(Ordering::Acquire)
     }
 }
 

@@ -40,6 +40,8 @@ struct Opened {
     socket: Option<Socket>,
     /// The address that it is bound to.
     local: Option<SocketAddr>,
+    /// A name is being looked up for it.
+    looking: bool,
 }
 
 struct Connecting {
@@ -49,6 +51,17 @@ struct Connecting {
     to: SocketAddr,
     /// To be bound again if the connect fails and the port stays.
     local: Option<SocketAddr>,
+    /// Further addresses of a name, the next one last, and how long each may take.
+    others: Vec<SocketAddr>,
+    timeout: Duration,
+}
+
+/// Where a port shall be connected to.
+pub(crate) struct Target {
+    /// The addresses to be tried, the next one last; there is one at least.
+    pub(crate) addresses: Vec<SocketAddr>,
+    /// How long each may take.
+    pub(crate) timeout: Duration,
 }
 
 struct Server {
@@ -101,6 +114,19 @@ impl Ports {
         Key::control(self.opened.insert(opened) as u32 + 1)
     }
 
+    pub(crate) fn begin_look(&mut self, owner: Key) -> Result<(), Code> {
+        let opened = self.opened_mut(owner).filter(|opened| !opened.looking).ok_or(Code::Dedicated)?;
+        opened.looking = true;
+        Ok(())
+    }
+
+    /// The look is over.
+    pub(crate) fn end_look(&mut self, owner: Key) {
+        if let Some(opened) = self.opened_mut(owner) {
+            opened.looking = false;
+        }
+    }
+
     fn opened_mut(&mut self, owner: Key) -> Option<&mut Opened> {
         if owner.what() != What::Control {
             return None;
@@ -110,7 +136,7 @@ impl Ports {
 }
 
 /// What a request comes to at once: an answer, or one that comes later.
-type Outcome = Result<Option<SocketAddr>, Code>;
+pub(crate) type Outcome = Result<Option<SocketAddr>, Code>;
 
 impl Mediator {
     pub(crate) fn on_request(
@@ -130,15 +156,31 @@ impl Mediator {
                 (RequestKind::Open, self.open_udp(engine, link, slot, flags, local, peer))
             }
             Ask::Open { flags, local, .. } => (RequestKind::Open, self.open_tcp(engine, link, slot, flags, local)),
-            Ask::Connect { to, timeout_ms } => match self.connect(engine, link, slot, owner, request, to, timeout_ms) {
-                Ok(()) => return,
-                Err(code) => (RequestKind::Connect, Err(code)),
-            },
+            Ask::Connect { to, timeout_ms } => {
+                match self.connect_address(engine, link, slot, owner, request, to, timeout_ms) {
+                    Ok(()) => return,
+                    Err(code) => (RequestKind::Connect, Err(code)),
+                }
+            }
             Ask::Serve => (RequestKind::Serve, self.serve(engine, link, slot, owner)),
             Ask::Close => (RequestKind::Close, self.close(engine, owner)),
             Ask::Switch { flags } => (RequestKind::Switch, self.switch(engine, link, owner, flags)),
         };
         self.write_down(slot, &ask, outcome);
+        self.answer(engine, link, slot, owner, to, request, outcome);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn answer(
+        &mut self,
+        engine: &mut Engine,
+        link: Key,
+        slot: Slot,
+        owner: Key,
+        to: RequestKind,
+        request: u16,
+        outcome: Outcome,
+    ) {
         if let Some(machine) = engine.link(link) {
             match outcome {
                 Ok(local) => machine.answer(slot, to, request, Code::Ok, local),
@@ -177,12 +219,12 @@ impl Mediator {
         let anywhere = local.ip().is_unspecified() && local.port() == 0;
         let opened = if anywhere && flags.has(OpenFlags::QUIET) {
             // Nobody wants to know the number: the system chooses it when the port connects.
-            Opened { socket: None, local: None }
+            Opened { socket: None, local: None, looking: false }
         } else {
             let congestion = self.config.congestion.as_deref();
             let socket = bind::bind(&self.policy.borrow(), flags, local, |addr| bind::tcp(addr, congestion))?;
             let local = socket.local_addr().map_err(|error| code_of(&error))?;
-            Opened { socket: Some(socket), local: Some(local) }
+            Opened { socket: Some(socket), local: Some(local), looking: false }
         };
         let bound = opened.local;
         let owner = self.ports.insert(opened);
@@ -229,7 +271,7 @@ impl Mediator {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn connect(
+    fn connect_address(
         &mut self,
         engine: &mut Engine,
         link: Key,
@@ -239,12 +281,27 @@ impl Mediator {
         to: SocketAddr,
         timeout_ms: u32,
     ) -> Result<(), Code> {
-        let permitted = self.policy.borrow().permits(to);
-        let congestion = self.config.congestion.clone();
-        let opened = self.ports.opened_mut(owner).ok_or(Code::Dedicated)?;
-        if !permitted {
+        self.ports.opened_mut(owner).filter(|opened| !opened.looking).ok_or(Code::Dedicated)?;
+        if !self.policy.borrow().permits(to) {
             return Err(Code::Denied);
         }
+        let target = Target { addresses: vec![to], timeout: connect_timeout(timeout_ms) };
+        self.connect(engine, link, slot, owner, request, target)
+    }
+
+    /// Connects an opened port to the first of permitted addresses that takes it.
+    pub(crate) fn connect(
+        &mut self,
+        engine: &mut Engine,
+        link: Key,
+        slot: Slot,
+        owner: Key,
+        request: u16,
+        mut target: Target,
+    ) -> Result<(), Code> {
+        let Some(to) = target.addresses.pop() else { return Err(Code::NameNotFound) };
+        let congestion = self.config.congestion.clone();
+        let opened = self.ports.opened_mut(owner).ok_or(Code::Dedicated)?;
         let local = opened.local;
         let socket = match (opened.socket.take(), local) {
             (Some(socket), _) => socket,
@@ -252,22 +309,19 @@ impl Mediator {
             (None, Some(local)) => bind::tcp(local, congestion.as_deref()).map_err(|error| code_of(&error))?,
             (None, None) => unbound(to, congestion.as_deref()).map_err(|error| code_of(&error))?,
         };
-        let target = match (to, local) {
+        let address = match (to, local) {
             (SocketAddr::V4(v4), Some(SocketAddr::V6(_))) => {
                 SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())
             }
             _ => to,
         };
         self.ports.forget(owner);
-        let stream = engine.connect_stream(socket, target, link, slot, 0);
+        let stream = engine.connect_stream(socket, address, link, slot, 0);
         let place = self.ports.connecting.vacant_key();
         let timer = engine.add_timer(TIMER_CONNECT + place as u32);
-        let timeout = match timeout_ms {
-            0 => CONNECT_TIMEOUT,
-            ms => Duration::from_millis(u64::from(ms)).min(CONNECT_TIMEOUT_MAX),
-        };
+        let Target { addresses: others, timeout } = target;
         engine.set_timer(timer, engine.now() + timeout);
-        self.ports.connecting.insert(Connecting { stream, request, timer, to, local });
+        self.ports.connecting.insert(Connecting { stream, request, timer, to: address, local, others, timeout });
         self.ports.by_stream.insert(stream, place);
         Ok(())
     }
@@ -292,10 +346,16 @@ impl Mediator {
         if !code.is_ok() {
             // The port stays opened, unless it is an ephemeral one, or bytes came for it: a further connect
             // would begin in their middle.
-            let owner = self.ports.insert(Opened { socket: None, local: connecting.local });
+            let owner = self.ports.insert(Opened { socket: None, local: connecting.local, looking: false });
+            let Connecting { request, others, timeout, .. } = connecting;
+            let untouched = engine.link(link).is_some_and(|machine| !machine.has_received(slot));
+            let target = Target { addresses: others, timeout };
+            if untouched && self.connect(engine, link, slot, owner, request, target).is_ok() {
+                return;
+            }
             if let Some(machine) = engine.link(link) {
                 machine.set_owner(slot, owner.to_bits());
-                machine.answer(slot, RequestKind::Connect, connecting.request, code, None);
+                machine.answer(slot, RequestKind::Connect, request, code, None);
                 if machine.has_received(slot) {
                     machine.reset(slot, code);
                 }
@@ -376,6 +436,14 @@ impl Mediator {
         }
         engine.set_route(owner, route);
         Ok(engine.udp_addr(owner))
+    }
+}
+
+/// How long a connect may take that asks for so many milliseconds.
+pub(crate) fn connect_timeout(timeout_ms: u32) -> Duration {
+    match timeout_ms {
+        0 => CONNECT_TIMEOUT,
+        ms => Duration::from_millis(u64::from(ms)).min(CONNECT_TIMEOUT_MAX),
     }
 }
 

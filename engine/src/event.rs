@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use isthmus_proto::Code;
 use isthmus_proto::link::Slot;
-use isthmus_proto::wire::{Frame, OpenFlags, RequestKind};
+use isthmus_proto::wire::{Frame, NamedTarget, OpenFlags, RequestKind};
 use isthmus_ring::Socket;
 
 use crate::Engine;
@@ -69,6 +69,21 @@ pub enum Event<'a> {
         request: u16,
         /// For what.
         ask: Ask,
+    },
+    /// A responder's link was asked to connect a port to a host by its name; answered as a connect.
+    RequestName {
+        /// The link.
+        link: Key,
+        /// The port.
+        slot: Slot,
+        /// Its owner.
+        owner: Key,
+        /// Number for the answer.
+        request: u16,
+        /// Where to.
+        to: NamedTarget<'a>,
+        /// Milliseconds; 0 for the default.
+        timeout_ms: u32,
     },
     /// A requester's link was answered.
     Answered {

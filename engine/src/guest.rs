@@ -9,6 +9,7 @@ mod moved;
 use std::time::Duration;
 
 use isthmus_proto::Code;
+use isthmus_proto::link::Slot;
 use isthmus_ring::{OpId, Piece, SendBatch, SendMode, Socket};
 
 use crate::Engine;
@@ -17,7 +18,6 @@ use crate::key::Key;
 use crate::link_receive::ENOBUFS;
 use crate::stream::Inherited;
 use crate::timers::TimerId;
-use isthmus_proto::link::Slot;
 
 pub use moved::TakenGuest;
 

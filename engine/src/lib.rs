@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod association;
 mod bridge;
 mod busy;
 mod channel;
@@ -32,11 +33,13 @@ mod timers;
 mod turn;
 mod udp;
 
+use std::collections::HashMap;
 use std::time::Instant as Clock;
 
 use isthmus_proto::time::Instant;
 use isthmus_ring::{Piece, Ring};
 
+pub use association::AssociationSpec;
 pub use bridge::BridgeEnd;
 pub use counts::Counts;
 pub use event::{Ask, Control, Event};
@@ -84,6 +87,7 @@ pub struct Engine {
     listeners: Table<turn::Listener>,
     sockets: Table<udp::UdpSocket>,
     flows: Table<flow::Flow>,
+    associations: HashMap<Key, association::Association>,
     bridges: Table<bridge::Bridge>,
     watches: Table<turn::Watch>,
     channels: channel::Channels,
@@ -125,6 +129,7 @@ impl Engine {
             listeners: Table::new(What::Listener),
             sockets: Table::new(What::Udp),
             flows: Table::new(What::Flow),
+            associations: HashMap::new(),
             bridges: Table::new(What::BridgeA),
             watches: Table::new(What::Watch),
             channels: channel::Channels::default(),

@@ -232,7 +232,13 @@ impl Engine {
             What::Stream => self.abort_stream(control, owner, code),
             What::BridgeA | What::BridgeB => self.end_bridge(owner, code),
             What::Flow => self.end_flow(control, owner, false),
-            What::Udp => self.remove_udp(owner),
+            What::Udp => {
+                let association = self.associations.contains_key(&owner);
+                self.remove_udp(owner);
+                if association {
+                    control.on_event(self, Event::PortEnded { link, owner, code });
+                }
+            }
             What::Listener => {
                 self.remove_listener(owner);
                 control.on_event(self, Event::PortEnded { link, owner, code });

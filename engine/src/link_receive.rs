@@ -218,6 +218,9 @@ impl Engine {
             Input::Connect { owner, slot, request, to, timeout_ms } => {
                 ask(slot, owner, request, Ask::Connect { to, timeout_ms })
             }
+            Input::ConnectName { owner, slot, request, to, timeout_ms } => {
+                Event::RequestName { link: key, slot, owner: Key::from_bits(owner), request, to, timeout_ms }
+            }
             Input::Serve { owner, slot, request } => ask(slot, owner, request, Ask::Serve),
             Input::Close { owner, slot, request } => ask(slot, owner, request, Ask::Close),
             Input::Switch { owner, slot, request, flags } => ask(slot, owner, request, Ask::Switch { flags }),

@@ -32,6 +32,8 @@ pub enum UdpRole {
     Channel(u32),
     /// Visitors; the control's number.
     Published(u32),
+    /// One client's of SOCKS5.
+    Association,
     /// A mediator's port.
     Port {
         /// The tunnel.
@@ -165,6 +167,9 @@ impl Engine {
             if let Some(op) = udp.op {
                 self.ring.cancel(op);
             }
+            if udp.role == UdpRole::Association {
+                self.associations.remove(&key);
+            }
             self.ring.close(udp.socket);
         }
     }
@@ -202,6 +207,7 @@ impl Engine {
             Ok(datagrams) => match udp.role {
                 UdpRole::Service => self.on_channel_datagrams(None, datagrams),
                 UdpRole::Channel(index) => self.on_channel_datagrams(Some(index), datagrams),
+                UdpRole::Association => self.on_client_datagrams(key, &datagrams),
                 UdpRole::Published(tag) => self.on_visitor_datagrams(control, key, tag, datagrams),
                 UdpRole::Port { link, slot, route, .. } => self.on_port_datagrams(link, slot, route, datagrams),
             },
@@ -251,7 +257,12 @@ impl Engine {
     /// A datagram for a mediator's port, out to a host.
     pub(crate) fn write_port(&mut self, key: Key, remote: Option<SocketAddr>, payload: Piece) {
         let Some(udp) = self.sockets.get_mut(key) else { return };
-        let UdpRole::Port { link, slot, peer, .. } = udp.role else { return };
+        let UdpRole::Port { link, slot, peer, .. } = udp.role else {
+            if let Some((to, payload)) = self.to_client(key, remote, payload) {
+                self.batch_udp(key, Some(to), payload);
+            }
+            return;
+        };
         let to = match (peer, remote) {
             (Some(_), _) => None,
             (None, Some(remote)) => Some(remote),
@@ -271,6 +282,12 @@ impl Engine {
             }
             udp.allowed = Some(remote);
         }
+        self.batch_udp(key, to, payload);
+    }
+
+    /// Puts a datagram into its socket's open batch.
+    fn batch_udp(&mut self, key: Key, to: Option<SocketAddr>, payload: Piece) {
+        let Some(udp) = self.sockets.get_mut(key) else { return };
         if udp.out_to != to || !udp.out.takes(payload.len(), udp.gso) {
             if udp.out.batch.is_some() {
                 self.flush_udp(key);

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use isthmus_proto::limits::FRAME_PAYLOAD_MAX;
 use isthmus_proto::wire::{
-    ADDR_LEN, ControlBuf, DecodeError, Frame, HEADER_LEN, InnerDatagrams, Kind, OpenFlags, RequestKind,
+    ADDR_LEN, ControlBuf, DecodeError, Frame, HEADER_LEN, InnerDatagrams, Kind, NamedTarget, OpenFlags, RequestKind,
     TRAILER_ADDR_LEN, read_header, write_data_header, write_datagram_header, write_trailer,
 };
 use isthmus_proto::{Code, PortId};
@@ -13,9 +13,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 /// The numbers of all kinds, as the protocol's table gives them.
-const KINDS: [u8; 23] = [
-    0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0a, 0x10, 0x11, 0x12, 0x13, 0x14, 0x18, 0x19, 0x20, 0x21,
-    0x22, 0x23, 0x30, 0x31,
+const KINDS: [u8; 24] = [
+    0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0a, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x18, 0x19, 0x20,
+    0x21, 0x22, 0x23, 0x30, 0x31,
 ];
 
 const REQUESTS: [RequestKind; 5] =
@@ -58,6 +58,10 @@ impl Fields {
             }
             Kind::Connect => {
                 Frame::Connect { port, request, to: addr, timeout_ms: a32, unanswered: self.flags & 1 == 1 }
+            }
+            Kind::ConnectName => {
+                let to = NamedTarget { name: &self.text, port: a16, rules: &self.text };
+                Frame::ConnectName { port, request, to, timeout_ms: a32 }
             }
             Kind::Serve => Frame::Serve { port, request },
             Kind::Close => Frame::Close { port, request },

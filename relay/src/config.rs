@@ -19,6 +19,7 @@ use isthmus_settings::Rules;
 pub use changes::Change;
 
 use crate::names::{NameRoute, Names};
+use crate::proxy::ProxyPort;
 use crate::publish::{Publish, PublishSpec};
 use crate::trust::{Glob, Operation, TrustOptions};
 
@@ -143,6 +144,13 @@ pub struct Config {
     /// What is published at run time comes back after a restart, as if each 'publish' said 'save'
     #[arg(long, env = "ISTHMUS_KEEP_PUBLISHES")]
     pub keep_publishes: bool,
+    /// SOCKS5 and HTTP CONNECT for clients without Isthmus: the user name is the mediator's, the password a terminal's
+    /// token. With =MEDIATOR for that one only, and on a loopback address without a token. May be repeated
+    #[arg(long, value_name = "ADDR:PORT[=MEDIATOR]", env = "ISTHMUS_SOCKS", value_delimiter = ',')]
+    pub socks: Vec<ProxyPort>,
+    /// Ask no token at a --socks port of one mediator, on whatever address it is: whoever reaches it may use the mediator
+    #[arg(long, env = "ISTHMUS_SOCKS_OPEN")]
+    pub socks_open: bool,
     /// Unix socket of the management plane [default: DIR/stats.sock]
     #[arg(long, value_name = "PATH", env = "ISTHMUS_STATS_SOCKET")]
     pub stats_socket: Option<PathBuf>,

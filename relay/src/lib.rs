@@ -8,6 +8,7 @@ pub mod admin;
 pub mod config;
 pub mod log;
 pub mod names;
+pub mod proxy;
 pub mod publish;
 pub mod run;
 pub mod shard;

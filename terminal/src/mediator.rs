@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use isthmus_proto::hello::{MediatorInfo, MediatorSummary, Query, QueryAnswer, Report};
-use isthmus_proto::wire::OpenFlags;
+use isthmus_proto::wire::{NAME_LEN_MAX, OpenFlags};
 use isthmus_proto::{Code, MediatorId};
 
 use crate::handle::gone;
@@ -210,6 +210,24 @@ impl Mediator {
         let reply = port.held().with(|state, key| state.connect(key, to, timeout_ms))?;
         port.held().answered(reply).await?;
         Ok(TcpStream::new(port.into_held()))
+    }
+
+    /// Connects to a host that the mediator finds by its name, in the private network's own DNS. Each of its addresses
+    /// has to be allowed, and they are tried in turn. [`TcpStream::peer_addr`] is unspecified then.
+    ///
+    /// # Errors
+    /// Those of [`Mediator::connect`], and [`Code::NameNotFound`], [`Code::NameFailed`]; the former also for a name of
+    /// no or more than 255 bytes.
+    pub async fn connect_name(&self, name: &str, port: u16) -> Result<TcpStream, Error> {
+        if name.is_empty() || name.len() > NAME_LEN_MAX {
+            return Err(Error::Refused(Code::NameNotFound));
+        }
+        let handle = self.line.link().await?;
+        let timeout_ms = timeout_ms(handle.shared().connect_timeout);
+        let (opened, _) = Port::request(&handle, &OpenOptions::tcp(), OpenFlags::QUIET)?;
+        let reply = opened.held().with(|state, key| state.connect_name(key, name, port, timeout_ms))?;
+        opened.held().answered(reply).await?;
+        Ok(TcpStream::new(opened.into_held()))
     }
 
     /// Makes a server of one of the mediator's ports: hosts of the private network connect to it.

@@ -316,6 +316,7 @@ impl Control for Simulator {
             | Event::Visitor { .. }
             | Event::FlowEnded { .. }
             | Event::GuestBytes { .. }
+            | Event::RequestName { .. }
             | Event::GuestEnded { .. }
             | Event::ChannelsChanged { .. }
             | Event::Watched { .. } => {}

@@ -7,7 +7,7 @@ use super::request::UNSPECIFIED;
 use super::{Link, Payload, Side};
 use crate::code::Code;
 use crate::time::Instant;
-use crate::wire::{Frame, OpenFlags, RequestKind};
+use crate::wire::{Frame, NamedTarget, OpenFlags, RequestKind};
 
 /// What a received frame means to the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +73,19 @@ pub enum Input<'a> {
         peer: Option<SocketAddr>,
         /// On whose behalf; zero for untold.
         asker: u16,
+    },
+    /// Asked to connect to a host by its name.
+    ConnectName {
+        /// The port's owner.
+        owner: u64,
+        /// The port.
+        slot: Slot,
+        /// Number for the answer.
+        request: u16,
+        /// Where to.
+        to: NamedTarget<'a>,
+        /// Milliseconds; 0 for the default.
+        timeout_ms: u32,
     },
     /// Asked to connect.
     Connect {
@@ -240,6 +253,7 @@ impl<P: Payload> Link<P> {
             }
             Frame::Open { .. }
             | Frame::Connect { .. }
+            | Frame::ConnectName { .. }
             | Frame::Serve { .. }
             | Frame::Close { .. }
             | Frame::Switch { .. } => {

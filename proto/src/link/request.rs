@@ -8,7 +8,7 @@ use super::{Link, Payload};
 use crate::code::Code;
 use crate::id::PortId;
 use crate::time::Instant;
-use crate::wire::{Frame, OpenFlags, RequestKind};
+use crate::wire::{Frame, NamedTarget, OpenFlags, RequestKind};
 
 /// "No address": any address, any number.
 pub const UNSPECIFIED: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
@@ -70,6 +70,12 @@ impl<P: Payload> Link<P> {
     /// are never longer than [`Link::room`] leaves: that spares both ends a record.
     pub fn connect_unanswered(&mut self, slot: Slot, to: SocketAddr) {
         self.control.push(&Frame::Connect { port: slot.id(), request: 0, to, timeout_ms: 0, unanswered: true });
+    }
+
+    /// Asks to connect an opened TCP port to a host that the mediator finds by its name. Nothing may be sent on the port
+    /// before the answer, which is that to a connect.
+    pub fn connect_name(&mut self, slot: Slot, request: u16, to: NamedTarget<'_>, timeout_ms: u32) {
+        self.control.push(&Frame::ConnectName { port: slot.id(), request, to, timeout_ms });
     }
 
     /// Asks to make a server of an opened TCP port.
@@ -205,7 +211,9 @@ impl<P: Payload> Link<P> {
                     Err(refused) => refused,
                 });
             }
-            Frame::Connect { port, request, .. } => (port, RequestKind::Connect, request),
+            Frame::Connect { port, request, .. } | Frame::ConnectName { port, request, .. } => {
+                (port, RequestKind::Connect, request)
+            }
             Frame::Serve { port, request } => (port, RequestKind::Serve, request),
             Frame::Close { port, request } => (port, RequestKind::Close, request),
             Frame::Switch { port, request, .. } => (port, RequestKind::Switch, request),
@@ -217,7 +225,7 @@ impl<P: Payload> Link<P> {
         };
         let (owner, kind) = (known.owner, known.kind);
         match frame {
-            Frame::Connect { .. } | Frame::Serve { .. } if kind != PortKind::Tcp => {
+            Frame::Connect { .. } | Frame::ConnectName { .. } | Frame::Serve { .. } if kind != PortKind::Tcp => {
                 Ok(self.refuse(port, to, request, Code::NotTcp))
             }
             Frame::Switch { .. } if kind != PortKind::Udp => Ok(self.refuse(port, to, request, Code::NotUdp)),
@@ -226,6 +234,9 @@ impl<P: Payload> Link<P> {
                     port.unanswered = unanswered && port.quiet;
                 }
                 Ok(Input::Connect { owner, slot, request, to, timeout_ms })
+            }
+            Frame::ConnectName { to, timeout_ms, .. } => {
+                Ok(Input::ConnectName { owner, slot, request, to, timeout_ms })
             }
             Frame::Serve { .. } => Ok(Input::Serve { owner, slot, request }),
             Frame::Switch { flags, .. } => Ok(Input::Switch { owner, slot, request, flags }),

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::encode::{CONNECT_UNANSWERED, DATAGRAM_FIRST, DATAGRAM_MORE, OPEN_ASKER, OPEN_PEER};
-use super::frame::{Frame, HEADER_LEN, Header, Kind, OpenFlags, RequestKind};
+use super::frame::{Frame, HEADER_LEN, Header, Kind, NamedTarget, OpenFlags, RequestKind};
 use crate::code::Code;
 use crate::id::PortId;
 
@@ -73,6 +73,14 @@ impl<'a> Frame<'a> {
                 timeout_ms: reader.u32()?,
                 unanswered: header.flags & CONNECT_UNANSWERED != 0,
             },
+            Kind::ConnectName => {
+                let (request, timeout_ms, number) = (reader.u16()?, reader.u32()?, reader.u16()?);
+                let name_len = reader.take::<1>()?[0];
+                let name = reader.text(usize::from(name_len))?;
+                let rules_len = reader.u16()?;
+                let rules = reader.text(usize::from(rules_len))?;
+                Self::ConnectName { port, request, to: NamedTarget { name, port: number, rules }, timeout_ms }
+            }
             Kind::Serve => Self::Serve { port, request: reader.u16()? },
             Kind::Close => Self::Close { port, request: reader.u16()? },
             Kind::Switch => Self::Switch { port, request: reader.u16()?, flags: OpenFlags(header.flags) },
@@ -112,6 +120,12 @@ impl<'a> Reader<'a> {
         let (front, rest) = self.0.split_first_chunk::<N>()?;
         self.0 = rest;
         Some(front)
+    }
+
+    fn text(&mut self, len: usize) -> Option<&'a str> {
+        let (front, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        std::str::from_utf8(front).ok()
     }
 
     /// Two bytes.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::frame::{Frame, HEADER_LEN, Kind, OpenFlags};
+use super::frame::{Frame, HEADER_LEN, Kind, NAME_LEN_MAX, OpenFlags};
 use crate::code::Code;
 use crate::id::PortId;
 use crate::limits::FRAME_PAYLOAD_MAX;
@@ -161,6 +161,14 @@ impl ControlBuf {
             Frame::Connect { port, request, to, timeout_ms, unanswered } => {
                 let flags = if unanswered { CONNECT_UNANSWERED } else { 0 };
                 self.u16(request).addr(to).raw(&timeout_ms.to_be_bytes()).done(Kind::Connect, flags, port)
+            }
+            Frame::ConnectName { port, request, to, timeout_ms } => {
+                let (name, rules) = (to.name.as_bytes(), to.rules.as_bytes());
+                let name = &name[..name.len().min(NAME_LEN_MAX)];
+                let rules = &rules[..rules.len().min(FRAME_PAYLOAD_MAX - NAME_LEN_MAX - 11)];
+                self.u16(request).raw(&timeout_ms.to_be_bytes()).u16(to.port);
+                self.raw(&[name.len() as u8]).raw(name);
+                self.u16(rules.len() as u16).raw(rules).done(Kind::ConnectName, 0, port)
             }
             Frame::Serve { port, request } => self.u16(request).done(Kind::Serve, 0, port),
             Frame::Close { port, request } => self.u16(request).done(Kind::Close, 0, port),

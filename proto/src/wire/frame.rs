@@ -42,6 +42,8 @@ pub enum Kind {
     Close = 0x13,
     /// Switch a live UDP port between open and redirect.
     Switch = 0x14,
+    /// Connect an opened TCP port to a host by its name.
+    ConnectName = 0x15,
     /// Answer to one of the five.
     Answer = 0x18,
     /// A host connected to a server port.
@@ -79,6 +81,7 @@ impl Kind {
             0x12 => Self::Serve,
             0x13 => Self::Close,
             0x14 => Self::Switch,
+            0x15 => Self::ConnectName,
             0x18 => Self::Answer,
             0x19 => Self::Accepted,
             0x20 => Self::Data,
@@ -157,6 +160,21 @@ impl RequestKind {
         })
     }
 }
+
+/// A destination whose name the mediator resolves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamedTarget<'a> {
+    /// At most [`NAME_LEN_MAX`] bytes, UTF-8.
+    pub name: &'a str,
+    /// Port number.
+    pub port: u16,
+    /// Where the asker may go, beside the mediator's own list: allow rules, by commas. A terminal's are the relay's to
+    /// write. Empty: nowhere.
+    pub rules: &'a str,
+}
+
+/// Longest name of a host in bytes: what SOCKS5 can carry, and more than a domain name can have.
+pub const NAME_LEN_MAX: usize = 255;
 
 /// A decoded frame. Payloads are borrowed; stream bytes and datagrams are named by length only, since
 /// they stay in the driver's buffer.
@@ -254,6 +272,17 @@ pub enum Frame<'a> {
         /// On a port opened [`OpenFlags::QUIET`]: success is not answered, and no frame is longer than what credit is
         /// left, so that credit may come late.
         unanswered: bool,
+    },
+    /// See [`Kind::ConnectName`]. It is answered as a [`RequestKind::Connect`].
+    ConnectName {
+        /// An opened TCP port.
+        port: PortId,
+        /// Number of the request.
+        request: u16,
+        /// The destination, by name.
+        to: NamedTarget<'a>,
+        /// Milliseconds to wait for it, all its addresses together; 0 for the default.
+        timeout_ms: u32,
     },
     /// See [`Kind::Serve`].
     Serve {

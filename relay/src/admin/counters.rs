@@ -78,6 +78,18 @@ counters! {
     ProxyHeadersBad = "proxy_headers_bad", Total, "Connections of load balancers refused: no valid PROXY header";
     ConnectFailed = "connect_failed", Total, "Connections that the host or the mediator refused";
 
+    SocksLive = "socks_live", Gauge, "Streams of SOCKS5 and HTTP CONNECT clients now";
+    SocksTotal = "socks_total", Total, "Streams of SOCKS5 and HTTP CONNECT clients";
+    SocksAssociationsLive = "socks_associations_live", Gauge, "UDP associations of SOCKS5 clients now";
+    SocksRefusedLogin = "socks_refused_login", Total, "SOCKS5 and HTTP clients without a good token";
+    SocksRefusedProtocol = "socks_refused_protocol", Total, "SOCKS5 and HTTP clients that asked for what is not understood or not known";
+    SocksRefusedRules = "socks_refused_rules", Total, "Requests of SOCKS5 and HTTP clients that a token or a mediator's list forbids";
+    SocksRefusedAway = "socks_refused_away", Total, "Requests of SOCKS5 and HTTP clients for mediators that are not connected";
+    SocksRefusedLimit = "socks_refused_limit", Total, "SOCKS5 and HTTP clients refused at a limit";
+    SocksFailed = "socks_failed", Total, "Requests of SOCKS5 and HTTP clients that the host or the mediator refused";
+    SocksFragments = "socks_datagrams_dropped_fragment", Total, "Fragments of SOCKS5 clients' datagrams, dropped";
+    SocksDatagramsRefused = "socks_datagrams_refused", Total, "SOCKS5 clients' datagrams dropped: from elsewhere, malformed, to a name, or forbidden";
+
     BytesToMediators = "bytes_to_mediators", Total, "Payload bytes to mediators";
     BytesFromMediators = "bytes_from_mediators", Total, "Payload bytes from mediators";
     DatagramsToMediators = "datagrams_to_mediators", Total, "Datagrams to mediators";

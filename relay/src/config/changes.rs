@@ -27,6 +27,8 @@ impl Config {
             shards,
             publish,
             names,
+            socks,
+            socks_open,
             name,
             proxy_from,
             publish_allow,
@@ -52,6 +54,8 @@ impl Config {
         at_start.one("listen", listen, &new.listen);
         at_start.one("shards", shards, &new.shards);
         at_start.one("names", names, &new.names);
+        at_start.one("socks", socks, &new.socks);
+        at_start.one("socks-open", socks_open, &new.socks_open);
         at_start.one("stats-socket", stats_socket, &new.stats_socket);
         at_start.one("plaintext", plaintext, &new.plaintext);
         at_start.one("congestion", congestion, &new.congestion);

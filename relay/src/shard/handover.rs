@@ -7,6 +7,7 @@ use isthmus_proto::{Code, MediatorId, ShardId};
 use isthmus_ring::Waker;
 
 use super::lead::Visit;
+use super::socks::Call;
 use super::{Shard, tag};
 use crate::trust::{Glob, Grant};
 
@@ -24,6 +25,8 @@ pub(super) enum Message {
     Link { detached: Box<Detached>, hello: Box<Hello>, grant: Box<Grant> },
     /// A visitor for one of your mediators.
     Visit { taken: TakenGuest, visit: Box<Visit> },
+    /// A client of a proxy, for its mediator's shard.
+    Client { taken: TakenGuest, tag: u32, call: Box<Call> },
     /// Which of your mediators does this pattern name?
     List { from: ShardId, link: Key, query: u32, glob: Glob, after: Option<MediatorId>, limit: usize },
     /// Those.
@@ -52,6 +55,10 @@ impl Shard {
             Message::Visit { taken, visit } => {
                 let guest = engine.place_guest(taken, tag::LED);
                 self.lead(engine, guest, tag::LED, *visit);
+            }
+            Message::Client { taken, tag, call } => {
+                let guest = engine.place_guest(taken, tag);
+                self.serve_call(engine, guest, tag, *call);
             }
             Message::List { from, link, query, glob, after, limit } => {
                 let rows = self.summaries(engine, &glob, after.as_ref(), limit);

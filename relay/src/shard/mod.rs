@@ -15,6 +15,7 @@ mod publish;
 mod query;
 mod service;
 mod session;
+mod socks;
 mod spawn;
 mod tag;
 mod terminal;
@@ -62,6 +63,7 @@ struct Shard {
     name_turns: Vec<u32>,
     /// Visitors of whom something is still to be read.
     newcomers: HashMap<Key, Newcomer>,
+    proxies: socks::Proxies,
     queries: query::Queries,
     checks: check::Checks,
     sessions: u64,
@@ -86,6 +88,7 @@ impl Control for Shard {
                 Some(Door::Service) => self.on_caller(engine, socket, peer),
                 Some(Door::Published) => self.on_visitor(engine, tag, socket, peer),
                 Some(Door::Led) => self.add_newcomer(engine, tag, socket, peer),
+                Some(Door::Proxy) => self.on_client(engine, tag, socket, peer),
                 None => {}
             },
             Event::Greeting { link, frame } => self.on_greeting(engine, link, frame),
@@ -99,9 +102,14 @@ impl Control for Shard {
                 What::BridgeA | What::BridgeB => {
                     terminal::forward_answer(engine, owner, to, request, code, local, over);
                 }
+                What::Guest => self.on_client_answer(engine, owner, to, code, local, over),
+                What::Udp => self.on_association_answer(engine, owner, code, over),
                 What::Control => self.on_check_answer(engine, link, slot, owner, to, code),
                 _ => {}
             },
+            Event::PortAccepted { link, owner, slot, peer, .. } if owner.what() == What::Guest => {
+                self.on_bind_accepted(engine, link, owner, slot, peer);
+            }
             Event::PortAccepted { link, owner, slot, peer, local, .. } => {
                 terminal::forward_accepted(engine, link, owner, slot, peer, local);
             }
@@ -110,10 +118,23 @@ impl Control for Shard {
             Event::Renew { link, token } => self.on_renew(engine, link, token),
             Event::Timer { number: session::TIMER_EXPIRY } => self.on_expiry_timer(engine),
             Event::Query { link, query, json } => self.on_query(engine, link, query, json),
+            Event::GuestBytes { guest, tag, ended } if Door::of(tag) == Some(Door::Proxy) => {
+                self.on_client_bytes(engine, guest, tag, ended);
+            }
+            Event::GuestEnded { guest, tag, .. } if Door::of(tag) == Some(Door::Proxy) => {
+                self.on_client_ended(engine, guest);
+            }
+            Event::StreamEnded { tag, .. } if Door::of(tag) == Some(Door::Proxy) => self.on_client_stream_ended(),
             Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(engine, tag, code),
             Event::GuestBytes { guest, tag, ended } => self.on_newcomer_bytes(engine, guest, tag, ended),
             Event::GuestEnded { guest, code, .. } => self.on_newcomer_ended(guest, code),
             Event::Visitor { socket, tag, visitor } => self.on_new_flow(engine, socket, tag, visitor),
+            Event::RequestName { link, slot, owner, request, to, timeout_ms } => {
+                self.on_request_name(engine, link, slot, owner, request, to, timeout_ms);
+            }
+            Event::PortEnded { owner, code, .. } if matches!(owner.what(), What::Guest | What::Udp) => {
+                self.on_client_port_ended(engine, owner, code);
+            }
             Event::PortEnded { owner, .. } => self.on_check_ended(owner),
             Event::FlowEnded { tag } => self.on_flow_ended(engine, tag),
             // The relay dials nobody, connects no stream and watches nothing.
@@ -174,6 +195,8 @@ impl Shard {
             (Counter::DatagramsQueueFull, counts.datagrams_dropped_full),
             (Counter::DatagramsToMediators, counts.datagrams_in),
             (Counter::DatagramsFromMediators, counts.datagrams_out),
+            (Counter::SocksFragments, counts.associations_fragments),
+            (Counter::SocksDatagramsRefused, counts.associations_refused),
             (Counter::BytesToMediators, counts.stream_bytes_in),
             (Counter::BytesFromMediators, counts.stream_bytes_out),
             (Counter::Roamed, counts.channels_roamed),

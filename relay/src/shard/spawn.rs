@@ -13,6 +13,7 @@ use super::handover::{MAIL_MAX, Message, Peer};
 use super::tag::TagTable;
 use super::{Shard, tag};
 use crate::admin::Counters;
+use crate::proxy::ProxyPort;
 use crate::publish::{Bound, Origin, retry_in_use, tcp_listener};
 use crate::run::{RunningShard, ShardSeat, Shards, Shared};
 
@@ -31,6 +32,7 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
     let (listen, sockets) = service_sockets(shared.config.listen, count, shared.config.congestion.as_deref())?;
     let mut published = published_ports(&shared, count)?;
     let mut names = super::names::listeners(&shared.config, count)?;
+    let mut proxies = proxy_ports(&shared, count)?;
     let (senders, mail): (Vec<Sender<Message>>, Vec<Receiver<Message>>) =
         (0..count).map(|_| crossbeam_channel::bounded(MAIL_MAX)).unzip();
 
@@ -43,6 +45,7 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
         let (give_peers, peers) = crossbeam_channel::bounded::<Vec<Peer>>(1);
         let mine = std::mem::take(&mut published[usize::from(seat.id.0)]);
         let names = std::mem::take(&mut names[usize::from(seat.id.0)]);
+        let clients = std::mem::take(&mut proxies[usize::from(seat.id.0)]);
         let (shared, id) = (shared.clone(), seat.id);
         let thread = std::thread::Builder::new()
             .name(format!("shard-{}", id.0))
@@ -58,7 +61,7 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
                 };
                 let _ = started.send(Ok(ring.waker()));
                 let Ok(peers) = peers.recv() else { return Ok(()) };
-                run_shard(seat, shared, mail, peers, ring, tcp, udp, mine, names)
+                run_shard(seat, shared, mail, peers, ring, tcp, udp, mine, names, clients)
             })
             .context("cannot start a shard's thread")?;
         let waker = wait_started.recv().context("a shard ended while it started")??;
@@ -97,6 +100,7 @@ fn run_shard(
     udp: Socket,
     published: Vec<Bound>,
     names: Vec<Socket>,
+    proxies: Vec<(ProxyPort, Socket)>,
 ) -> anyhow::Result<()> {
     let config = EngineConfig {
         handshake_timeout: shared.config.handshake_timeout,
@@ -125,12 +129,16 @@ fn run_shard(
         links: HashMap::new(),
         mediators: BTreeMap::new(),
         published: TagTable::new(tag::Door::Published),
+        proxies: super::socks::Proxies::new(),
         queries: Default::default(),
         checks: Default::default(),
         sessions: 0,
         half_open: 0,
         stopping: false,
     };
+    for (port, socket) in proxies {
+        shard.add_proxy(&mut engine, port, socket);
+    }
     shard.publish(&mut engine, published).map_err(anyhow::Error::msg)?;
     while !(shard.stopping && shard.links.is_empty()) {
         engine.turn(&mut shard).context("the ring failed")?;
@@ -187,6 +195,34 @@ fn service_sockets_once(
         first.attach_reuseport_steering(shards as u8).context("cannot steer UDP datagrams to their shards")?;
     }
     Ok((listen, sockets))
+}
+
+/// The proxies' ports: a mediator's own on the shard that owns it, the others on every shard.
+fn proxy_ports(shared: &Shared, shards: usize) -> anyhow::Result<Vec<Vec<(ProxyPort, Socket)>>> {
+    let mut lists: Vec<Vec<_>> = (0..shards).map(|_| Vec::new()).collect();
+    let congestion = shared.config.congestion.as_deref();
+    for asked in &shared.config.socks {
+        let cannot = || format!("--socks {asked}: cannot listen there; is another program there? Choose another port");
+        // As for the service port: another relay of the same user must not share it.
+        let first = retry_in_use(|| tcp_listener(asked.listen, false, congestion)).with_context(cannot)?;
+        let mut port = asked.clone();
+        port.listen = first.local_addr().with_context(cannot)?;
+        tracing::info!(listen = %port.listen, mediator = port.mediator.as_ref().map(tracing::field::display), "SOCKS5 and HTTP CONNECT");
+        match &port.mediator {
+            Some(id) => {
+                let owner = usize::from(id.shard(shards).0);
+                lists.get_mut(owner).context("a mediator's shard is out of range")?.push((port, first));
+            }
+            None => {
+                drop(first);
+                for list in &mut lists {
+                    let socket = tcp_listener(port.listen, true, congestion).with_context(cannot)?;
+                    list.push((port.clone(), socket));
+                }
+            }
+        }
+    }
+    Ok(lists)
 }
 
 /// The configuration's published ports, each for the shard that owns its mediator.

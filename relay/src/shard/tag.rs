@@ -31,6 +31,8 @@ pub(super) enum Door {
     Published = 1,
     /// A name listener, or a visitor who was led here from another shard: nothing is kept of it.
     Led = 2,
+    /// A proxy's port: SOCKS5 and HTTP CONNECT.
+    Proxy = 3,
 }
 
 impl Door {
@@ -40,6 +42,7 @@ impl Door {
             0 => Some(Self::Service),
             1 => Some(Self::Published),
             2 => Some(Self::Led),
+            3 => Some(Self::Proxy),
             _ => None,
         }
     }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use isthmus_engine::{Ask, BridgeEnd, Engine, Key};
 use isthmus_proto::link::{Side, Slot};
-use isthmus_proto::wire::{OpenFlags, RequestKind};
+use isthmus_proto::wire::{NamedTarget, OpenFlags, RequestKind};
 use isthmus_proto::{Code, MediatorId};
 
 use super::{Party, Shard};
@@ -148,6 +148,44 @@ impl Shard {
         }
         engine.touch(far.link);
         Ok(())
+    }
+}
+
+impl Shard {
+    /// A terminal asks to connect to a host by its name. The mediator checks the name's addresses against what the
+    /// token allows, since only it knows them.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn on_request_name(
+        &mut self,
+        engine: &mut Engine,
+        link: Key,
+        slot: Slot,
+        owner: Key,
+        request: u16,
+        to: NamedTarget<'_>,
+        timeout_ms: u32,
+    ) {
+        let asked = match self.links.get(&link) {
+            Some(Party::Terminal(terminal)) if !terminal.grant.permits(Operation::Connect) => Err(Code::NotPermitted),
+            Some(Party::Terminal(terminal)) => Ok(super::socks::rules_of(&terminal.grant)),
+            _ => Err(Code::MediatorAway),
+        };
+        let asked = asked.and_then(|rules| {
+            let far = engine.bridge_other(owner).ok_or(Code::UnknownPort)?;
+            let machine = engine.link(far.link).filter(|machine| machine.kind(far.slot).is_some());
+            machine.ok_or(Code::UnknownPort)?.connect_name(
+                far.slot,
+                request,
+                NamedTarget { rules: &rules, ..to },
+                timeout_ms,
+            );
+            engine.touch(far.link);
+            Ok(())
+        });
+        if let (Err(code), Some(machine)) = (asked, engine.link(link)) {
+            machine.answer(slot, RequestKind::Connect, request, code, None);
+        }
+        engine.touch(link);
     }
 }
 

@@ -87,7 +87,11 @@ impl State {
                 });
             }
             // A requester's link never gives these.
-            Input::Open { .. } | Input::Connect { .. } | Input::Serve { .. } | Input::Close { .. } => {}
+            Input::Open { .. }
+            | Input::Connect { .. }
+            | Input::ConnectName { .. }
+            | Input::Serve { .. }
+            | Input::Close { .. } => {}
             Input::Switch { .. } | Input::Query { .. } | Input::Renew(_) | Input::Asker { .. } => {}
         }
         Ok(())

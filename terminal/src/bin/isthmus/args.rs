@@ -107,6 +107,14 @@ pub(crate) enum Command {
         #[arg(long)]
         obligatory: bool,
     },
+    /// Serve SOCKS5 and HTTP CONNECT on this machine for one mediator; whoever reaches the port may use it
+    Socks {
+        /// The mediator's name
+        mediator: MediatorId,
+        /// Where clients connect to; port 0 takes a free one
+        #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:1080")]
+        listen: SocketAddr,
+    },
     /// Join the standard input and output to a host in the private network
     Nc {
         /// The mediator's name

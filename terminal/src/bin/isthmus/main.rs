@@ -9,6 +9,8 @@ mod listen;
 mod nc;
 mod output;
 mod settings;
+mod socks;
+mod socks_udp;
 mod spec;
 
 use std::io::IsTerminal;
@@ -51,6 +53,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Command::List { json } => ask::list(&config, json).await,
         Command::Forward { mediator, local, udp } => forward::run(config, mediator, local, udp).await,
         Command::Listen { mediator, at, to, obligatory } => listen::run(config, mediator, at, to, obligatory).await,
+        Command::Socks { mediator, listen } => socks::run(config, mediator, listen).await,
         Command::Nc { mediator, host, port, udp, redirect, wait } => {
             let to = (host, port).into();
             if udp {
