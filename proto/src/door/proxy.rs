@@ -139,6 +139,7 @@ mod tests {
 
     /// Feeds bytes until something else than [`Step::More`] comes, every login being `good`: what came, what was
     /// replied, what was left.
+    #[allow(clippy::type_complexity)]
     fn run(open: bool, good: bool, bytes: &[u8]) -> (Step, Vec<u8>, Vec<u8>, Option<(String, String)>) {
         let (mut proxy, mut out, mut rest, mut who) = (Proxy::new(open), Vec::new(), bytes, None);
         loop {

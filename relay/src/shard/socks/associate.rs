@@ -16,6 +16,7 @@ use crate::shard::Shard;
 use crate::trust::{Grant, Operation};
 
 impl Shard {
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn begin_association(
         &mut self,
         engine: &mut Engine,
