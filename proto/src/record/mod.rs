@@ -28,7 +28,7 @@ mod session;
 mod tests;
 mod verify;
 
-pub use channel::ChannelKeys;
+pub use channel::{ChannelKeys, UdpSecret};
 pub use config::{ALPN, Trust, client_config, server_config};
 pub use datagram::{DATAGRAM_HEADER, DATAGRAM_OVERHEAD, DatagramError, DatagramHeader, End};
 pub use handshake::{ClientHandshake, Established, HandshakeError, ServerHandshake, Step};

@@ -13,11 +13,11 @@ mod terminal;
 mod tunnel;
 mod visitor;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
-use isthmus_engine::{Control, Engine, Event, Key, What};
+use isthmus_engine::{Control, Engine, Event, Key, KeyMap, What};
 use isthmus_proto::{Code, MediatorId};
 
 use crate::admin::{Counter, Counters};
@@ -40,7 +40,7 @@ struct Shard {
     counters: Counters,
     service_udp: Key,
     /// Every link, in whatever state.
-    links: HashMap<Key, Party>,
+    links: KeyMap<Party>,
     /// This shard's mediators that are connected.
     mediators: BTreeMap<MediatorId, Key>,
     published: Vec<Published>,
@@ -94,6 +94,7 @@ impl Control for Shard {
             Event::LinkReady { .. }
             | Event::Connected { .. }
             | Event::ChannelsChanged { .. }
+            | Event::Lifetime { .. }
             | Event::Timer { .. }
             | Event::Watched { .. } => {}
         }
