@@ -201,6 +201,9 @@ struct Udp {
     /// Sockets
     #[arg(long, value_name = "F", default_value_t = 1)]
     flows: usize,
+    /// The first socket's own port number, the others follow; a load that is repeated finds its flows again [default: any]
+    #[arg(long, value_name = "PORT", value_parser = value_parser!(u16).range(1024..))]
+    from_port: Option<u16>,
     /// Datagrams of one send call
     #[arg(long, value_name = "N", default_value_t = 1)]
     batch: usize,
@@ -336,6 +339,7 @@ fn udp(args: Udp) -> anyhow::Result<ExitCode> {
         to: resolve_all(&args.to)?,
         size: args.size,
         flows: args.flows,
+        from_port: args.from_port,
         batch: args.batch,
         measured: Duration::from_secs(args.seconds),
         watched: args.watched,

@@ -94,6 +94,9 @@ pub struct Bar {
     pub measured: Option<f64>,
     /// Whether it is reached.
     pub met: Option<bool>,
+    /// Why there is no verdict, where something was measured that does not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// CPU time of others, in percent of one core.
@@ -287,6 +290,7 @@ mod tests {
             limit: 1.0,
             measured: Some(0.5),
             met: Some(true),
+            why: None,
         });
         report.bars.push(Bar { name: "X".into(), bar: "<= 1".into(), limit: 1.0, ..Bar::default() });
         report.background = Some(Background { median_percent: 1.5, max_percent: 4.0 });

@@ -6,6 +6,7 @@
 //! The machine's busy time is what is left of the time of all processors when the idle time is taken away. The kernel knows
 //! the latter exactly; the busy kinds it only samples at its ticks, and misses most of a load that wakes up in step with them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::str::FromStr;
@@ -33,11 +34,21 @@ impl FromStr for Watched {
     }
 }
 
+/// The name of watched processes that are the load's other end: sinks and simulated mediators.
+pub const FAR: &str = "far";
+
+/// Share of a thread's time from which on it is taken for saturated.
+pub(crate) const SATURATED: f64 = 0.95;
+
 /// CPU time used up to some moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Usage {
     /// In ticks of the kernel.
     processes: Vec<u64>,
+    /// Of each thread of the processes that are called [`FAR`], in ticks.
+    far: BTreeMap<u32, u64>,
+    /// Seconds since some moment.
+    at: f64,
     /// In seconds since some moment.
     machine: f64,
 }
@@ -53,7 +64,20 @@ impl Usage {
             let gone = || format!("the watched process {} ({}) is gone", watched.name, watched.pid);
             process_now(watched.pid).with_context(gone)
         };
-        Ok(Self { processes: watched.iter().map(process).collect::<anyhow::Result<_>>()?, machine })
+        let mut far = BTreeMap::new();
+        for process in watched.iter().filter(|watched| watched.name == FAR) {
+            far.extend(threads_now(process.pid)?);
+        }
+        let processes = watched.iter().map(process).collect::<anyhow::Result<_>>()?;
+        Ok(Self { processes, far, at: now_s(), machine })
+    }
+
+    /// The share of its time that the busiest thread of the load's other end used since `earlier`; `None` without one. It
+    /// is saturated from [`SATURATED`] on: then the figures are its own.
+    pub(crate) fn far_share(&self, earlier: &Self) -> Option<f64> {
+        let ticks = self.far.iter().map(|(id, now)| now.saturating_sub(*earlier.far.get(id).unwrap_or(&0))).max()?;
+        let seconds = (self.at - earlier.at).max(f64::MIN_POSITIVE);
+        Some(ticks as f64 / ticks_per_second() / seconds)
     }
 
     /// Adds to `line`, from `earlier` to `self`: `cpu_NAME_s` of each process, `cpu_machine_s`, all in CPU seconds.
@@ -74,10 +98,25 @@ pub(crate) fn process_s(pid: u32) -> anyhow::Result<f64> {
 /// CPU time of the whole machine, in seconds since some moment: differences count.
 pub(crate) fn machine_s() -> anyhow::Result<f64> {
     let text = fs::read_to_string("/proc/stat")?;
-    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = now_s();
     let (idle, processors) = idle_ticks(&text).context("/proc/stat is not understood")?;
-    let seconds = now.tv_sec as f64 + now.tv_nsec as f64 / 1e9;
     Ok(seconds * processors as f64 - idle as f64 / ticks_per_second())
+}
+
+fn now_s() -> f64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}
+
+/// CPU time of each thread of a process. One that ends meanwhile is left out.
+fn threads_now(pid: u32) -> anyhow::Result<Vec<(u32, u64)>> {
+    let path = format!("/proc/{pid}/task");
+    let threads = fs::read_dir(&path).with_context(|| format!("cannot read {path}"))?;
+    let thread = |entry: fs::DirEntry| {
+        let id = entry.file_name().to_str()?.parse().ok()?;
+        Some((id, process_ticks(&fs::read_to_string(entry.path().join("stat")).ok()?)?))
+    };
+    Ok(threads.flatten().filter_map(thread).collect())
 }
 
 fn process_now(pid: u32) -> anyhow::Result<u64> {
@@ -160,6 +199,21 @@ mod tests {
         let mut line = Line::default();
         after.report(&before, &me, &mut line);
         assert!(line.to_string().starts_with("cpu_me_s=0."), "{line}");
+    }
+
+    #[test]
+    fn busiest_thread_of_the_far_end_counts() {
+        let usage =
+            |at, threads: &[(u32, u64)]| Usage { at, far: threads.iter().copied().collect(), ..Usage::default() };
+        let (before, ticks) = (usage(1.0, &[(1, 7), (2, 5)]), ticks_per_second() as u64);
+        let after = usage(3.0, &[(1, 7 + ticks), (2, 5 + 2 * ticks), (3, ticks)]);
+        assert_eq!(after.far_share(&before), Some(1.0));
+        assert_eq!(usage(3.0, &[]).far_share(&before), None);
+        let me = [Watched { name: FAR.into(), pid: std::process::id() }];
+        let now = Usage::now(&me).unwrap();
+        assert!(!now.far.is_empty() && now.far_share(&now).is_some());
+        let me = [Watched { name: "relay".into(), ..me[0].clone() }];
+        assert!(Usage::now(&me).unwrap().far.is_empty());
     }
 
     #[test]

@@ -32,7 +32,11 @@ pub fn better(key: &str) -> Better {
 pub fn is_detail(key: &str) -> bool {
     let raw_time = key.starts_with("cpu_") && key.ends_with("_s");
     let ends = ["max_us", "slowest_gbit_s", "fastest_gbit_s"].iter().any(|end| key.ends_with(end));
-    better(key) == Better::Neither || raw_time || ends || ["late", "failed", "load_bound"].contains(&key)
+    better(key) == Better::Neither
+        || raw_time
+        || ends
+        || ["late", "failed", "load_bound", "far_busy_percent"].contains(&key)
+        || key.starts_with("far_")
 }
 
 /// A number as people write it: three significant digits, all digits of whole thousands, a space between thousands.

@@ -291,7 +291,7 @@ impl Engine {
             batch.set_to(channel.peer);
             batch.set_segment(segment);
             batch.push(out);
-            self.ring.send_datagrams(&udp.socket, batch, channel.socket.to_bits());
+            self.ring.send_datagrams_quietly(&udp.socket, batch, channel.socket.to_bits());
         }
     }
 

@@ -91,6 +91,7 @@ impl Engine {
             send_op: None,
             sent_at: self.now,
             compacting: false,
+            quiet: false,
             roomy: false,
             counted: 0,
             raw: Rare::default(),

@@ -55,6 +55,8 @@ pub(crate) struct LinkIo {
     /// When the send in flight began, and whether it was cancelled to free the buffers that it holds.
     pub(crate) sent_at: Instant,
     pub(crate) compacting: bool,
+    /// The send in flight was taken at once, unless the ring says otherwise.
+    pub(crate) quiet: bool,
     /// Much came lately: the next receive takes a large block.
     pub(crate) roomy: bool,
     /// What waited here when the engine's sum was taken.
@@ -88,6 +90,11 @@ impl LinkIo {
             Phase::Live(link) => Some(link),
             _ => None,
         }
+    }
+
+    /// Whether anything waits for the socket.
+    pub(crate) fn wants_to_send(&mut self) -> bool {
+        self.closing.is_some() || !self.raw.is_empty() || self.live().is_some_and(|link| link.wants_to_send())
     }
 
     /// Gives the memory back that an idle link can do without. Contexts cost 140 ns each to be built again, which a

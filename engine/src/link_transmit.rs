@@ -20,6 +20,9 @@ const TAKEN_AT_ONCE: Duration = Duration::from_millis(4);
 /// A send that is under way for so long is stalled.
 const STALLED_AFTER: Duration = Duration::from_millis(100);
 
+/// A send of at most so many bytes, behind which nothing waits, needs no turn of its own to hear of its end.
+pub(crate) const QUIET_MAX: usize = 4096;
+
 const ECANCELED: i32 = 125;
 
 /// Room for a record around its frames: header before, content type and tag after.
@@ -40,7 +43,10 @@ impl Engine {
             let text = "the other end asks without reading the answers";
             return self.end_link(control, key, Code::Overloaded, text, 0);
         }
-        if io.send_op.is_some() {
+        if let Some(op) = io.send_op {
+            if io.wants_to_send() {
+                self.ring.attend(op);
+            }
             self.dirty.freed = freed;
             return;
         }
@@ -54,7 +60,11 @@ impl Engine {
         }
         if !batch.is_empty() {
             io.sent_at = self.now;
-            io.send_op = Some(self.ring.send(&io.socket, batch, SendMode::WaitAll, key.to_bits()));
+            io.quiet = batch.bytes() <= QUIET_MAX && matches!(io.phase, Phase::Live(_)) && !io.wants_to_send();
+            io.send_op = Some(match io.quiet {
+                true => self.ring.send_quietly(&io.socket, batch, key.to_bits()),
+                false => self.ring.send(&io.socket, batch, SendMode::WaitAll, key.to_bits()),
+            });
         } else if let Some(code) = io.closing {
             self.dirty.freed = freed;
             return self.end_link(control, key, code, "", 0);
@@ -106,7 +116,10 @@ impl Engine {
         let Some(io) = self.links.get_mut(key) else { return };
         io.send_op = None;
         let compacting = std::mem::take(&mut io.compacting);
+        let quiet = std::mem::take(&mut io.quiet);
         let result = match result {
+            // The socket is full: the send waits for it now.
+            Err(error) if quiet && error.kind() == std::io::ErrorKind::WouldBlock => Ok(0),
             // Cancelled by us before anything of it went.
             Err(error) if compacting && error.raw_os_error() == Some(ECANCELED) => Ok(0),
             result => result,
@@ -125,7 +138,7 @@ impl Engine {
             }
             Ok(_) => {
                 drop(batch);
-                let fast = self.now.since(io.sent_at) < TAKEN_AT_ONCE;
+                let fast = quiet || self.now.since(io.sent_at) < TAKEN_AT_ONCE;
                 if let Some(link) = io.live() {
                     link.set_fast(fast);
                 }

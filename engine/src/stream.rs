@@ -13,8 +13,9 @@ use isthmus_ring::{OpId, Piece, PollEvents, PoolConfig, SendBatch, SendMode, Soc
 use crate::Engine;
 use crate::event::{Control, Event};
 use crate::key::Key;
-use crate::link::Phase;
+use crate::link::{LinkIo, Phase};
 use crate::link_receive::ENOBUFS;
+use crate::link_transmit::QUIET_MAX;
 use crate::timers::TimerId;
 use crate::turn::INTERACTIVE_FOR;
 
@@ -96,9 +97,15 @@ impl Stream {
     }
 }
 
+/// A peer that vanished would hold its port for ever. Where it cannot be set, that is all that is lost.
+fn set_keepalive(socket: &Socket) {
+    let _ = socket.set_keepalive(KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT);
+}
+
 impl Engine {
     /// Joins a connected socket to a port, and begins to receive.
     pub fn add_stream(&mut self, socket: Socket, link: Key, slot: Slot, tag: u32) -> Key {
+        set_keepalive(&socket);
         let key = self.insert_stream(socket, link, slot, tag);
         if let Some(link) = self.link(link) {
             link.set_owner(slot, key.to_bits());
@@ -121,8 +128,6 @@ impl Engine {
     }
 
     fn insert_stream(&mut self, socket: Socket, link: Key, slot: Slot, tag: u32) -> Key {
-        // A peer that vanished would hold its port for ever. Where it cannot be set, that is all that is lost.
-        let _ = socket.set_keepalive(KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT);
         self.streams.insert(Stream {
             socket,
             link,
@@ -159,6 +164,7 @@ impl Engine {
     pub(crate) fn on_stream_connected(&mut self, control: &mut impl Control, key: Key, result: std::io::Result<()>) {
         let Some(stream) = self.streams.get_mut(key) else { return };
         stream.connecting = None;
+        set_keepalive(&stream.socket);
         let (link, slot) = (stream.link, stream.slot);
         let failed = result.is_err();
         if failed && let Some(stream) = self.streams.remove(key) {
@@ -294,7 +300,13 @@ impl Engine {
     pub(crate) fn flush_stream(&mut self, control: &mut impl Control, key: Key) {
         let Some(stream) = self.streams.get_mut(key) else { return };
         stream.dirty = false;
-        if stream.send_op.is_some() || stream.stalled.is_some() || stream.connecting.is_some() {
+        if let Some(op) = stream.send_op {
+            if !stream.queue.is_empty() || stream.outgoing == Outgoing::Finishing {
+                self.ring.attend(op);
+            }
+            return;
+        }
+        if stream.stalled.is_some() || stream.connecting.is_some() {
             return;
         }
         if stream.queue.is_empty() {
@@ -312,7 +324,19 @@ impl Engine {
         {
             batch.push(piece);
         }
-        stream.send_op = Some(self.ring.send(&stream.socket, batch, SendMode::TryNow, key.to_bits()));
+        // Of what its other end may still send, a send that nothing waits for would tell too late.
+        let quiet = batch.bytes() <= QUIET_MAX
+            && stream.queue.is_empty()
+            && stream.outgoing == Outgoing::Open
+            && self
+                .links
+                .get_mut(stream.link)
+                .and_then(LinkIo::live)
+                .is_some_and(|link| link.has_credit_left(stream.slot));
+        stream.send_op = Some(match quiet {
+            true => self.ring.send_quietly(&stream.socket, batch, key.to_bits()),
+            false => self.ring.send(&stream.socket, batch, SendMode::TryNow, key.to_bits()),
+        });
     }
 
     pub(crate) fn on_stream_sent(

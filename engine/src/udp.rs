@@ -283,7 +283,7 @@ impl Engine {
         if let Some(mut batch) = udp.out.take() {
             batch.set_to(udp.out_to.map(|to| for_family(to, udp.ipv6)));
             self.counts.datagrams_out += batch.len() as u64;
-            self.ring.send_datagrams(&udp.socket, batch, key.to_bits());
+            self.ring.send_datagrams_quietly(&udp.socket, batch, key.to_bits());
         }
     }
 
@@ -311,7 +311,7 @@ impl Engine {
         if let Some(udp) = self.sockets.get(flow.socket) {
             batch.set_to(Some(for_family(flow.visitor, udp.ipv6)));
             self.counts.datagrams_out += batch.len() as u64;
-            self.ring.send_datagrams(&udp.socket, batch, flow.socket.to_bits());
+            self.ring.send_datagrams_quietly(&udp.socket, batch, flow.socket.to_bits());
         }
     }
 
@@ -342,7 +342,7 @@ impl Engine {
                     let mut one = self.ring.datagram_batch();
                     one.set_to(to);
                     one.push(piece.split_to(segment.min(piece.len())));
-                    self.ring.send_datagrams(&udp.socket, one, key.to_bits());
+                    self.ring.send_datagrams_quietly(&udp.socket, one, key.to_bits());
                 }
             }
             return;

@@ -52,7 +52,9 @@ impl Fields {
             Kind::Query => Frame::Query { query: a32, json },
             Kind::QueryAnswer => Frame::QueryAnswer { query: a32, json },
             Kind::Open => Frame::Open { port, request, flags: OpenFlags(self.flags & 0x7f), local: addr, peer },
-            Kind::Connect => Frame::Connect { port, request, to: addr, timeout_ms: a32 },
+            Kind::Connect => {
+                Frame::Connect { port, request, to: addr, timeout_ms: a32, unanswered: self.flags & 1 == 1 }
+            }
             Kind::Serve => Frame::Serve { port, request },
             Kind::Close => Frame::Close { port, request },
             Kind::Switch => Frame::Switch { port, request, flags: OpenFlags(self.flags) },
@@ -294,7 +296,7 @@ fn the_peer_bit_of_open_is_not_the_callers_to_set() {
 #[test]
 fn mapped_addresses_come_out_as_ipv4() {
     let mapped: SocketAddr = "[::ffff:10.0.0.5]:80".parse().unwrap();
-    let bytes = pushed(&Frame::Connect { port: PortId(2), request: 1, to: mapped, timeout_ms: 0 });
+    let bytes = pushed(&Frame::Connect { port: PortId(2), request: 1, to: mapped, timeout_ms: 0, unanswered: false });
     let Ok(Frame::Connect { to, .. }) = decode(&bytes) else { panic!() };
     assert_eq!(to, "10.0.0.5:80".parse().unwrap());
 }

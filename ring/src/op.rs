@@ -76,6 +76,14 @@ pub enum SendMode {
     TryNow,
 }
 
+/// Who is told of a send's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    Always,
+    /// The kernel tells of a failure only.
+    OnFailure,
+}
+
 /// The outcome of an operation; `user` is what the caller gave with it.
 #[derive(Debug)]
 pub enum Completion {
@@ -112,7 +120,7 @@ pub enum Completion {
         /// Whether the socket had more to read when this completed (a hint: `false` says that waiting is likely).
         nonempty: bool,
     },
-    /// Of [`crate::Ring::send`].
+    /// Of [`crate::Ring::send`] and [`crate::Ring::send_quietly`].
     Send {
         /// As given.
         user: u64,
@@ -132,7 +140,7 @@ pub enum Completion {
         /// Whether the operation goes on.
         more: bool,
     },
-    /// Of [`crate::Ring::send_datagrams`].
+    /// Of [`crate::Ring::send_datagrams`] and [`crate::Ring::send_datagrams_quietly`].
     SentDatagrams {
         /// As given.
         user: u64,
@@ -162,6 +170,8 @@ pub(crate) enum Op {
 struct Entry {
     user: u64,
     generation: u32,
+    /// The kernel will tell of its end, or has.
+    told: bool,
     op: Op,
 }
 
@@ -179,7 +189,7 @@ impl OpTable {
         self.generation = self.generation % (u32::MAX - 1) + 1;
         let vacant = self.entries.vacant_entry();
         let id = OpId::new(vacant.key(), self.generation);
-        (id, &mut vacant.insert(Entry { user, generation: self.generation, op }).op)
+        (id, &mut vacant.insert(Entry { user, generation: self.generation, told: true, op }).op)
     }
 
     pub(crate) fn get(&self, id: OpId) -> Option<(u64, &Op)> {
@@ -191,6 +201,20 @@ impl OpTable {
         self.get(id)?;
         let entry = self.entries.try_remove(id.index())?;
         Some((entry.user, entry.op))
+    }
+
+    /// Takes note of whether the kernel tells of an operation's end.
+    pub(crate) fn set_told(&mut self, id: OpId, told: bool) {
+        if self.get(id).is_some()
+            && let Some(entry) = self.entries.get_mut(id.index())
+        {
+            entry.told = told;
+        }
+    }
+
+    /// Whether an operation is in the table, and the kernel has not told of its end.
+    pub(crate) fn is_untold(&self, id: OpId) -> bool {
+        self.get(id).is_some() && self.entries.get(id.index()).is_some_and(|entry| !entry.told)
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -2,6 +2,7 @@
 
 mod busy;
 mod complete;
+mod quiet;
 
 use std::io;
 use std::marker::PhantomData;
@@ -17,7 +18,7 @@ use crate::batch::{DatagramBatch, Gathered, Letters, Prepared, SendBatch, empty_
 use crate::datagram;
 use crate::direct::{Connection, Held, Places, Target};
 use crate::error::RingError;
-use crate::op::{Completion, Op, OpId, OpTable, PollEvents, SendMode};
+use crate::op::{Completion, Op, OpId, OpTable, PollEvents, SendMode, Told};
 use crate::piece::Piece;
 use crate::pool::{Pool, PoolConfig, PoolStats};
 use crate::provided::ProvidedRing;
@@ -26,6 +27,8 @@ use crate::socket::Socket;
 use crate::sqe;
 use crate::uring::Uring;
 use crate::wake::Waker;
+
+use quiet::Quiet;
 
 pub use busy::BUSY_POLL_MAX;
 
@@ -115,6 +118,8 @@ pub struct Ring {
     sends: Rc<Shelf<Gathered>>,
     letters: Rc<Shelf<Letters>>,
     waker: Waker,
+    /// Sends whose success the kernel does not tell.
+    quiet: Quiet,
     /// How long to poll before sleeping.
     busy_poll: Duration,
     /// The kernel accepts submissions from one thread only.
@@ -149,6 +154,7 @@ impl Ring {
             sends: Shelf::new(),
             letters: Shelf::new(),
             waker,
+            quiet: Quiet::default(),
             busy_poll: Duration::ZERO,
             not_send: PhantomData,
         };
@@ -235,9 +241,13 @@ impl Ring {
 
     /// Sends a batch of datagrams to one destination.
     pub fn send_datagrams(&mut self, socket: &Socket, batch: DatagramBatch, user: u64) -> OpId {
+        self.push_datagrams(socket, batch, Told::Always, user)
+    }
+
+    fn push_datagrams(&mut self, socket: &Socket, batch: DatagramBatch, told: Told, user: u64) -> OpId {
         let (id, op) = self.ops.insert(user, Op::SendDatagrams(batch));
         let Op::SendDatagrams(batch) = op else { unreachable!("just inserted") };
-        let entry = sqe::send_datagrams(socket.as_raw_fd(), batch.0.prepare());
+        let entry = sqe::send_datagrams(socket.as_raw_fd(), batch.0.prepare(), told);
         // SAFETY: as in `send`; the name and the control messages are in the batch's box, too.
         unsafe { self.uring.push(entry.user_data(id.raw())) };
         id
@@ -339,7 +349,8 @@ impl Ring {
         for provided in self.provided.iter_mut() {
             provided.top_up();
         }
-        if self.uring.has_completions() || timeout == Some(Duration::ZERO) {
+        let hurried = self.quiet.is_awaited();
+        if hurried || self.uring.has_completions() || timeout == Some(Duration::ZERO) {
             return self.enter_without_wait();
         }
         let mut timeout = timeout;
@@ -364,7 +375,11 @@ impl Ring {
     pub fn next(&mut self, received: &mut Vec<Piece>) -> Option<Completion> {
         received.clear();
         loop {
-            let entry = self.uring.next()?;
+            self.look_for_failures();
+            if let Some(completion) = self.next_quiet() {
+                return Some(completion);
+            }
+            let entry = self.next_entry()?;
             if let Some(completion) = self.complete(&entry, received) {
                 return Some(completion);
             }
@@ -392,7 +407,8 @@ impl Ring {
         let deadline = Instant::now() + DROP_WAIT;
         let mut received = Vec::new();
         loop {
-            while let Some(entry) = self.uring.next() {
+            self.look_for_failures();
+            while let Some(entry) = self.next_entry() {
                 // Dropping what a completion carries closes accepted sockets and frees pieces.
                 let id = OpId::from_raw(entry.user_data());
                 if let Some((_, Op::Wake(_))) = self.ops.get(id) {
@@ -402,6 +418,7 @@ impl Ring {
                 }
                 received.clear();
             }
+            while self.next_quiet().is_some() {}
             if self.ops.len() == 0 {
                 return true;
             }

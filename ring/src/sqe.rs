@@ -4,7 +4,7 @@ use io_uring::types::{CancelBuilder, Fd, Fixed};
 use io_uring::{opcode, squeue};
 
 use crate::direct::{Name, Named};
-use crate::op::{PollEvents, SendMode};
+use crate::op::{PollEvents, SendMode, Told};
 
 /// `IORING_RECVSEND_POLL_FIRST`, in `ioprio`: wait for readiness before the first attempt.
 const POLL_FIRST: u16 = 1 << 0;
@@ -59,9 +59,28 @@ pub(crate) fn send_message(socket: Name, message: *const libc::msghdr, mode: Sen
     on(socket, |fd| opcode::SendMsg::new(fd, message).flags(send_flags(mode) as u32).build())
 }
 
-pub(crate) fn send_datagrams(fd: i32, message: *const libc::msghdr) -> squeue::Entry {
+/// A send that ends while it is submitted, of which the kernel tells only if it could not send all.
+pub(crate) fn send_quietly(socket: Name, bytes: *const u8, len: u32) -> squeue::Entry {
+    on(socket, |fd| opcode::Send::new(fd, bytes, len).flags(QUIET_FLAGS).build()).flags(squeue::Flags::SKIP_SUCCESS)
+}
+
+/// The same of several pieces.
+pub(crate) fn send_message_quietly(socket: Name, message: *const libc::msghdr) -> squeue::Entry {
+    let send = |fd| opcode::SendMsg::new(fd, message).flags(QUIET_FLAGS as u32).build();
+    on(socket, send).flags(squeue::Flags::SKIP_SUCCESS)
+}
+
+/// With `MSG_DONTWAIT` the kernel never defers the operation, and with `MSG_WAITALL` a short send is no success to it.
+const QUIET_FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | libc::MSG_WAITALL;
+
+pub(crate) fn send_datagrams(fd: i32, message: *const libc::msghdr, told: Told) -> squeue::Entry {
     // Datagrams never wait for room: what waited would hold buffers, and be overtaken.
-    opcode::SendMsg::new(Fd(fd), message).flags((libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) as u32).build()
+    let flags = (libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) as u32;
+    let entry = opcode::SendMsg::new(Fd(fd), message).flags(flags).build();
+    match told {
+        Told::Always => entry,
+        Told::OnFailure => entry.flags(squeue::Flags::SKIP_SUCCESS),
+    }
 }
 
 fn send_flags(mode: SendMode) -> i32 {

@@ -124,6 +124,16 @@ impl Uring {
         !self.sq.is_empty() || !self.backlog.is_empty() || self.sq.taskrun() || self.sq.cq_overflow()
     }
 
+    /// Whether everything that was pushed has been submitted.
+    pub(crate) fn is_submitted(&self) -> bool {
+        self.sq.is_empty() && self.backlog.is_empty()
+    }
+
+    /// Whether the kernel keeps completions back that found no room in the queue.
+    pub(crate) fn has_overflowed(&self) -> bool {
+        self.sq.cq_overflow()
+    }
+
     /// Whether completions are there to be taken.
     pub(crate) fn has_completions(&mut self) -> bool {
         self.cq.sync();

@@ -78,8 +78,16 @@ impl Lane for Ringed {
             batch.push(rest.split_to(cut));
         }
         batch.push(rest);
-        let mode = if wait { SendMode::WaitAll } else { SendMode::TryNow };
-        self.ring.send(self.sockets[side].as_ref().unwrap(), batch, mode, 5);
+        let socket = self.sockets[side].as_ref().unwrap();
+        match (wait, self.random.below(2)) {
+            (true, _) => self.ring.send(socket, batch, SendMode::WaitAll, 5),
+            (false, 0) => self.ring.send(socket, batch, SendMode::TryNow, 5),
+            (false, _) => {
+                let id = self.ring.send_quietly(socket, batch, 5);
+                self.ring.attend(id);
+                id
+            }
+        };
         run(&mut self.ring, |_, completion, _| match completion {
             Completion::Send { user: 5, result, .. } => {
                 Some(errno(&result).map_or_else(|| Outcome::Sent(result.unwrap()), Outcome::Error))

@@ -101,9 +101,9 @@ pub(super) struct Flows {
     /// Mediators with a flow each
     #[arg(long, value_name = "N", default_value_t = 1000)]
     mediators: usize,
-    /// Datagrams a second
-    #[arg(long, value_name = "R", default_value_t = 10_000, value_parser = value_parser!(u32).range(1..=10_000_000))]
-    rate: u32,
+    /// Datagrams a second at which all are compared [default: 0.7 of the least highest rate, which is searched]
+    #[arg(long, value_name = "R", value_parser = value_parser!(u32).range(1..=10_000_000))]
+    rate: Option<u32>,
     #[command(flatten)]
     rounds: Rounds,
     #[command(flatten)]

@@ -1,6 +1,7 @@
 //! The bars: ratios of medians inside one run, each at the worst of its cases.
 
 use crate::compare::cases::{OPEN_LOOP, at_once, datagrams, streams};
+use crate::load::search::LOSS_MAX;
 use crate::results::{Bar, Report};
 
 /// Whether less or more is wanted.
@@ -37,6 +38,9 @@ const ENCRYPTED: &str = "isthmus";
 const PLAINTEXT: &str = "isthmus-plaintext";
 const W: &str = "machine_s_per_gb";
 
+/// Loss with which the CPU time of a datagram still says something, in percent.
+pub const LOSS_PERCENT_MAX: f64 = LOSS_MAX * 100.0;
+
 /// Computes every bar that this run's congestion control has one for; what was not measured leaves it open.
 pub fn judge(report: &Report) -> Vec<Bar> {
     rules(&report.machine.congestion).iter().map(|rule| rule.judge(report)).collect()
@@ -54,11 +58,30 @@ impl Rule {
             Case(other) => format!("{sign} {limit} x '{other}'"),
             Figure(unit) => format!("{sign} {limit} {unit}"),
         };
+        let why = self.lost(report);
+        let measured = measured.filter(|_| why.is_none());
         let met = measured.map(|measured| match self.limit {
             AtMost(limit) => measured <= limit,
             AtLeast(limit) => measured >= limit,
         });
-        Bar { name: self.name.to_owned(), bar, limit, measured, met }
+        Bar { name: self.name.to_owned(), bar, limit, measured, met, why }
+    }
+
+    /// What was lost cost CPU time and counts for no datagram, or cost none where it was lost before it came: either way the
+    /// cost of the others is no figure.
+    fn lost(&self, report: &Report) -> Option<String> {
+        if self.work != "udp" || !self.key.ends_with("_us_per_datagram") {
+            return None;
+        }
+        let sides = self.cases.iter().flat_map(|case| match &self.against {
+            System(other) => vec![(case, self.system), (case, *other)],
+            Case(other) => vec![(case, self.system), (other, self.system)],
+            Figure(_) => vec![(case, self.system)],
+        });
+        sides.into_iter().find_map(|(case, system)| {
+            let lost = report.median(self.work, case, system, "loss_percent")?;
+            (lost > LOSS_PERCENT_MAX).then(|| format!("{system} lost {lost:.1} % of '{case}'"))
+        })
     }
 
     /// The worst case's; `None` where one is missing, since that might be the worst.
@@ -173,7 +196,10 @@ mod tests {
                         case: case.name.clone(),
                         system: system.into(),
                         round,
-                        values: keys.iter().map(|key| (key.clone(), value)).collect(),
+                        values: keys
+                            .iter()
+                            .map(|key| (key.clone(), if key == "loss_percent" { 0.0 } else { value }))
+                            .collect(),
                     });
                 }
             }
@@ -219,6 +245,25 @@ mod tests {
         // 256 streams have no bar.
         let bars = judge(&report("cubic", &EVERYBODY, &[("isthmus", "256 streams up", 9.0)]));
         assert_eq!(find(&bars, "bulk TCP: W", "<= 0.36 x rathole-tls").measured, Some(0.25));
+    }
+
+    #[test]
+    fn cpu_time_of_a_case_that_lost_datagrams_has_no_verdict() {
+        const RELAY: &str = "UDP, 100 flows: relay's CPU per datagram";
+        for (lost, met) in [(LOSS_PERCENT_MAX, Some(true)), (LOSS_PERCENT_MAX + 0.1, None)] {
+            for loser in ["isthmus", "coturn"] {
+                let mut report = report("cubic", &EVERYBODY, &[]);
+                for measurement in &mut report.results {
+                    let loss = if measurement.system == loser { lost } else { 0.0 };
+                    measurement.values.insert("loss_percent".into(), loss);
+                }
+                let bars = judge(&report);
+                let bar = find(&bars, RELAY, "<= 0.45 x coturn");
+                assert_eq!((bar.met, bar.why.is_some()), (met, met.is_none()), "{lost} {loser}: {bar:?}");
+                // A rate is what it is.
+                assert!(find(&bars, "UDP, one flow: echoes a second", ">= 2.8 x coturn").met.is_some());
+            }
+        }
     }
 
     #[test]

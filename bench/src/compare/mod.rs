@@ -18,6 +18,7 @@ use anyhow::{Context, ensure};
 
 use crate::results::{Background, Measurement, Report, Skipped, middle};
 use crate::systems::{Running, SINK_PORT, Site, System, Tools, all};
+use crate::usage::FAR;
 use crate::world::{Process, Role, SOON, World, meter};
 use cases::{Case, Work, derive, parse};
 use progress::Progress;
@@ -72,8 +73,10 @@ pub fn run(settings: &Settings) -> anyhow::Result<Report> {
     let mut report = Report::begin(&settings.congestion);
     let tools = Tools { bench: std::env::current_exe()?, rathole: settings.rathole.clone() };
     let world = World::up(&settings.congestion)?;
-    let _sinks = [sink(&world, &tools, Role::Host)?, sink(&world, &tools, Role::Public)?];
-    let site = Site { world: &world, tools: &tools, congestion: &settings.congestion, shards: settings.shards };
+    let sinks = [sink(&world, &tools, Role::Host)?, sink(&world, &tools, Role::Public)?];
+    let far = sinks.each_ref().map(Process::pid);
+    let (congestion, shards) = (&settings.congestion, settings.shards);
+    let site = Site { world: &world, tools: &tools, congestion, shards, far };
     let mut entrants = start(settings, &site, &cases, &mut report.skipped)?;
 
     let steps = cases.iter().map(|case| entrants.iter().filter(|entrant| entrant.carries(case)).count()).sum::<usize>();
@@ -230,6 +233,8 @@ impl Entrant {
         for watched in &self.running.watched {
             args.extend(["--cpu".to_owned(), format!("{}={}", watched.name, watched.pid)]);
         }
+        // Either sink: the one that is not used uses nothing.
+        args.extend(site.far.iter().flat_map(|pid| ["--cpu".to_owned(), format!("{FAR}={pid}")]));
         let limit = Duration::from_secs(seconds) + BEYOND;
         let line = site.world.run(self.running.from, &site.tools.bench, args, limit)?;
         let mut values = parse(&line)?;

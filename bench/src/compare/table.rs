@@ -86,13 +86,14 @@ pub fn results(report: &Report) -> String {
 pub fn bars(bars: &[Bar]) -> String {
     let mut rows = vec![["bar", "wanted", "measured", ""].map(String::from).to_vec()];
     for bar in bars {
-        let verdict = match bar.met {
-            Some(true) => "met",
-            Some(false) => "MISSED",
-            None => "not measured",
+        let verdict = match (bar.met, &bar.why) {
+            (Some(true), _) => "met".to_owned(),
+            (Some(false), _) => "MISSED".to_owned(),
+            (None, Some(why)) => format!("no verdict: {why}"),
+            (None, None) => "not measured".to_owned(),
         };
         let measured = bar.measured.map_or("-".to_owned(), |measured| format!("{measured:.3}"));
-        rows.push(vec![bar.name.clone(), bar.bar.clone(), measured, verdict.to_owned()]);
+        rows.push(vec![bar.name.clone(), bar.bar.clone(), measured, verdict]);
     }
     align(&rows, 2)
 }
@@ -145,11 +146,13 @@ mod tests {
 
     #[test]
     fn bars_have_a_verdict_in_words() {
-        let bar = |measured, met| Bar { name: "W".into(), bar: "<= 1".into(), limit: 1.0, measured, met };
-        let text = bars(&[bar(Some(0.5), Some(true)), bar(Some(2.0), Some(false)), bar(None, None)]);
+        let bar = |measured, met| Bar { name: "W".into(), bar: "<= 1".into(), limit: 1.0, measured, met, why: None };
+        let lost = Bar { why: Some("2 % lost".into()), ..bar(None, None) };
+        let text = bars(&[bar(Some(0.5), Some(true)), bar(Some(2.0), Some(false)), bar(None, None), lost]);
         let lines: Vec<&str> = text.lines().skip(1).collect();
-        assert!(lines[0].ends_with("0.500           met"), "{text}");
+        assert!(lines[0].contains(" 0.500 ") && lines[0].ends_with(" met"), "{text}");
         assert!(lines[1].ends_with("MISSED") && lines[2].ends_with("not measured"), "{text}");
+        assert!(lines[3].ends_with("no verdict: 2 % lost"), "{text}");
     }
 
     #[test]

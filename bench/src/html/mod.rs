@@ -72,10 +72,10 @@ fn bars(page: &mut String, bars: &[Bar]) {
         let (class, verdict) = match bar.met {
             Some(true) => ("met", "reached"),
             Some(false) => ("missed", "missed"),
-            None => ("unknown", "not measured"),
+            None => ("unknown", bar.why.as_deref().unwrap_or("not measured")),
         };
         let measured = bar.measured.map_or("-".into(), values::number);
-        let (name, words) = (escape(&bar.name), escape(&bar.bar));
+        let (name, words, verdict) = (escape(&bar.name), escape(&bar.bar), escape(verdict));
         let _ = write!(
             page,
             "<tr><td>{name}</td><td>{words}</td><td class=\"n\">{measured}</td><td class=\"{class}\">{verdict}</td></tr>"
@@ -175,6 +175,7 @@ pub(crate) mod tests {
             }
         }
         let bar = |name: &str, measured, met| Bar {
+            why: None,
             name: name.into(),
             bar: "<= 0.95 x haproxy".into(),
             limit: 0.95,

@@ -5,9 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::report::Line;
-
-/// Share of a thread's time from which on it is taken for saturated.
-const SATURATED: f64 = 0.95;
+use crate::usage::{SATURATED, Usage};
 
 /// Clock and CPU time of this process at some moment.
 #[derive(Clone, Copy, Debug)]
@@ -46,10 +44,15 @@ impl Share {
         self.cpu_s >= SATURATED * self.seconds * threads.min(cores) as f64
     }
 
-    /// Adds `cpu_load_s`, and `load_bound=yes` where the figures are the load's own.
-    pub(crate) fn report(&self, bound: bool, line: &mut Line) {
+    /// Adds `cpu_load_s`, `far_busy_percent` (of the busiest thread of the load's other end, where that is watched), and
+    /// `load_bound=yes` where the figures are one's of these two.
+    pub(crate) fn report(&self, bound: bool, (before, after): (&Usage, &Usage), line: &mut Line) {
         line.add("cpu_load_s", format_args!("{:.3}", self.cpu_s));
-        if bound {
+        let far = after.far_share(before);
+        if let Some(share) = far {
+            line.add("far_busy_percent", format_args!("{:.0}", share * 100.0));
+        }
+        if bound || far >= Some(SATURATED) {
             line.add("load_bound", "yes");
         }
     }
@@ -65,7 +68,8 @@ mod tests {
         assert!(share(0.95).saturated(1) && !share(0.94).saturated(1));
         assert!(!share(0.95).saturated(2) || std::thread::available_parallelism().unwrap().get() == 1);
         let mut line = Line::default();
-        share(0.5).report(true, &mut line);
+        let usage = Usage::now(&[]).unwrap();
+        share(0.5).report(true, (&usage, &usage), &mut line);
         assert_eq!(line.to_string(), "cpu_load_s=0.500 load_bound=yes");
     }
 

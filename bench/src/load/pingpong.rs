@@ -96,7 +96,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<Line> {
     line.add_percentiles("", &outcome.times);
     line.add("late", outcome.late);
     let bound = outcome.late as f64 > outcome.sent as f64 * LATE_SHARE_MAX;
-    share.report(bound || share.saturated(1), &mut line);
+    share.report(bound || share.saturated(1), (&usage, &used), &mut line);
     used.report(&usage, &settings.watched, &mut line);
     Ok(line)
 }

@@ -10,6 +10,7 @@ pub const LOSS_MAX: f64 = 0.005;
 
 const STEP: Duration = Duration::from_millis(600);
 const RATE_FIRST: f64 = 10_000.0;
+const RATE_MIN: f64 = 300.0;
 const RATE_MAX: f64 = 4_000_000.0;
 const GROWTH: f64 = 1.5;
 const HALVINGS: usize = 4;
@@ -43,6 +44,12 @@ fn bracket(mut good: impl FnMut(f64) -> anyhow::Result<bool>) -> anyhow::Result<
     while high < RATE_MAX && good(high)? {
         (low, high) = (high, high * GROWTH);
     }
+    // Not even the first: the interval is somewhere below.
+    if high == RATE_FIRST {
+        while low > RATE_MIN && !good(low)? {
+            (low, high) = (low / GROWTH, low);
+        }
+    }
     for _ in 0..HALVINGS {
         let middle = (low + high) / 2.0;
         if good(middle)? { low = middle } else { high = middle }
@@ -56,7 +63,7 @@ mod tests {
 
     #[test]
     fn search_ends_just_below_the_true_limit() {
-        for limit in [8_000.0, 47_000.0, 310_000.0] {
+        for limit in [700.0, 8_000.0, 47_000.0, 310_000.0] {
             let (low, high) = bracket(|rate| Ok(rate <= limit)).unwrap();
             assert!(low <= limit && limit < high && high - low < limit * 0.1, "{low} {limit} {high}");
         }
@@ -65,6 +72,7 @@ mod tests {
     #[test]
     fn search_ends_where_nothing_is_ever_lost() {
         assert!(bracket(|_| Ok(true)).unwrap().0 <= RATE_MAX * GROWTH);
+        assert!(bracket(|_| Ok(false)).unwrap().0 > 0.0);
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<Line> {
         .with("failed", outcome.failed)
         .with("seconds", format_args!("{seconds:.3}"));
     line.add_percentiles("", &outcome.times);
-    share.report(share.saturated(1), &mut line);
+    share.report(share.saturated(1), (&usage, &used), &mut line);
     used.report(&usage, &settings.watched, &mut line);
     if let Some(why) = &outcome.why {
         tracing::warn!(failed = outcome.failed, "connections failed; the last one: {why}");

@@ -114,7 +114,7 @@ fn measure(
         .with("seconds", format_args!("{seconds:.3}"))
         .with("slowest_gbit_s", format_args!("{:.3}", gbit_s(each.iter().min())))
         .with("fastest_gbit_s", format_args!("{:.3}", gbit_s(each.iter().max())));
-    share.report(share.saturated(settings.streams), &mut line);
+    share.report(share.saturated(settings.streams), (&usage, &used), &mut line);
     used.report(&usage, &settings.watched, &mut line);
     Ok(line)
 }

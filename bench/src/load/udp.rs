@@ -1,7 +1,8 @@
 //! Datagrams at a paced rate, and their echoes: loss, round trips, and CPU time a datagram.
 
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -21,6 +22,9 @@ pub struct Settings {
     pub size: usize,
     /// Sockets, which a relay takes for as many visitors; from 1 to [`FLOWS_MAX`].
     pub flows: usize,
+    /// The first flow's own port number, and those of the others after it; `None` for any. A load that comes again from the
+    /// same numbers has the flows that it had: a relay keeps them for a minute, and has room for so many.
+    pub from_port: Option<u16>,
     /// Datagrams of one send call (`UDP_SEGMENT`); 1 for each by itself, as from many machines.
     pub batch: usize,
     /// Time of the measured run.
@@ -120,7 +124,14 @@ impl Client {
                 SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
                 SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
             };
-            let socket = socket(any, settings.flows)?;
+            let socket = match settings.from_port {
+                None => socket(any, settings.flows)?,
+                Some(first) => {
+                    let port = usize::from(first) + number;
+                    let port = u16::try_from(port).with_context(|| format!("--from-port {first} leaves too few"))?;
+                    again_if_taken(|| socket(SocketAddr::new(own_address(any, to)?, port), settings.flows))?
+                }
+            };
             socket.connect_udp(to).with_context(|| format!("cannot reach {to}"))?;
             Ok(Flow { socket, answered: false })
         };
@@ -208,7 +219,7 @@ impl Client {
             .with("loss_percent", format_args!("{:.3}", outcome.loss() * 100.0))
             .with("seconds", format_args!("{:.3}", outcome.time.as_secs_f64()));
         line.add_percentiles("rtt", &outcome.round_trips);
-        share.report(share.saturated(1) || outcome.rate() < rate * SENT_MIN, &mut line);
+        share.report(share.saturated(1) || outcome.rate() < rate * SENT_MIN, (&before, &after), &mut line);
         after.report(&before, &watched, &mut line);
         self.settings.watched = watched;
         Ok((outcome, line))
@@ -261,6 +272,29 @@ impl Client {
     }
 }
 
+/// The address from which `to` is reached. Other addresses of this machine are other loads'.
+fn own_address(any: SocketAddr, to: SocketAddr) -> anyhow::Result<IpAddr> {
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(to).with_context(|| format!("cannot reach {to}"))?;
+    Ok(socket.local_addr()?.ip())
+}
+
+/// The kernel closes the sockets of a load that has just ended a little after its end.
+fn again_if_taken<T>(mut call: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let taken = |error: &anyhow::Error| {
+            error
+                .chain()
+                .any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == ErrorKind::AddrInUse))
+        };
+        match call() {
+            Err(error) if taken(&error) && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            result => return result,
+        }
+    }
+}
+
 /// Counts an echo of this run; one of an earlier run came too late.
 fn take(datagram: &[u8], run: u64, now: Duration, outcome: &mut Outcome) {
     let Some((head, rest)) = datagram.split_first_chunk() else { return };
@@ -278,7 +312,7 @@ mod tests {
 
     fn settings(to: SocketAddr) -> Settings {
         let measured = Duration::from_millis(100);
-        Settings { to: vec![to], size: 200, flows: 3, batch: 1, measured, watched: Vec::new() }
+        Settings { to: vec![to], size: 200, flows: 3, from_port: None, batch: 1, measured, watched: Vec::new() }
     }
 
     fn echo() -> SocketAddr {

@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use ipnet::Ipv4Net;
@@ -76,6 +76,10 @@ pub struct Figures {
     pub handshakes: Samples,
     /// From the first dialling until the last one was up.
     pub all_up_after: Option<Duration>,
+    /// The same from the first attempt that found a relay: without the wait for one, and the wait between attempts.
+    pub found_up_after: Option<Duration>,
+    /// When the last one was up.
+    pub up_at: Option<SystemTime>,
     /// Why attempts and tunnels ended.
     pub ended: BTreeMap<&'static str, u64>,
     /// Requests answered.
@@ -91,6 +95,12 @@ impl Figures {
         if let Some(time) = self.all_up_after {
             line.add("all_up_s", format_args!("{:.3}", time.as_secs_f64()));
         }
+        if let Some(time) = self.found_up_after {
+            line.add("found_up_s", format_args!("{:.3}", time.as_secs_f64()));
+        }
+        if let Some(at) = self.up_at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok()) {
+            line.add("up_at_s", format_args!("{:.3}", at.as_secs_f64()));
+        }
         line.add_percentiles("handshake", &self.handshakes);
         line.add("requests", self.requests);
         line.add("refused", self.refused);
@@ -101,8 +111,8 @@ impl Figures {
     }
 }
 
-/// Wait before ended and failed ones dial again, all together.
-const AGAIN: Duration = Duration::from_millis(50);
+/// Wait before ended and failed ones dial again, all together: a real mediator's is up to ten times longer, and spread.
+pub const AGAIN: Duration = Duration::from_millis(50);
 
 /// Mediators of one ring: its table has room for as many sockets as the limit of descriptors allows a process, and
 /// 20,000 is a usual one.
@@ -220,6 +230,8 @@ impl Figures {
             sum.up += part.up;
             sum.handshakes.merge(&part.handshakes);
             sum.all_up_after = sum.all_up_after.max(part.all_up_after);
+            sum.found_up_after = sum.found_up_after.max(part.found_up_after);
+            sum.up_at = sum.up_at.max(part.up_at);
             for (&word, count) in &part.ended {
                 *sum.ended.entry(word).or_default() += count;
             }
@@ -260,6 +272,8 @@ struct Simulator {
     ports: ports::Ports,
     timers: Timers,
     started: Option<Instant>,
+    /// When the first attempt since then was begun that found a relay.
+    found: Option<Instant>,
     /// That all were up.
     told: bool,
     phase_over: bool,
@@ -275,7 +289,12 @@ impl Control for Simulator {
                 self.dial_more(engine);
             }
             Event::Timer { .. } => self.phase_over = true,
-            Event::LinkReady { link } => self.say_hello(engine, link),
+            Event::LinkReady { link } => {
+                if let (None, Some(tunnel)) = (self.found, self.links.get(&link)) {
+                    self.found = Some(self.dialled[tunnel.index]);
+                }
+                self.say_hello(engine, link);
+            }
             Event::Greeting { link, frame } => self.on_welcome(engine, link, frame),
             Event::LinkEnded { link, code, text, .. } => self.on_ended(engine, link, code, &text),
             Event::Request { link, slot, owner, request, ask } => {
@@ -352,6 +371,7 @@ impl Simulator {
             if self.all_up() {
                 // All are up again later than now.
                 self.started = Some(engine.now());
+                self.found = None;
                 self.told = false;
             }
             self.figures.up -= 1;

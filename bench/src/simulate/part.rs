@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use anyhow::Context;
 use isthmus_engine::{Engine, EngineConfig};
@@ -53,6 +54,7 @@ impl<T: Fn(Told)> Part<T> {
             ports: ports::Ports::default(),
             timers,
             started: None,
+            found: None,
             told: false,
             phase_over: false,
             stop,
@@ -68,6 +70,8 @@ impl<T: Fn(Told)> Part<T> {
                 simulator.told = true;
                 let started = simulator.started.take();
                 simulator.figures.all_up_after = started.map(|started| engine.now().since(started));
+                simulator.figures.found_up_after = simulator.found.map(|found| engine.now().since(found));
+                simulator.figures.up_at = Some(SystemTime::now());
                 engine.remove_timer(simulator.timers.phase);
                 tell(Told::Up(simulator.figures.clone()));
             }

@@ -66,6 +66,8 @@ pub struct Site<'a> {
     pub congestion: &'a str,
     /// Threads of a relay or proxy.
     pub shards: u16,
+    /// The sinks' processes: the loads' other ends.
+    pub far: [u32; 2],
 }
 
 /// Where programs are.

@@ -1,12 +1,20 @@
-//! What a handshake costs in pure CPU: both ends in one thread, no sockets, the same machines as relay and mediator use.
+//! What a handshake costs in pure CPU: both ends in one thread, with the same machines as relay and mediator use, first
+//! without sockets, then over a connection between their machines of the world.
 
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use isthmus_proto::hello::SERVER_NAME;
 use isthmus_proto::record::{ClientHandshake, ServerHandshake, Step, Trust, client_config};
 use isthmus_relay::trust::{State, server_config};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use rustix::time::{ClockId, clock_gettime};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ServerConfig};
@@ -41,6 +49,104 @@ pub fn pure(state: &State, count: u32) -> anyhow::Result<Pure> {
     }
     let count = f64::from(count.max(1));
     Ok(Pure { server_s: sum.server_s / count, client_s: sum.client_s / count })
+}
+
+/// Where the two ends of a connection are.
+#[derive(Clone, Debug)]
+pub struct Path {
+    /// The network namespaces of relay and mediator, as files.
+    pub namespaces: [PathBuf; 2],
+    /// The relay's address, with any port number.
+    pub relay: IpAddr,
+}
+
+/// How long one end may wait for the other, which is the same thread: it waits only where the path loses something.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bytes of one read: more than a flight has.
+const FLIGHT: usize = 16 * 1024;
+
+/// The mean CPU time of both ends of `count` handshakes, from 1, with sockets, connect and accept; one after the other, so
+/// that nothing waits for a processor and nothing is gathered. In seconds.
+///
+/// # Errors
+/// As [`pure`], or the namespaces are not there or not ours to enter.
+pub fn connected(state: &State, count: u32, path: &Path) -> anyhow::Result<f64> {
+    let server = server_config(state)?;
+    let client = client_config(Trust::Pin(state.fingerprint().0))?;
+    // A thread that has entered another namespace is good for nothing else.
+    let measure = || -> anyhow::Result<f64> {
+        let [relay, mediator] = &path.namespaces;
+        enter(relay)?;
+        let listener = TcpListener::bind((path.relay, 0)).context("cannot listen on the relay's machine")?;
+        let to = listener.local_addr()?;
+        enter(mediator)?;
+        for _ in 0..count.div_ceil(10) {
+            one_connected(&server, &client, &listener, to)?;
+        }
+        let mut sum = 0.0;
+        for _ in 0..count.max(1) {
+            sum += one_connected(&server, &client, &listener, to)?;
+        }
+        Ok(sum / f64::from(count.max(1)))
+    };
+    thread::scope(|scope| {
+        scope.spawn(measure).join().map_err(|_| anyhow::anyhow!("the thread that measures panicked"))?
+    })
+}
+
+fn enter(namespace: &std::path::Path) -> anyhow::Result<()> {
+    let words = || format!("cannot enter the network namespace {}", namespace.display());
+    let file = File::open(namespace).with_context(words)?;
+    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).with_context(words)
+}
+
+/// CPU time of one, without that of its end.
+fn one_connected(
+    server: &Arc<ServerConfig>,
+    client: &Arc<ClientConfig>,
+    listener: &TcpListener,
+    to: SocketAddr,
+) -> anyhow::Result<f64> {
+    let name = ServerName::try_from(SERVER_NAME).context("a relay's name is not valid")?;
+    let before = thread_time();
+    let mut near = TcpStream::connect_timeout(&to, PATIENCE)?;
+    let (mut far, _) = listener.accept()?;
+    for socket in [&near, &far] {
+        socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+    }
+    let mut callee = ServerHandshake::new(server.clone())?;
+    let mut caller = ClientHandshake::new(client.clone(), name)?;
+    let (mut up, mut down, mut out) = (Vec::new(), Vec::new(), Vec::new());
+    let mut done = [Step::NeedMore; 2];
+    for _ in 0..FLIGHTS_MAX {
+        done[0] = caller.feed(&mut down, &mut out)?;
+        pass(&mut out, &mut near, &mut far, &mut up)?;
+        done[1] = callee.feed(&mut up, &mut out)?;
+        pass(&mut out, &mut far, &mut near, &mut down)?;
+        if done == [Step::Done; 2] {
+            let ends = (caller.into_session()?, callee.into_session()?);
+            let spent = (thread_time() - before).as_secs_f64();
+            drop(ends);
+            return Ok(spent);
+        }
+    }
+    anyhow::bail!("the handshake does not end");
+}
+
+/// What one end has to say, through the sockets.
+fn pass(out: &mut Vec<u8>, from: &mut TcpStream, to: &mut TcpStream, input: &mut Vec<u8>) -> anyhow::Result<()> {
+    let (mut left, mut flight) = (out.len(), [0; FLIGHT]);
+    from.write_all(out)?;
+    out.clear();
+    while left > 0 {
+        let read = to.read(&mut flight)?;
+        ensure!(read > 0, "the connection ended");
+        input.extend_from_slice(&flight[..read]);
+        left = left.saturating_sub(read);
+    }
+    Ok(())
 }
 
 fn one(server: &Arc<ServerConfig>, client: &Arc<ClientConfig>) -> anyhow::Result<Pure> {
@@ -86,5 +192,18 @@ mod tests {
         let state = State::open(&folder.path().join("state")).unwrap();
         let pure = pure(&state, 3).unwrap();
         assert!(pure.server_s > 0.0 && pure.client_s > 0.0, "{pure:?}");
+    }
+
+    #[test]
+    fn handshake_over_sockets_costs_something_or_says_what_is_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open(&folder.path().join("state")).unwrap();
+        let own = PathBuf::from("/proc/self/ns/net");
+        let path = Path { namespaces: [own.clone(), own], relay: "127.0.0.1".parse().unwrap() };
+        if rustix::process::geteuid().is_root() {
+            assert!(connected(&state, 3, &path).unwrap() > 0.0);
+        }
+        let nowhere = Path { namespaces: ["/nowhere/a", "/nowhere/b"].map(PathBuf::from), ..path };
+        assert!(connected(&state, 1, &nowhere).unwrap_err().to_string().contains("/nowhere/a"));
     }
 }

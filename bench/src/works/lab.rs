@@ -9,10 +9,13 @@ use anyhow::{Context, ensure};
 use rustix::process::{Resource, getrlimit};
 
 use super::Values;
+use super::handshake::Path;
 use crate::compare::background;
 use crate::compare::cases::parse;
 use crate::results::{Background, middle};
+use crate::simulate::PER_RING;
 use crate::systems::Tools;
+use crate::usage::FAR;
 use crate::world::{Process, Role, SOON, World};
 
 /// What all works are told.
@@ -38,8 +41,13 @@ const DESCRIPTORS_BESIDE: u64 = 128;
 /// Handshakes of one simulating process at once.
 const AT_ONCE: &str = "64";
 
-/// Local port numbers of the mediators' machines: each tunnel takes some.
+/// Local port numbers of the simulated mediators' machine: each tunnel takes some.
 const PORT_RANGE: &str = "net.ipv4.ip_local_port_range=10000 65535";
+
+/// Addresses of simulated mediators, on the public machine. They are not behind the world's gateway: it has one address, and
+/// 20,000 UDP port numbers of it, and its search for a free one took most of the machine's time. In the field each mediator is
+/// behind a gateway of its own, and none of these costs the relay anything.
+const FIELD: &str = "203.0.113.0/24";
 
 /// How long mediators may take to be up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
@@ -89,9 +97,11 @@ impl Lab {
         // Before the world is made: it is what is missing most often.
         tools.own("isthmus-relay")?;
         let world = World::up(&common.congestion)?;
-        for role in [Role::Private, Role::Host] {
-            world.run(role, "sysctl", ["-q", "-w", PORT_RANGE], SOON)?;
-        }
+        world.run(Role::Public, "sysctl", ["-q", "-w", PORT_RANGE], SOON)?;
+        world.run(Role::Public, "ip", ["route", "add", "local", FIELD, "dev", "lo"], SOON)?;
+        let visitor = Role::Public.address().to_string();
+        let way = ["route", "add", FIELD, "via", &visitor, "congctl", &common.congestion];
+        world.run(Role::Relay, "ip", way, SOON)?;
         let relay = Relay::start(&world, &tools, common, "state", SERVICE, publish)?;
         Ok(Self { world, tools, common: common.clone(), relay, looks: RefCell::default() })
     }
@@ -125,6 +135,13 @@ impl Lab {
         looks.sort_by(f64::total_cmp);
         let max_percent = *looks.last()?;
         Some(Background { median_percent: middle(&looks), max_percent })
+    }
+
+    /// Where a relay's and a simulated mediator's end of a connection are.
+    pub(super) fn path(&self) -> Path {
+        let namespaces = [Role::Relay, Role::Public];
+        let namespaces = namespaces.map(|role| PathBuf::from("/run/netns").join(self.world.namespace(role)));
+        Path { namespaces, relay: Role::Relay.address() }
     }
 
     /// Where the relay's keys are.
@@ -169,19 +186,19 @@ impl Lab {
         Ok(agent)
     }
 
-    /// A sink on the private host.
+    /// A sink on a machine.
     ///
     /// # Errors
     /// It does not start.
-    pub(super) fn sink(&self, port: u16, urgency: Urgency) -> anyhow::Result<Process> {
-        let args = ["sink".to_owned(), "--listen".to_owned(), format!("{}:{port}", Role::Host.address())];
-        let sink = self.start(Role::Host, urgency, args.to_vec())?;
+    pub(super) fn sink(&self, role: Role, port: u16, urgency: Urgency) -> anyhow::Result<Process> {
+        let args = ["sink".to_owned(), "--listen".to_owned(), format!("{}:{port}", role.address())];
+        let sink = self.start(role, urgency, args.to_vec())?;
         sink.wait_for("ready", SOON)?;
         Ok(sink)
     }
 
     /// Simulated mediators `m<first>` to `m<first + count - 1>`, all up, in as many processes as their descriptors need, on
-    /// both private machines in turn.
+    /// the public machine.
     ///
     /// # Errors
     /// Not all come up.
@@ -189,7 +206,8 @@ impl Lab {
         let mut processes = Vec::new();
         let (state, service, pin) = (self.state().display().to_string(), &self.relay.service, &self.relay.pin);
         let channels = self.common.channels.to_string();
-        let each = self.each_process()?;
+        // A thread for each processor: with fewer, it would be the mediators that a storm waits for.
+        let each = self.each_process()?.min(count.div_ceil(cores()).max(1));
         let mut begun = 0;
         while begun < count {
             let some = (count - begun).min(each);
@@ -197,10 +215,8 @@ impl Lab {
             let patience = PATIENCE.as_secs().to_string();
             let args = ["mediators", "--relay", service, "--pin", pin, "--state", &state, "--count", &number];
             let more = ["--first", &from, "--udp-channels", &channels, "--answer", answer, "--patience", &patience];
-            let args = args.into_iter().chain(more).chain(["--connect-at-once", AT_ONCE]);
-            // By number, since the same mediators come one process at a time.
-            let role = if ((first + begun) / each).is_multiple_of(2) { Role::Private } else { Role::Host };
-            let process = self.world.start(role, &self.tools.bench, args)?;
+            let args = args.into_iter().chain(more).chain(["--connect-at-once", AT_ONCE, "--source", FIELD]);
+            let process = self.world.start(Role::Public, &self.tools.bench, args)?;
             process.wait_for("ready ", PATIENCE + SOON)?;
             processes.push(process);
             begun += some;
@@ -213,35 +229,42 @@ impl Lab {
         let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20);
         let each = limit.saturating_sub(DESCRIPTORS_BESIDE) / (1 + u64::from(self.common.channels));
         ensure!(each > 0, "the limit of descriptors (ulimit -Hn) is {limit}: too low to simulate mediators");
-        // Two UDP channels of each take a local port number of the machine, beside the others'.
-        Ok(each.min(8000) as usize)
+        Ok(each.min(PER_RING as u64) as usize)
     }
 
-    /// A load on a machine, to its end, with the relay's CPU time.
+    /// A visitor's load, to its end, with the relay's CPU time. When a thread of the processes at its `far` end has no time
+    /// left, the load is told to be at its end.
     ///
     /// # Errors
     /// As the load's.
-    pub(super) fn load(&self, role: Role, args: &[String], seconds: u64) -> anyhow::Result<Values> {
-        Self::ended(&self.begin(role, Urgency::Usual, args, seconds)?, seconds)
+    pub(super) fn load(&self, far: &[Process], args: &[String], seconds: u64) -> anyhow::Result<Values> {
+        Self::ended(&self.begin(Urgency::Usual, far, args, seconds)?, seconds)
     }
 
     /// The same, started only; [`Lab::ended`] waits for it.
     ///
     /// # Errors
     /// It cannot be started.
-    pub(super) fn begin(&self, role: Role, urgency: Urgency, args: &[String], seconds: u64) -> anyhow::Result<Process> {
-        let relay = format!("relay={}", self.relay_pid());
-        let more = ["--seconds", &seconds.to_string(), "--cpu", &relay].map(String::from);
-        self.start(role, urgency, args.iter().cloned().chain(more).collect())
+    pub(super) fn begin(
+        &self,
+        urgency: Urgency,
+        far: &[Process],
+        args: &[String],
+        seconds: u64,
+    ) -> anyhow::Result<Process> {
+        let mut args = [args, &["--seconds".to_owned(), seconds.to_string()]].concat();
+        let watched = far.iter().map(|process| (FAR, process.pid())).chain([("relay", self.relay_pid())]);
+        args.extend(watched.flat_map(|(name, pid)| ["--cpu".to_owned(), format!("{name}={pid}")]));
+        self.start(Role::Public, urgency, args)
     }
 
     /// The same without the relay's CPU time, for when it will not live that long.
     ///
     /// # Errors
     /// As there.
-    pub(super) fn begin_alone(&self, role: Role, args: &[String], seconds: u64) -> anyhow::Result<Process> {
+    pub(super) fn begin_alone(&self, urgency: Urgency, args: &[String], seconds: u64) -> anyhow::Result<Process> {
         let more = ["--seconds".to_owned(), seconds.to_string()];
-        self.start(role, Urgency::Usual, args.iter().cloned().chain(more).collect())
+        self.start(Role::Public, urgency, args.iter().cloned().chain(more).collect())
     }
 
     fn start(&self, role: Role, urgency: Urgency, args: Vec<String>) -> anyhow::Result<Process> {
@@ -293,12 +316,18 @@ impl Relay {
         let mut args: Vec<String> =
             ["--state", &state, "--listen", &service, "--congestion", &common.congestion].map(String::from).into();
         args.extend(["--shards".to_owned(), common.shards.to_string()]);
+        // A line for each of thousands of tunnels would be our reading of them, not the relay's work.
+        args.extend(["--log", "info,isthmus_relay::shard=warn"].map(String::from));
         args.extend(publish.iter().flat_map(|port| ["--publish".to_owned(), port.clone()]));
         let process = world.start(Role::Relay, &program, &args)?;
         process.wait_for("relay runs", SOON)?;
         let pin = world.run(Role::Relay, &program, ["fingerprint", "--state", &state], SOON)?.trim().to_owned();
         Ok(Self { process, args, name, service, pin })
     }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Words of a command line.

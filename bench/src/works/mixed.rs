@@ -2,7 +2,9 @@
 //! and beside bulk on other tunnels.
 //!
 //! Here all machines share some processors. So that it is the relay's and the mediators' part that is measured, and not how
-//! long a visitor or a host waits for a processor among dozens of busy threads, the measuring ends are scheduled first.
+//! long a visitor or a host waits for a processor among dozens of busy threads, the measuring ends are scheduled first. What
+//! they see nevertheless without any relay is measured at the same time: a ping-pong between the visitor and a sink on the
+//! relay's machine, which is the load's own limit.
 
 use super::lab::{Lab, Urgency, words};
 use super::{Common, Values, at_most, ratio, record};
@@ -33,8 +35,12 @@ const MEASURED: u16 = 7001;
 const SINK: u16 = 7000;
 const MEASURED_SINK: u16 = 7002;
 
-/// Datagrams a second, of this size.
-const DATAGRAMS: &str = "--rate 1000 --size 64";
+/// Of the sink on the relay's machine, which no relay is in the way to.
+const NEAR_SINK: u16 = 7003;
+
+/// Messages and datagrams a second: far below what any of the ways carries, so that what is seen is how long each waits.
+const MESSAGES: &str = "--rate 200";
+const DATAGRAMS: &str = "--rate 200 --size 64";
 
 /// Seconds that bulk has to come to its speed, and lasts longer than what is measured.
 const LEAD: u64 = 2;
@@ -70,19 +76,23 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
     let bulk = (0..TUNNELS).map(|at| format!("tcp:{}=m{at}/{host}:{SINK}", published(PUBLISHED + at)));
     let measured = ["tcp", "udp"].map(|proto| format!("{proto}:{}=m0/{host}:{MEASURED_SINK}", published(MEASURED)));
     let lab = Lab::up(common, &bulk.chain(measured).collect::<Vec<_>>())?;
-    let _sinks = [lab.sink(SINK, Urgency::Usual)?, lab.sink(MEASURED_SINK, Urgency::First)?];
+    let bulk_sink = [lab.sink(Role::Host, SINK, Urgency::Usual)?];
+    let sinks =
+        [lab.sink(Role::Host, MEASURED_SINK, Urgency::First)?, lab.sink(Role::Relay, NEAR_SINK, Urgency::First)?];
     let _agents = (0..TUNNELS).map(|at| lab.agent(&format!("m{at}"))).collect::<anyhow::Result<Vec<_>>>()?;
     for round in 1..=settings.rounds {
         lab.look()?;
-        record(&mut report, WORK, QUIET, round, measure(&lab, settings.seconds)?);
+        record(&mut report, WORK, QUIET, round, measure(&lab, &sinks, settings.seconds)?);
         for bulk in BULK {
             let lasts = settings.seconds + LEAD;
-            let load = start(&lab, bulk, lasts)?;
+            let load = start(&lab, &bulk_sink, bulk, lasts)?;
             // Bulk does not tell when it is at its speed, and is measured itself for as long as it lasts.
             std::thread::sleep(std::time::Duration::from_secs(1));
-            let mut values = measure(&lab, settings.seconds)?;
+            let mut values = measure(&lab, &sinks, settings.seconds)?;
             let moved = Lab::ended(&load, lasts)?;
-            values.extend(moved.get("gbit_s").map(|&gbit_s| ("bulk_gbit_s".to_owned(), gbit_s)));
+            for (from, to) in [("gbit_s", "bulk_gbit_s"), ("load_bound", "bulk_load_bound")] {
+                values.extend(moved.get(from).map(|&value| (to.to_owned(), value)));
+            }
             record(&mut report, WORK, bulk.case, round, values);
         }
     }
@@ -95,22 +105,25 @@ fn published(port: u16) -> String {
     format!("{}:{port}", Role::Relay.address())
 }
 
-fn start(lab: &Lab, bulk: Bulk, seconds: u64) -> anyhow::Result<Process> {
+fn start(lab: &Lab, far: &[Process], bulk: Bulk, seconds: u64) -> anyhow::Result<Process> {
     let (first, end) = bulk.tunnels;
     let to: Vec<String> = (first..end).map(|at| format!("--to {}", published(PUBLISHED + at))).collect();
     let line = format!("tcp --streams {} --direction {} --warm-up-ms 0 {}", end - first, bulk.direction, to.join(" "));
-    lab.begin(Role::Public, Urgency::Usual, &words(&line), seconds)
+    lab.begin(Urgency::Usual, far, &words(&line), seconds)
 }
 
-/// Ping-pong and datagrams at the same time, on the first tunnel.
-fn measure(lab: &Lab, seconds: u64) -> anyhow::Result<Values> {
-    let to = published(MEASURED);
-    let [datagrams, pings] = [format!("udp --to {to} {DATAGRAMS}"), format!("pingpong --to {to}")]
-        .map(|line| lab.begin(Role::Public, Urgency::First, &words(&line), seconds));
-    let (datagrams, mut values) = (Lab::ended(&datagrams?, seconds)?, Lab::ended(&pings?, seconds)?);
-    for (from, to) in [("rtt_p50_us", "udp_p50_us"), ("rtt_p99_us", "udp_p99_us"), ("loss_percent", "udp_loss_percent")]
-    {
-        values.extend(datagrams.get(from).map(|&value| (to.to_owned(), value)));
+/// Ping-pong and datagrams at the same time, on the first tunnel, and a ping-pong without one.
+fn measure(lab: &Lab, sinks: &[Process], seconds: u64) -> anyhow::Result<Values> {
+    let (to, near) = (published(MEASURED), published(NEAR_SINK));
+    let ping = |to| format!("pingpong --to {to} {MESSAGES}");
+    let [datagrams, pings, near] = [format!("udp --to {to} {DATAGRAMS}"), ping(&to), ping(&near)]
+        .map(|line| lab.begin(Urgency::First, sinks, &words(&line), seconds));
+    let ended = |load: anyhow::Result<Process>| Lab::ended(&load?, seconds);
+    let (datagrams, mut values, near) = (ended(datagrams)?, ended(pings)?, ended(near)?);
+    let udp = [("rtt_p50_us", "udp_p50_us"), ("rtt_p99_us", "udp_p99_us"), ("loss_percent", "udp_loss_percent")];
+    let own = [("p50_us", "own_p50_us"), ("p99_us", "own_p99_us")];
+    for (of, (from, to)) in udp.map(|keys| (&datagrams, keys)).into_iter().chain(own.map(|keys| (&near, keys))) {
+        values.extend(of.get(from).map(|&value| (to.to_owned(), value)));
     }
     Ok(values)
 }

@@ -48,7 +48,7 @@ fn record(report: &mut Report, work: &str, case: &str, round: u32, values: Value
 /// A figure that shall be at most `limit`.
 fn at_most(name: &str, words: &str, limit: f64, measured: Option<f64>) -> Bar {
     let met = measured.map(|measured| measured <= limit);
-    Bar { name: name.to_owned(), bar: words.to_owned(), limit, measured, met }
+    Bar { name: name.to_owned(), bar: words.to_owned(), limit, measured, met, why: None }
 }
 
 /// The ratio of two medians of one work and key.

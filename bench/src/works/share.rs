@@ -48,6 +48,7 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
     let publish: Vec<String> = to.iter().enumerate().map(|(at, port)| format!("tcp:{port}=m{at}/{ANYWHERE}")).collect();
     let lab = Lab::up(common, &publish)?;
     let mut mediators = lab.mediators(0, active, "sink")?;
+    let active_processes = mediators.len();
     let to: Vec<String> = to.into_iter().map(|port| format!("--to {port}")).collect();
     for total in [active, count] {
         mediators.extend(lab.mediators(active, total - active, "sink")?);
@@ -55,7 +56,7 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
             lab.look()?;
             for direction in ["up", "down"] {
                 let line = format!("tcp --streams {active} --direction {direction} {}", to.join(" "));
-                let mut values = lab.load(Role::Public, &words(&line), settings.seconds)?;
+                let mut values = lab.load(&mediators[..active_processes], &words(&line), settings.seconds)?;
                 derive(Work::Tcp, &mut values)?;
                 record(&mut report, WORK, &case(active, total, direction), round, values);
             }

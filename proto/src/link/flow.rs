@@ -29,6 +29,15 @@ impl<P: Payload> Link<P> {
         })
     }
 
+    /// Whether the other end may still send a whole frame on this port: then it needs no word of what was
+    /// consumed, which its next frame, or any other, will bring about. A port that is gone needs none.
+    pub fn has_credit_left(&self, slot: Slot) -> bool {
+        self.ports.get(slot).is_none_or(|port| {
+            let enough = if port.unanswered { WINDOW_EARLY / 2 } else { FRAME_PAYLOAD_MAX as u32 };
+            port.fin_received || port.granted.saturating_sub(port.received) >= u64::from(enough)
+        })
+    }
+
     /// The driver has got rid of `n` received payload bytes of a port; more may be granted. A slot
     /// that is gone is passed over.
     pub fn consumed(&mut self, slot: Slot, n: usize, now: Instant) {
@@ -57,13 +66,18 @@ impl<P: Payload> Link<P> {
 
     /// Opens a new port's receive window as far as the link's budget lasts.
     pub(super) fn start_window(&mut self, slot: Slot, now: Instant) {
+        self.reserve_window(slot, now);
+        self.grant(slot);
+    }
+
+    /// The same, without telling yet.
+    pub(super) fn reserve_window(&mut self, slot: Slot, now: Instant) {
         let extra = u64::from(WINDOW_START - WINDOW_EARLY);
         let Some(port) = self.ports.get_mut(slot) else { return };
         port.epoch = now;
         if self.window_sum + extra <= u64::from(LINK_WINDOW_SUM_MAX) {
             port.window = WINDOW_START;
             self.window_sum += extra;
-            self.grant(slot);
         }
     }
 
@@ -72,7 +86,7 @@ impl<P: Payload> Link<P> {
         self.window_sum -= u64::from(window - WINDOW_EARLY);
     }
 
-    fn grant(&mut self, slot: Slot) -> bool {
+    pub(super) fn grant(&mut self, slot: Slot) -> bool {
         let Some(port) = self.ports.get_mut(slot) else { return false };
         let target = port.consumed + u64::from(port.window);
         let gain = target.saturating_sub(port.granted);

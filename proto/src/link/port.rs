@@ -76,6 +76,8 @@ pub(super) struct Port<P> {
     pub(super) closing: Option<u16>,
     /// An ephemeral one: a failed connect ends it.
     pub(super) quiet: bool,
+    /// Nobody wants to hear that its connect succeeded.
+    pub(super) unanswered: bool,
 
     /// Whole encoded frames.
     pub(super) queue: VecDeque<P>,
@@ -109,6 +111,7 @@ impl<P> Port<P> {
             fin_received: false,
             closing: None,
             quiet: false,
+            unanswered: false,
             queue: VecDeque::new(),
             queued: 0,
             part_room: 0,

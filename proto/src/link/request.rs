@@ -45,7 +45,13 @@ impl<P: Payload> Link<P> {
 
     /// Asks to connect an opened TCP port.
     pub fn connect(&mut self, slot: Slot, request: u16, to: SocketAddr, timeout_ms: u32) {
-        self.control.push(&Frame::Connect { port: slot.id(), request, to, timeout_ms });
+        self.control.push(&Frame::Connect { port: slot.id(), request, to, timeout_ms, unanswered: false });
+    }
+
+    /// The same of a port opened [`OpenFlags::QUIET`], by somebody who wants to know of a failure only, and whose frames
+    /// are never longer than [`Link::room`] leaves: that spares both ends a record.
+    pub fn connect_unanswered(&mut self, slot: Slot, to: SocketAddr) {
+        self.control.push(&Frame::Connect { port: slot.id(), request: 0, to, timeout_ms: 0, unanswered: true });
     }
 
     /// Asks to make a server of an opened TCP port.
@@ -128,10 +134,18 @@ impl<P: Payload> Link<P> {
     pub fn answer(&mut self, slot: Slot, to: RequestKind, request: u16, code: Code, local: Option<SocketAddr>) {
         let Some(port) = self.ports.get(slot) else { return };
         let over = ends_port(to, code, port.quiet);
-        let silent = to == RequestKind::Open && code.is_ok() && port.quiet;
+        let (silent, connected) = match to {
+            RequestKind::Open => (code.is_ok() && port.quiet, false),
+            RequestKind::Connect => (code.is_ok() && port.unanswered, code.is_ok() && !port.fin_received),
+            RequestKind::Serve | RequestKind::Close | RequestKind::Switch => (false, false),
+        };
         if !silent {
             let local = local.unwrap_or(UNSPECIFIED);
             self.control.push(&Frame::Answer { port: slot.id(), to, request, code, local });
+            // What a quiet open held back, if more may come.
+            if connected {
+                self.grant(slot);
+            }
         }
         if over {
             self.forget(slot);
@@ -186,7 +200,12 @@ impl<P: Payload> Link<P> {
                 Ok(self.refuse(port, to, request, Code::NotTcp))
             }
             Frame::Switch { .. } if kind != PortKind::Udp => Ok(self.refuse(port, to, request, Code::NotUdp)),
-            Frame::Connect { to, timeout_ms, .. } => Ok(Input::Connect { owner, slot, request, to, timeout_ms }),
+            Frame::Connect { to, timeout_ms, unanswered, .. } => {
+                if let Some(port) = self.ports.get_mut(slot) {
+                    port.unanswered = unanswered && port.quiet;
+                }
+                Ok(Input::Connect { owner, slot, request, to, timeout_ms })
+            }
             Frame::Serve { .. } => Ok(Input::Serve { owner, slot, request }),
             Frame::Switch { flags, .. } => Ok(Input::Switch { owner, slot, request, flags }),
             _ => Ok(Input::Close { owner, slot, request }),
@@ -209,10 +228,16 @@ impl<P: Payload> Link<P> {
             Err(code) => return Ok(self.refuse(port, RequestKind::Open, request, code)),
         };
         if kind == PortKind::Tcp {
+            let quiet = flags.has(OpenFlags::QUIET);
             if let Some(port) = self.ports.get_mut(slot) {
-                port.quiet = flags.has(OpenFlags::QUIET);
+                port.quiet = quiet;
             }
-            self.start_window(slot, now);
+            // A quiet open is worth no record: what it grants comes with the connect's answer, or once something was consumed.
+            if quiet {
+                self.reserve_window(slot, now);
+            } else {
+                self.start_window(slot, now);
+            }
         }
         Ok(Input::Open { slot, request, flags, local, peer })
     }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::encode::{DATAGRAM_FIRST, DATAGRAM_MORE, OPEN_PEER};
+use super::encode::{CONNECT_UNANSWERED, DATAGRAM_FIRST, DATAGRAM_MORE, OPEN_PEER};
 use super::frame::{Frame, HEADER_LEN, Header, Kind, OpenFlags, RequestKind};
 use crate::code::Code;
 use crate::id::PortId;
@@ -63,9 +63,13 @@ impl<'a> Frame<'a> {
                 local: reader.addr()?,
                 peer: if header.flags & OPEN_PEER != 0 { Some(reader.addr()?) } else { None },
             },
-            Kind::Connect => {
-                Self::Connect { port, request: reader.u16()?, to: reader.addr()?, timeout_ms: reader.u32()? }
-            }
+            Kind::Connect => Self::Connect {
+                port,
+                request: reader.u16()?,
+                to: reader.addr()?,
+                timeout_ms: reader.u32()?,
+                unanswered: header.flags & CONNECT_UNANSWERED != 0,
+            },
             Kind::Serve => Self::Serve { port, request: reader.u16()? },
             Kind::Close => Self::Close { port, request: reader.u16()? },
             Kind::Switch => Self::Switch { port, request: reader.u16()?, flags: OpenFlags(header.flags) },

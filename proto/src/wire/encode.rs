@@ -11,6 +11,8 @@ use crate::limits::FRAME_PAYLOAD_MAX;
 pub const ADDR_LEN: usize = 18;
 
 pub(super) const OPEN_PEER: u8 = 0x80;
+/// A CONNECT's flag.
+pub(super) const CONNECT_UNANSWERED: u8 = 1;
 pub(super) const DATAGRAM_FIRST: u8 = 1;
 pub(super) const DATAGRAM_MORE: u8 = 2;
 
@@ -148,8 +150,9 @@ impl ControlBuf {
                 }
                 (Kind::Open, flags | if peer.is_some() { OPEN_PEER } else { 0 }, port)
             }
-            Frame::Connect { port, request, to, timeout_ms } => {
-                self.u16(request).addr(to).raw(&timeout_ms.to_be_bytes()).done(Kind::Connect, 0, port)
+            Frame::Connect { port, request, to, timeout_ms, unanswered } => {
+                let flags = if unanswered { CONNECT_UNANSWERED } else { 0 };
+                self.u16(request).addr(to).raw(&timeout_ms.to_be_bytes()).done(Kind::Connect, flags, port)
             }
             Frame::Serve { port, request } => self.u16(request).done(Kind::Serve, 0, port),
             Frame::Close { port, request } => self.u16(request).done(Kind::Close, 0, port),

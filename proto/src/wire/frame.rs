@@ -231,6 +231,9 @@ pub enum Frame<'a> {
         to: SocketAddr,
         /// Milliseconds to wait for it; 0 for the default.
         timeout_ms: u32,
+        /// On a port opened [`OpenFlags::QUIET`]: success is not answered, and no frame is longer than what credit is
+        /// left, so that credit may come late.
+        unanswered: bool,
     },
     /// See [`Kind::Serve`].
     Serve {

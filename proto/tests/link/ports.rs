@@ -210,7 +210,7 @@ fn frames_that_only_the_other_side_may_send_are_violations() {
     let (request, local) = (1, addr(1));
     for frame in [
         Frame::Open { port, request, flags: QUIET, local, peer: None },
-        Frame::Connect { port, request, to: local, timeout_ms: 0 },
+        Frame::Connect { port, request, to: local, timeout_ms: 0, unanswered: false },
         Frame::Serve { port, request },
         Frame::Close { port, request },
         Frame::Switch { port, request, flags: UDP },

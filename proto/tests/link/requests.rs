@@ -4,7 +4,7 @@ use isthmus_proto::Code;
 use isthmus_proto::link::{Input, PortKind, Slot, UNSPECIFIED};
 use isthmus_proto::wire::{Frame, OpenFlags, RequestKind};
 
-use crate::pair::{ASKER, DOER, End, Pair, QUIET, TCP, UDP, addr, deliver, emit};
+use crate::pair::{ASKER, DOER, End, Pair, QUIET, TCP, UDP, addr, data, deliver, emit};
 
 /// The codes of all answers among `inputs`, with what they answer and whether the port is gone.
 fn answers(inputs: &[Input<'_>]) -> Vec<(RequestKind, u16, Code, bool)> {
@@ -125,7 +125,10 @@ fn every_request_for_a_port_that_is_gone_is_answered_unknown() {
     let mut pair = Pair::new();
     let gone = pair.opened(TCP).0.id();
     let requests = [
-        (Frame::Connect { port: gone, request: 11, to: addr(1), timeout_ms: 0 }, RequestKind::Connect),
+        (
+            Frame::Connect { port: gone, request: 11, to: addr(1), timeout_ms: 0, unanswered: false },
+            RequestKind::Connect,
+        ),
         (Frame::Serve { port: gone, request: 12 }, RequestKind::Serve),
         (Frame::Close { port: gone, request: 13 }, RequestKind::Close),
         (Frame::Switch { port: gone, request: 14, flags: UDP }, RequestKind::Switch),
@@ -217,6 +220,69 @@ fn quiet_open_is_not_answered_and_its_failed_connect_frees_both_ends() {
     answer(&mut pair, far, RequestKind::Connect, 2, Code::Refused);
     assert_eq!(answers(&pair.tell_requester()), [(RequestKind::Connect, 2, Code::Refused, true)]);
     assert_eq!(pair.ports(), (0, 0));
+}
+
+#[test]
+fn unanswered_connect_sends_nothing_until_bytes_were_consumed() {
+    let mut pair = Pair::new();
+    let near = pair.requester.open(ASKER, 0, QUIET, UNSPECIFIED, None, pair.now).unwrap();
+    pair.requester.connect_unanswered(near, addr(80));
+    let inputs = pair.tell_responder();
+    let [Input::Open { slot: far, .. }, Input::Connect { request: 0, .. }] = inputs[..] else { panic!("{inputs:?}") };
+    answer(&mut pair, far, RequestKind::Open, 0, Code::Ok);
+    answer(&mut pair, far, RequestKind::Connect, 0, Code::Ok);
+    assert!(emit(&mut pair.responder).is_empty());
+
+    // Few bytes leave credit that their sender can use; more of them do not.
+    let early = pair.requester.room(near);
+    assert!(pair.requester.enqueue(near, data(near, 64), pair.now));
+    pair.tell_responder();
+    assert!(pair.responder.has_credit_left(far));
+    assert!(pair.requester.enqueue(near, data(near, early - 64), pair.now));
+    pair.tell_responder();
+    assert!(!pair.responder.has_credit_left(far));
+    assert_eq!(pair.requester.room(near), 0);
+    pair.responder.consumed(far, 64, pair.now);
+    assert!(!emit_is_empty_after_delivery(&mut pair));
+    assert!(pair.requester.room(near) > early);
+}
+
+/// Carries what the responder has to send; whether that was nothing.
+fn emit_is_empty_after_delivery(pair: &mut Pair) -> bool {
+    let frames = emit(&mut pair.responder);
+    let empty = frames.is_empty();
+    deliver(&mut pair.requester, frames, pair.now).unwrap();
+    empty
+}
+
+#[test]
+fn unanswered_connect_that_fails_is_answered_and_frees_both_ends() {
+    let mut pair = Pair::new();
+    let near = pair.requester.open(ASKER, 0, QUIET, UNSPECIFIED, None, pair.now).unwrap();
+    pair.requester.connect_unanswered(near, addr(80));
+    let inputs = pair.tell_responder();
+    let Some(&Input::Open { slot: far, .. }) = inputs.first() else { panic!("{inputs:?}") };
+    answer(&mut pair, far, RequestKind::Connect, 0, Code::Refused);
+    assert_eq!(answers(&pair.tell_requester()), [(RequestKind::Connect, 0, Code::Refused, true)]);
+    assert_eq!(pair.ports(), (0, 0));
+}
+
+#[test]
+fn quiet_open_grants_with_the_answer_to_its_connect() {
+    let mut pair = Pair::new();
+    let (near, far) = pair.asked(QUIET);
+    let early = pair.requester.room(near);
+    pair.requester.connect(near, 2, addr(80), 0);
+    pair.tell_responder();
+    assert!(emit(&mut pair.responder).is_empty());
+    // A whole frame may come that does not fit the rest of the early window: that has to be told of.
+    assert!(pair.requester.enqueue(near, data(near, 64), pair.now));
+    pair.tell_responder();
+    assert!(!pair.responder.has_credit_left(far));
+    answer(&mut pair, far, RequestKind::Connect, 2, Code::Ok);
+    assert_eq!(answers(&pair.tell_requester()), [(RequestKind::Connect, 2, Code::Ok, false)]);
+    assert!(pair.requester.room(near) > early);
+    assert!(pair.responder.has_credit_left(far));
 }
 
 #[test]

@@ -106,7 +106,7 @@ impl Shard {
                 return;
             }
         };
-        machine.connect(slot, 0, target, 0);
+        machine.connect_unanswered(slot, target);
         engine.add_stream(socket, link, slot, tag);
         engine.touch(link);
         self.counters.add(Counter::VisitorsTotal, 1);

@@ -12,6 +12,11 @@ use crate::piece::Piece;
 use crate::socket::Socket;
 
 impl Ring {
+    /// The next entry of the kernel's, after those that were taken ahead.
+    pub(super) fn next_entry(&mut self) -> Option<cqueue::Entry> {
+        self.quiet.entries.pop_front().or_else(|| self.uring.next())
+    }
+
     /// What `entry` means to the caller; `None` for the ring's own operations and for stale entries.
     pub(super) fn complete(&mut self, entry: &cqueue::Entry, received: &mut Vec<Piece>) -> Option<Completion> {
         let id = OpId::from_raw(entry.user_data());
