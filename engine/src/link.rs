@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use isthmus_proto::Code;
 use isthmus_proto::link::{Link, LinkConfig, Slot};
-use isthmus_proto::record::Session;
+use isthmus_proto::record::{Session, UdpSecret};
 use isthmus_proto::time::Instant;
 use isthmus_proto::wire::{ControlBuf, Frame};
 use isthmus_ring::{Connection, OpId, Piece};
@@ -14,8 +15,8 @@ use crate::Engine;
 use crate::event::{Control, Event};
 use crate::handshake::Tls;
 use crate::key::{Key, What};
-use crate::rare::Rare;
 use crate::timers::TimerId;
+use isthmus_proto::rare::Rare;
 
 /// Which end of the connection this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub(crate) struct LinkIo {
     pub(crate) peer: SocketAddr,
     pub(crate) phase: Phase,
     pub(crate) session: Option<Box<Session>>,
-    pub(crate) udp_secret: Option<Box<[u8; 32]>>,
+    pub(crate) udp_secret: Option<UdpSecret>,
     /// The caller's certificate in DER, until somebody takes it.
     pub(crate) certificate: Rare<Vec<u8>>,
     pub(crate) timer: TimerId,
@@ -80,7 +81,10 @@ pub(crate) struct LinkIo {
 }
 
 /// A link without payload for this long gives its key contexts' memory back.
-pub(crate) const CONTEXT_KEPT: std::time::Duration = std::time::Duration::from_secs(5);
+pub(crate) const CONTEXT_KEPT: Duration = Duration::from_secs(5);
+
+/// Unanswered probes that end a connection, where the user timeout has not done so before.
+const KEEPALIVE_COUNT: u32 = 8;
 
 impl LinkIo {
     pub(crate) fn live(&mut self) -> Option<&mut Link<Piece>> {
@@ -146,6 +150,20 @@ impl Engine {
         if let Some(io) = self.links.get_mut(key) {
             io.greeting.push(frame);
             self.touch(key);
+        }
+    }
+
+    /// Has the kernel probe a greeted link's connection after `idle` without a packet, and end it when nothing is
+    /// answered for `dead`. That wakes nobody, and keeps a gateway's binding as a ping does. Before it is established.
+    pub fn keep_alive(&mut self, key: Key, idle: Duration, dead: Duration) {
+        let Some(socket) = self.links.get(key).and_then(|io| io.socket.socket()) else { return };
+        // The kernel counts whole seconds; the user timeout, which goes before the count, is exact.
+        let seconds = |time: Duration| Duration::from_secs(time.as_secs_f64().ceil().max(1.0) as u64);
+        let set = socket
+            .set_keepalive(seconds(idle), seconds(dead / 4), KEEPALIVE_COUNT)
+            .and_then(|()| socket.set_user_timeout(seconds(idle) + dead));
+        if let Err(error) = set {
+            tracing::warn!(%error, "the kernel does not probe a tunnel's connection; its pings go on");
         }
     }
 
@@ -243,7 +261,7 @@ impl Engine {
                 self.remove_listener(owner);
                 control.on_event(self, Event::PortEnded { link, owner, code });
             }
-            What::Control | What::Link | What::Watch | What::Guest => {
+            What::Control | What::Link | What::Watch | What::Guest | What::Probe => {
                 control.on_event(self, Event::PortEnded { link, owner, code });
             }
         }
@@ -272,3 +290,6 @@ impl Engine {
         }
     }
 }
+
+/// There is one of each for each of very many tunnels.
+const _: () = assert!(size_of::<LinkIo>() <= 240 && size_of::<Link<Piece>>() <= 256);

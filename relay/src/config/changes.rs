@@ -38,7 +38,9 @@ impl Config {
             jwks,
             client_ca,
             keepalive_tcp,
+            ping_tcp,
             keepalive_udp,
+            keepalive_udp_max,
             dead_after,
             handshake_timeout,
             half_open_max,
@@ -69,7 +71,9 @@ impl Config {
         live.one("jwks", jwks, &new.jwks);
         live.one("client-ca", client_ca, &new.client_ca);
         live.one("keepalive-tcp", keepalive_tcp, &new.keepalive_tcp);
+        live.one("ping-tcp", ping_tcp, &new.ping_tcp);
         live.one("keepalive-udp", keepalive_udp, &new.keepalive_udp);
+        live.one("keepalive-udp-max", keepalive_udp_max, &new.keepalive_udp_max);
         live.one("dead-after", dead_after, &new.dead_after);
         live.one("handshake-timeout", handshake_timeout, &new.handshake_timeout);
         live.one("half-open-max", half_open_max, &new.half_open_max);
