@@ -38,7 +38,6 @@ impl Config {
             jwks,
             client_ca,
             keepalive_tcp,
-            ping_tcp,
             keepalive_udp,
             keepalive_udp_max,
             dead_after,
@@ -71,7 +70,6 @@ impl Config {
         live.one("jwks", jwks, &new.jwks);
         live.one("client-ca", client_ca, &new.client_ca);
         live.one("keepalive-tcp", keepalive_tcp, &new.keepalive_tcp);
-        live.one("ping-tcp", ping_tcp, &new.ping_tcp);
         live.one("keepalive-udp", keepalive_udp, &new.keepalive_udp);
         live.one("keepalive-udp-max", keepalive_udp_max, &new.keepalive_udp_max);
         live.one("dead-after", dead_after, &new.dead_after);
