@@ -129,7 +129,7 @@ impl Stream {
 }
 
 /// A peer that vanished would hold its port for ever. Where it cannot be set, that is all that is lost.
-fn set_keepalive(socket: &Socket) {
+pub(crate) fn set_keepalive(socket: &Socket) {
     let _ = socket.set_keepalive(KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT);
 }
 
