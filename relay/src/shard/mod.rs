@@ -27,7 +27,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
-use isthmus_engine::{Control, Engine, Event, Key, What};
+use isthmus_engine::{Control, Engine, Event, Key, KeyMap, What};
 use isthmus_proto::{Code, MediatorId};
 
 use crate::admin::{Counter, Counters};
@@ -54,7 +54,7 @@ struct Shard {
     counters: Counters,
     service_udp: Key,
     /// Every link, in whatever state.
-    links: HashMap<Key, Party>,
+    links: KeyMap<Party>,
     /// This shard's mediators that are connected.
     mediators: BTreeMap<MediatorId, Key>,
     published: TagTable<Published>,
@@ -160,6 +160,7 @@ impl Control for Shard {
             Event::LinkReady { .. }
             | Event::Asker { .. }
             | Event::ChannelsChanged { .. }
+            | Event::Lifetime { .. }
             | Event::Timer { .. }
             | Event::Watched { .. } => {}
         }
