@@ -18,6 +18,7 @@ use isthmus_settings::Rules;
 
 pub use changes::Change;
 
+use crate::expose::{EXPOSES_MAX, Expose};
 use crate::names::{NameRoute, Names};
 use crate::proxy::ProxyPort;
 use crate::publish::{Publish, PublishSpec};
@@ -126,6 +127,10 @@ pub struct Config {
     /// Lend a port of the relay to a host behind a mediator; several: PROTO:ADDR,ADDR:PORT-PORT=MEDIATOR/HOST:PORT[-PORT]
     #[arg(long = "publish", value_name = "PROTO:ADDR:PORT=MEDIATOR/HOST:PORT")]
     pub publish: Vec<PublishSpec>,
+    /// The other way: hosts that connect to a port of the mediator are led to a public address, told who they are with
+    /// ,proxy=v2 at the end. May be repeated
+    #[arg(long, value_name = "tcp:MEDIATOR/IP:PORT=HOST:PORT")]
+    pub expose: Vec<Expose>,
     /// Lead visitors of this TCP port by the name that they ask for, in TLS or HTTP/1, as --name says. May be repeated
     #[arg(long, value_name = "ADDR:PORT", env = "ISTHMUS_NAMES", value_delimiter = ',')]
     pub names: Vec<SocketAddr>,
@@ -242,6 +247,13 @@ impl Config {
             if publish.listen.port() != 0 && !seen.insert((publish.proto, publish.listen)) {
                 return Err(format!("--publish names {}:{} twice", publish.proto, publish.listen));
             }
+        }
+        let mut seen = HashSet::new();
+        if let Some(expose) = self.expose.iter().find(|expose| !seen.insert(&expose.server)) {
+            return Err(format!("--expose names {} twice", expose.server));
+        }
+        if self.expose.len() > EXPOSES_MAX {
+            return Err(format!("--expose: these are more than {EXPOSES_MAX} services"));
         }
         Ok(())
     }

@@ -26,6 +26,7 @@ impl Config {
             listen,
             shards,
             publish,
+            expose,
             names,
             socks,
             socks_open,
@@ -63,6 +64,7 @@ impl Config {
         at_start.one("busy-poll", busy_poll, &new.busy_poll);
         let mut live = Differ { changes: &mut changes, needs_restart: false };
         live.list("publish", publish, &new.publish);
+        live.list("expose", expose, &new.expose);
         live.list("name", name, &new.name);
         live.one("proxy-from", proxy_from, &new.proxy_from);
         live.one("publish-allow", publish_allow, &new.publish_allow);

@@ -41,6 +41,15 @@ impl Shard {
             Command::Unpublish { ports, how, reply } => {
                 let _ = reply.send(self.unpublish(engine, &ports, how));
             }
+            Command::Exposes { reply } => {
+                let _ = reply.send(self.expose_rows(engine));
+            }
+            Command::Expose { services, reply } => {
+                let _ = reply.send(self.expose(engine, services));
+            }
+            Command::Unexpose { servers, now, reply } => {
+                let _ = reply.send(self.unexpose(engine, &servers, now));
+            }
             Command::Check { reply } => {
                 let _ = reply.send(self.begin_checks());
             }

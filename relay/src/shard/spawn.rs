@@ -103,6 +103,7 @@ fn run_shard(
     names: Vec<Socket>,
     proxies: Vec<(ProxyPort, Socket)>,
 ) -> anyhow::Result<()> {
+    let shards = peers.len();
     let config = EngineConfig {
         handshake_timeout: shared.config.handshake_timeout,
         flow_idle: shared.config.udp_idle,
@@ -115,6 +116,7 @@ fn run_shard(
     for socket in names {
         engine.add_listener(socket, tag::LED);
     }
+    let exposes = super::expose::Exposes::new(&mut engine);
     let expiries = super::session::Expiries::new(&mut engine);
     let mut shard = Shard {
         seat,
@@ -132,6 +134,7 @@ fn run_shard(
         mediators: BTreeMap::new(),
         published: TagTable::new(tag::Door::Published),
         proxies: super::socks::Proxies::new(),
+        exposes,
         queries: Default::default(),
         checks: Default::default(),
         sessions: 0,
@@ -142,6 +145,8 @@ fn run_shard(
         shard.add_proxy(&mut engine, port, socket);
     }
     shard.publish(&mut engine, published).map_err(anyhow::Error::msg)?;
+    let exposes: Vec<_> = shard.exposes_of_config(shards);
+    shard.expose(&mut engine, exposes).map_err(anyhow::Error::msg)?;
     while !(shard.stopping && shard.links.is_empty()) {
         engine.turn(&mut shard).context("the ring failed")?;
     }

@@ -97,6 +97,7 @@ impl Shard {
         self.counters.add(Counter::TunnelsTotal, 1);
         self.mediators.insert(id.clone(), link);
         self.watch_expiry(engine, link, &caller.proof);
+        let name = id.clone();
         let tunnel = Tunnel {
             id,
             session,
@@ -108,6 +109,7 @@ impl Shard {
             askers: None,
         };
         self.links.insert(link, Party::Tunnel(Box::new(tunnel)));
+        self.open_exposes_of(engine, &name, link);
     }
 
     /// Ends the session that a mediator had before. If two take turns at that, the one that goes is told to wait.
