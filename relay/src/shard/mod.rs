@@ -124,7 +124,9 @@ impl Control for Shard {
             Event::GuestEnded { guest, tag, .. } if Door::of(tag) == Some(Door::Proxy) => {
                 self.on_client_ended(engine, guest);
             }
-            Event::StreamEnded { tag, .. } if Door::of(tag) == Some(Door::Proxy) => self.on_client_stream_ended(),
+            Event::StreamEnded { stream, tag, .. } if Door::of(tag) == Some(Door::Proxy) => {
+                self.on_client_stream_ended(stream);
+            }
             Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(engine, tag, code),
             Event::GuestBytes { guest, tag, ended } => self.on_newcomer_bytes(engine, guest, tag, ended),
             Event::GuestEnded { guest, code, .. } => self.on_newcomer_ended(guest, code),
