@@ -211,6 +211,10 @@ impl Control for Mediator {
                 let (all, live) = engine.channels_of(link);
                 tracing::info!(live, all, "UDP channels");
             }
+            Event::Lifetime { proven, period, settled, .. } => {
+                let (proven_s, period_s) = (proven.as_secs_f32(), period.as_secs_f32());
+                tracing::info!(proven_s, period_s, settled, "the gateway's UDP bindings live at least so long");
+            }
             Event::StreamEnded { stream, .. } => self.ports.forget_connect(engine, stream),
             Event::Asker { link, asker, name } if self.link == Some(link) => self.audit.name(asker, name),
             // A mediator asks nobody, publishes nothing.

@@ -59,6 +59,10 @@ pub const KEEPALIVE_TCP: Duration = Duration::from_secs(20);
 /// is the shortest common one.
 pub const KEEPALIVE_UDP: Duration = Duration::from_secs(8);
 
+/// Longest silence that is tried when a mediator learns how long its gateway keeps UDP bindings: the minimum that RFC
+/// 4787 (REQ-5) allows a gateway. Longer ones would save little and be noticed late when they are wrong.
+pub const KEEPALIVE_UDP_MAX: Duration = Duration::from_secs(120);
+
 /// A channel without any answer for this long after a maintain packet is dead.
 pub const DEAD_AFTER: Duration = Duration::from_secs(10);
 

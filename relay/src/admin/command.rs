@@ -135,6 +135,8 @@ pub struct TunnelRow {
     pub udp_channels: u32,
     /// Of them, those that answered within the dead time.
     pub udp_channels_live: u32,
+    /// Seconds between maintain packets on its resting UDP channels, as it has learned; zero without channels.
+    pub udp_period_s: u64,
     /// Smoothed round trip on the TCP channel in microseconds, if measured.
     pub rtt_us: Option<u64>,
     /// Payload bytes from the mediator.

@@ -39,6 +39,7 @@ impl Config {
             client_ca,
             keepalive_tcp,
             keepalive_udp,
+            keepalive_udp_max,
             dead_after,
             handshake_timeout,
             half_open_max,
@@ -70,6 +71,7 @@ impl Config {
         live.one("client-ca", client_ca, &new.client_ca);
         live.one("keepalive-tcp", keepalive_tcp, &new.keepalive_tcp);
         live.one("keepalive-udp", keepalive_udp, &new.keepalive_udp);
+        live.one("keepalive-udp-max", keepalive_udp_max, &new.keepalive_udp_max);
         live.one("dead-after", dead_after, &new.dead_after);
         live.one("handshake-timeout", handshake_timeout, &new.handshake_timeout);
         live.one("half-open-max", half_open_max, &new.half_open_max);

@@ -71,7 +71,7 @@ impl Shard {
 
     fn stop(&mut self, engine: &mut Engine) {
         self.stopping = true;
-        let links: Vec<_> = self.links.iter().map(|(&link, party)| (link, session_of(party))).collect();
+        let links: Vec<_> = self.links.iter().map(|(link, party)| (link, session_of(party))).collect();
         for (link, session) in links {
             // Spread without any state: neighbours in session number come back far apart.
             let wait = session.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;

@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
-use isthmus_engine::{Control, Engine, Event, Key, What};
+use isthmus_engine::{Control, Engine, Event, Key, KeyMap, What};
 use isthmus_proto::{Code, MediatorId};
 
 use crate::admin::{Counter, Counters};
@@ -53,7 +53,7 @@ struct Shard {
     counters: Counters,
     service_udp: Key,
     /// Every link, in whatever state.
-    links: HashMap<Key, Party>,
+    links: KeyMap<Party>,
     /// This shard's mediators that are connected.
     mediators: BTreeMap<MediatorId, Key>,
     published: TagTable<Published>,
@@ -144,6 +144,7 @@ impl Control for Shard {
             | Event::Asker { .. }
             | Event::Connected { .. }
             | Event::ChannelsChanged { .. }
+            | Event::Lifetime { .. }
             | Event::Timer { .. }
             | Event::Watched { .. } => {}
         }

@@ -87,7 +87,7 @@ impl Shard {
         let refused: Vec<(Key, Code)> = self
             .links
             .iter()
-            .filter_map(|(&link, party)| {
+            .filter_map(|(link, party)| {
                 let (holder, name, proof) = proof_of(party)?;
                 Some((link, self.trust.still(holder, name, proof, now).err()?))
             })

@@ -1,12 +1,13 @@
 //! Starting the shards: sockets first, in order, then the threads.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use crossbeam_channel::{Receiver, Sender};
-use isthmus_engine::{Engine, EngineConfig, UdpRole};
+use isthmus_engine::{Engine, EngineConfig, KeyMap, UdpRole, What};
 use isthmus_ring::{PoolConfig, Ring, RingConfig, Socket, UdpOptions, Waker};
 
 use super::handover::{MAIL_MAX, Message, Peer};
@@ -106,6 +107,7 @@ fn run_shard(
         handshake_timeout: shared.config.handshake_timeout,
         flow_idle: shared.config.udp_idle,
         busy_poll: shared.config.busy_poll,
+        silence_max: shared.config.keepalive_udp_max.max(shared.config.keepalive_udp) + shared.config.dead_after,
     };
     let mut engine = Engine::new(ring, config);
     let service_udp = engine.add_udp(udp, UdpRole::Service);
@@ -126,7 +128,7 @@ fn run_shard(
         peers,
         counters: Counters::default(),
         service_udp,
-        links: HashMap::new(),
+        links: KeyMap::new(What::Link),
         mediators: BTreeMap::new(),
         published: TagTable::new(tag::Door::Published),
         proxies: super::socks::Proxies::new(),

@@ -200,6 +200,7 @@ impl Shard {
         let (link, tunnel) = self.tunnel_of(id)?;
         let (channels, live) = engine.channels_of(link);
         let now = engine.now();
+        let silence = engine.channel_silence(link).unwrap_or_default();
         let observed = engine.link_peer(link)?;
         let machine = engine.link(link)?;
         let stats = machine.stats();
@@ -214,6 +215,7 @@ impl Shard {
             terminals: tunnel.terminals.len() as u32,
             udp_channels: channels as u32,
             udp_channels_live: live as u32,
+            udp_period_s: silence.saturating_sub(self.shared.config.dead_after).as_secs(),
             rtt_us: machine.rtt().map(|rtt| rtt.as_micros() as u64),
             bytes_in: stats.bytes_in,
             bytes_out: stats.bytes_out,

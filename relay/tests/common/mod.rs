@@ -41,6 +41,7 @@ pub(crate) fn row(id: &str, shard: ShardId) -> TunnelRow {
         terminals: 1,
         udp_channels: 2,
         udp_channels_live: 1,
+        udp_period_s: 8,
         rtt_us: Some(1500),
         bytes_in: 10,
         bytes_out: 20,
