@@ -137,9 +137,11 @@ impl Control for Shard {
             Event::GuestEnded { guest, tag, .. } if Door::of(tag) == Some(Door::Proxy) => {
                 self.on_client_ended(engine, guest);
             }
-            Event::StreamEnded { tag, .. } if Door::of(tag) == Some(Door::Proxy) => self.on_client_stream_ended(),
             Event::StreamEnded { stream, tag, .. } if Door::of(tag) == Some(Door::Exposed) => {
                 self.on_exposed_ended(stream, tag);
+            }
+            Event::StreamEnded { stream, tag, .. } if Door::of(tag) == Some(Door::Proxy) => {
+                self.on_client_stream_ended(stream);
             }
             Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(engine, tag, code),
             Event::GuestBytes { guest, tag, ended } => self.on_newcomer_bytes(engine, guest, tag, ended),
