@@ -81,6 +81,7 @@ const UNTOLD: &str = "relay";
 /// Who asks for what, and the way to the writer.
 pub(crate) struct Audit {
     mediator: RefCell<String>,
+    target: RefCell<Option<AuditTarget>>,
     writer: RefCell<Option<Writer>>,
     /// What the relay calls its askers, by number less one.
     names: RefCell<Vec<Box<str>>>,
@@ -112,11 +113,20 @@ struct Line<'a> {
     asker: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     port: Option<String>,
+    #[serde(flatten)]
+    ends: Ends<'a>,
+    result: &'static str,
+}
+
+/// Between whom.
+#[derive(Clone, Copy, Default, Serialize)]
+struct Ends<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     to: Option<SocketAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     local: Option<SocketAddr>,
-    result: &'static str,
 }
 
 impl Audit {
@@ -125,9 +135,17 @@ impl Audit {
     /// # Errors
     /// The file cannot be opened.
     pub(crate) fn start(target: Option<AuditTarget>, mediator: String) -> anyhow::Result<Self> {
-        let writer = RefCell::new(target.map(Writer::start).transpose()?);
+        let writer = RefCell::new(target.clone().map(Writer::start).transpose()?);
         let mediator = RefCell::new(mediator);
-        Ok(Self { mediator, writer, names: RefCell::default(), ports: RefCell::default(), refused: Cell::new(None) })
+        let target = RefCell::new(target);
+        Ok(Self {
+            mediator,
+            target,
+            writer,
+            names: RefCell::default(),
+            ports: RefCell::default(),
+            refused: Cell::new(None),
+        })
     }
 
     /// The token may name another mediator than before.
@@ -180,36 +198,62 @@ impl Audit {
         local: Option<SocketAddr>,
         code: Code,
     ) {
+        self.record_ends(op, slot, Ends { name: None, to, local }, code);
+    }
+
+    /// Writes down a connect, which was asked for by a name perhaps; then `to` is the one of its addresses that was
+    /// tried, if any was.
+    pub(crate) fn record_connect(
+        &self,
+        slot: Slot,
+        name: Option<&str>,
+        to: Option<SocketAddr>,
+        local: Option<SocketAddr>,
+        code: Code,
+    ) {
+        self.record_ends(Operation::Connect, slot, Ends { name, to, local }, code);
+    }
+
+    fn record_ends(&self, op: Operation, slot: Slot, ends: Ends<'_>, code: Code) {
         let names = self.names.borrow();
         let asker = usize::from(self.asker(slot)).checked_sub(1).and_then(|place| names.get(place));
-        self.write(op, asker.map_or(UNTOLD, |name| name), Some(slot.id().to_string()), to, local, code);
+        self.write(op, asker.map_or(UNTOLD, |name| name), Some(slot.id().to_string()), ends, code);
     }
 
     /// A datagram was dropped, since its destination is not allowed.
     pub(crate) fn refused_datagram(&self, to: SocketAddr) {
         if self.refused.replace(Some(to)) != Some(to) {
-            self.write(Operation::Datagram, UNTOLD, None, Some(to), None, Code::Denied);
+            self.write(Operation::Datagram, UNTOLD, None, Ends { to: Some(to), ..Ends::default() }, Code::Denied);
         }
     }
 
-    fn write(
-        &self,
-        op: Operation,
-        asker: &str,
-        port: Option<String>,
-        to: Option<SocketAddr>,
-        local: Option<SocketAddr>,
-        code: Code,
-    ) {
+    fn write(&self, op: Operation, asker: &str, port: Option<String>, ends: Ends<'_>, code: Code) {
         let result = code.word();
-        let shown = to.map(tracing::field::display);
-        tracing::debug!(?op, asker, port, to = shown, result, "operation");
+        let shown = ends.to.map(tracing::field::display);
+        tracing::debug!(?op, asker, port, name = ends.name, to = shown, result, "operation");
         let writer = self.writer.borrow();
         let Some(writer) = &*writer else { return };
         let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-        let line = Line { time, mediator: &self.mediator.borrow(), op, asker, port, to, local, result };
+        let line = Line { time, mediator: &self.mediator.borrow(), op, asker, port, ends, result };
         // Plain data: it always serialises.
         writer.send(serde_json::to_string(&line).unwrap_or_default());
+    }
+
+    /// Goes on to another target, or opens the same one's file again. What was sent is still written to the former one.
+    ///
+    /// # Errors
+    /// The new file cannot be opened: the audit stays where it is.
+    pub(crate) fn set_target(&self, target: Option<AuditTarget>) -> anyhow::Result<()> {
+        if *self.target.borrow() == target {
+            self.reopen();
+            return Ok(());
+        }
+        let writer = target.clone().map(Writer::start).transpose()?;
+        if let Some(former) = self.writer.replace(writer) {
+            former.tell_lost();
+        }
+        *self.target.borrow_mut() = target;
+        Ok(())
     }
 
     /// Opens the file again.
@@ -222,10 +266,9 @@ impl Audit {
 
     /// Waits, for a bounded time, until what was sent is written.
     pub(crate) fn finish(&self) {
-        if let Some(Writer { queue, done, lost }) = self.writer.take() {
-            if lost.get() > 0 {
-                let _ = queue.try_send(Message::Lost(lost.get()));
-            }
+        if let Some(writer) = self.writer.take() {
+            writer.tell_lost();
+            let Writer { queue, done, .. } = writer;
             drop(queue);
             let _ = done.recv_timeout(FLUSH);
         }
@@ -248,6 +291,13 @@ impl Writer {
         };
         thread::Builder::new().name("audit".into()).spawn(run).context("cannot start the audit's thread")?;
         Ok(Self { queue, done, lost: Cell::new(0) })
+    }
+
+    /// At the end, if there is room.
+    fn tell_lost(&self) {
+        if self.lost.get() > 0 {
+            let _ = self.queue.try_send(Message::Lost(self.lost.get()));
+        }
     }
 
     fn send(&self, line: String) {
@@ -432,6 +482,42 @@ mod tests {
         assert_eq!(lines[2]["op"], "datagram");
         assert!(lines.iter().all(|line| line["mediator"] == "cpe-1" && line["time"].as_str().unwrap().ends_with('Z')));
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn connects_by_name_tell_name_and_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit");
+        let audit = start(&path);
+        audit.record_connect(slot(), Some("db.local"), Some("10.0.0.5:22".parse().unwrap()), None, Code::Ok);
+        audit.record_connect(slot(), Some("none.local"), None, None, Code::NameNotFound);
+        audit.finish();
+        let lines = lines(&path);
+        assert_eq!((&lines[0]["name"], &lines[0]["to"]), (&"db.local".into(), &"10.0.0.5:22".into()));
+        assert_eq!((&lines[1]["name"], &lines[1]["to"]), (&"none.local".into(), &serde_json::Value::Null));
+        assert_eq!((&lines[1]["op"], &lines[1]["result"]), (&"connect".into(), &"name-not-found".into()));
+    }
+
+    #[test]
+    fn another_target_takes_what_comes_from_then_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
+        let audit = start(&one);
+        let to = |n: u16| Some(SocketAddr::from(([10, 0, 0, 5], n)));
+        audit.record(Operation::Connect, slot(), to(1), None, Code::Ok);
+        let nowhere = AuditTarget::File(dir.path().join("none/audit"));
+        assert!(audit.set_target(Some(nowhere)).is_err());
+        audit.record(Operation::Connect, slot(), to(2), None, Code::Ok);
+        audit.set_target(Some(AuditTarget::File(two.clone()))).unwrap();
+        audit.record(Operation::Connect, slot(), to(3), None, Code::Ok);
+        audit.finish();
+        assert_eq!(lines(&two).len(), 1);
+        assert_eq!(lines(&two)[0]["to"], "10.0.0.5:3");
+        let deadline = Instant::now() + FLUSH;
+        while fs::read_to_string(&one).unwrap().lines().count() < 2 {
+            assert!(Instant::now() < deadline, "the former target lacks its last lines");
+            thread::yield_now();
+        }
     }
 
     #[test]

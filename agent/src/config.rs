@@ -156,6 +156,19 @@ impl Config {
         }
     }
 
+    /// [`Config::from_process`] for a process that runs with a [`Config`]: errors do not end it.
+    ///
+    /// # Errors
+    /// Whatever cannot be used.
+    pub(crate) fn reread() -> Result<Self, String> {
+        let args: Args = isthmus_settings::parse(std::env::args_os(), RULES).map_err(|error| {
+            let text = error.to_string();
+            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            text.split("\n\n").next().unwrap_or(text).trim().to_owned()
+        })?;
+        Self::resolve(args, |name| std::env::var_os(name)).map_err(|error| error.to_string())
+    }
+
     /// The command line wins over the environment; an empty variable counts as none.
     fn resolve(args: Args, environment: impl Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
         let variable = |name: &str| {

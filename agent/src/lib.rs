@@ -7,6 +7,7 @@ pub mod audit;
 pub mod config;
 pub mod enroll;
 pub mod environment;
+pub mod log;
 pub mod policy;
 pub mod resolve;
 pub mod token;
@@ -16,6 +17,7 @@ mod mediator;
 mod names;
 mod offer;
 mod ports;
+mod reload;
 mod session;
 mod signals;
 

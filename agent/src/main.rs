@@ -1,6 +1,5 @@
 //! `isthmus-agent`: see `--help`.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use isthmus_agent::config::{Config, Invocation};
@@ -14,11 +13,7 @@ fn main() -> ExitCode {
             Invocation::Run(config) => *config,
             Invocation::Enroll(args) => return isthmus_agent::enroll::run(&args),
         };
-        tracing_subscriber::fmt()
-            .with_max_level(config.log)
-            .with_writer(std::io::stderr)
-            .with_ansi(std::io::stderr().is_terminal())
-            .init();
+        isthmus_agent::log::init(config.log);
         isthmus_agent::run(config)
     });
     match outcome {

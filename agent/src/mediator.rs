@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use isthmus_engine::{Control, Engine, EngineConfig, Event, Key, TimerId, UdpRole};
+use isthmus_engine::{Control, Engine, EngineConfig, Event, Key, TimerId};
 use isthmus_proto::Code;
 use isthmus_proto::dialer::Dialer;
 use isthmus_proto::hello::Report;
 use isthmus_proto::wire::Frame;
 use isthmus_ring::{Ring, RingConfig};
 
-use crate::audit::{Audit, Operation};
+use crate::audit::Audit;
 use crate::config::Config;
 use crate::environment::{self, Watch};
 use crate::names::Names;
@@ -53,7 +53,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// Shortest and longest time between two looks into the token's file, of which four fit a token's lifetime.
 const RENEW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Runs until SIGTERM or SIGINT, and then goes in order. SIGHUP: the token's file is read again, and the audit's opened.
+/// Runs until SIGTERM or SIGINT, and then goes in order. SIGHUP: the settings and the token's file are read again, and the
+/// audit's is opened again.
 ///
 /// # Errors
 /// What keeps it from starting at all: no io_uring, bad settings. A relay that cannot be reached is not among them.
@@ -210,6 +211,10 @@ impl Control for Mediator {
                 let (all, live) = engine.channels_of(link);
                 tracing::info!(live, all, "UDP channels");
             }
+            Event::Lifetime { proven, period, settled, .. } => {
+                let (proven_s, period_s) = (proven.as_secs_f32(), period.as_secs_f32());
+                tracing::info!(proven_s, period_s, settled, "the gateway's UDP bindings live at least so long");
+            }
             Event::StreamEnded { stream, .. } => self.ports.forget_connect(engine, stream),
             Event::Asker { link, asker, name } if self.link == Some(link) => self.audit.name(asker, name),
             // A mediator asks nobody, publishes nothing.
@@ -283,7 +288,7 @@ impl Mediator {
     }
 
     /// The machine's addresses may have changed: the policy follows, and the relay is told.
-    fn report_changes(&mut self, engine: &mut Engine) {
+    pub(crate) fn report_changes(&mut self, engine: &mut Engine) {
         let gathered = environment::gather(&mut self.policy.borrow_mut(), &self.config.service)
             .map(|report| Report { offers: self.config.offers.clone(), ..report });
         match gathered {
@@ -312,10 +317,7 @@ impl Mediator {
         for wish in self.signals.wishes() {
             match wish {
                 Wish::Leave => self.leave(engine),
-                Wish::Reload => {
-                    self.audit.reopen();
-                    self.renew(engine);
-                }
+                Wish::Reload => self.reload(engine),
             }
         }
     }
@@ -334,7 +336,7 @@ impl Mediator {
     }
 
     /// A newer token in the file is shown to the relay, so that the tunnel does not end with the older one.
-    fn renew(&mut self, engine: &mut Engine) {
+    pub(crate) fn renew(&mut self, engine: &mut Engine) {
         let Some(link) = self.link.filter(|_| self.up) else { return };
         let TokenSource::File(_) = self.config.token else { return };
         match self.config.token.load() {
@@ -360,29 +362,6 @@ impl Mediator {
     /// The tunnel is up: from time to time its token is looked after.
     pub(crate) fn watch_token(&mut self, engine: &mut Engine) {
         engine.set_timer(self.timers.renew, engine.now() + RENEW.0);
-    }
-
-    /// The policy has changed: what it does not allow any more is cut.
-    pub(crate) fn enforce_policy(&mut self, engine: &mut Engine) {
-        engine.forget_allowed();
-        for party in engine.stream_parties() {
-            if party.tag != TAG_ACCEPTED && !self.permits(party.peer) {
-                self.audit.record(Operation::Cut, party.slot, Some(party.peer), None, Code::Denied);
-                engine.cut_stream(self, party.stream, Code::Denied);
-            }
-        }
-        for (key, role) in engine.udp_roles() {
-            if let UdpRole::Port { link, slot, peer: Some(peer), .. } = role
-                && !self.permits(peer)
-            {
-                self.audit.record(Operation::Cut, slot, Some(peer), None, Code::Denied);
-                if let Some(machine) = engine.link(link) {
-                    machine.reset(slot, Code::Denied);
-                    engine.touch(link);
-                }
-                engine.remove_udp(key);
-            }
-        }
     }
 
     pub(crate) fn permits(&self, to: std::net::SocketAddr) -> bool {

@@ -39,6 +39,7 @@ pub(crate) struct Names {
 
 /// Which port waits.
 struct Waiting {
+    name: Box<str>,
     link: Key,
     slot: Slot,
     owner: Key,
@@ -48,7 +49,6 @@ struct Waiting {
 }
 
 struct Question {
-    name: String,
     port: u16,
     waiting: Waiting,
 }
@@ -96,8 +96,8 @@ impl Names {
 /// One question, on a thread; `false` when nobody asks any more.
 fn serve(asked: &Mutex<Receiver<Question>>, answer: &Sender<Answer>) -> bool {
     let next = asked.lock().unwrap_or_else(PoisonError::into_inner).recv();
-    let Ok(Question { name, port, waiting }) = next else { return false };
-    let found = look_up(&name, port);
+    let Ok(Question { port, waiting }) = next else { return false };
+    let found = look_up(&waiting.name, port);
     answer.send(Answer { found, waiting }).is_ok()
 }
 
@@ -124,9 +124,9 @@ impl Mediator {
         to: NamedTarget<'_>,
         timeout_ms: u32,
     ) {
-        let waiting = Waiting { link, slot, owner, request, timeout_ms, rules: rules(to.rules) };
+        let waiting = Waiting { name: to.name.into(), link, slot, owner, request, timeout_ms, rules: rules(to.rules) };
         let asked = self.ports.begin_look(owner).and_then(|()| {
-            let question = Question { name: to.name.to_owned(), port: to.port, waiting };
+            let question = Question { port: to.port, waiting };
             let asked = self.names.ask(question);
             if asked.is_err() {
                 self.ports.end_look(owner);
@@ -134,6 +134,7 @@ impl Mediator {
             asked
         });
         if let Err(code) = asked {
+            self.audit.record_connect(slot, Some(to.name), None, None, code);
             self.answer(engine, link, slot, owner, RequestKind::Connect, request, Err(code));
         }
     }
@@ -147,6 +148,9 @@ impl Mediator {
             let Waiting { link, slot, owner, request, .. } = waiting;
             // The port may be gone meanwhile, or the tunnel.
             if engine.link(link).is_none_or(|machine| machine.owner(slot) != Some(owner.to_bits())) {
+                if self.link == Some(link) {
+                    self.audit.record_connect(slot, Some(&waiting.name), None, None, Code::PeerGone);
+                }
                 continue;
             }
             self.ports.end_look(owner);
@@ -154,7 +158,9 @@ impl Mediator {
                 let target = self.target_of(addresses, &waiting)?;
                 self.connect(engine, link, slot, owner, request, target)
             });
+            // What was begun is written down when it ends, with the address.
             if let Err(code) = connecting {
+                self.audit.record_connect(slot, Some(&waiting.name), None, None, code);
                 self.answer(engine, link, slot, owner, RequestKind::Connect, request, Err(code));
             }
         }
@@ -177,7 +183,7 @@ impl Mediator {
         allowed.reverse();
         let timeout = connect_timeout(waiting.timeout_ms);
         let each = (timeout / allowed.len() as u32).max(TIMEOUT_MIN).min(timeout);
-        Ok(Target { addresses: allowed, timeout: each })
+        Ok(Target { addresses: allowed, timeout: each, name: Some(waiting.name.clone()) })
     }
 }
 

@@ -54,6 +54,7 @@ struct Connecting {
     /// Further addresses of a name, the next one last, and how long each may take.
     others: Vec<SocketAddr>,
     timeout: Duration,
+    name: Option<Box<str>>,
 }
 
 /// Where a port shall be connected to.
@@ -62,11 +63,14 @@ pub(crate) struct Target {
     pub(crate) addresses: Vec<SocketAddr>,
     /// How long each may take.
     pub(crate) timeout: Duration,
+    /// The name that they are of.
+    pub(crate) name: Option<Box<str>>,
 }
 
 struct Server {
     link: Key,
     slot: Slot,
+    local: SocketAddr,
     listener: Option<Key>,
 }
 
@@ -101,6 +105,26 @@ impl Ports {
         }
         self.by_stream.clear();
         self.opened.clear();
+    }
+
+    /// Closes the server ports whose address is `forbidden`; which they were.
+    pub(crate) fn cut_servers(
+        &mut self,
+        engine: &mut Engine,
+        forbidden: impl Fn(SocketAddr) -> bool,
+    ) -> Vec<(Key, Slot, SocketAddr)> {
+        let mut cut = Vec::new();
+        self.servers.retain(|_, server| {
+            let keep = !forbidden(server.local);
+            if !keep {
+                cut.push((server.link, server.slot, server.local));
+                if let Some(listener) = server.listener {
+                    engine.remove_listener(listener);
+                }
+            }
+            keep
+        });
+        cut
     }
 
     pub(crate) fn on_connect_timeout(&mut self, engine: &mut Engine, place: u32) {
@@ -285,7 +309,7 @@ impl Mediator {
         if !self.policy.borrow().permits(to) {
             return Err(Code::Denied);
         }
-        let target = Target { addresses: vec![to], timeout: connect_timeout(timeout_ms) };
+        let target = Target { addresses: vec![to], timeout: connect_timeout(timeout_ms), name: None };
         self.connect(engine, link, slot, owner, request, target)
     }
 
@@ -319,9 +343,9 @@ impl Mediator {
         let stream = engine.connect_stream(socket, address, link, slot, 0);
         let place = self.ports.connecting.vacant_key();
         let timer = engine.add_timer(TIMER_CONNECT + place as u32);
-        let Target { addresses: others, timeout } = target;
+        let Target { addresses: others, timeout, name } = target;
         engine.set_timer(timer, engine.now() + timeout);
-        self.ports.connecting.insert(Connecting { stream, request, timer, to: address, local, others, timeout });
+        self.ports.connecting.insert(Connecting { stream, request, timer, to: address, local, others, timeout, name });
         self.ports.by_stream.insert(stream, place);
         Ok(())
     }
@@ -342,14 +366,14 @@ impl Mediator {
             Ok(()) => Code::Ok,
             Err(error) => connect_code(error),
         };
-        self.audit.record(Operation::Connect, slot, Some(connecting.to), local, code);
+        self.audit.record_connect(slot, connecting.name.as_deref(), Some(connecting.to), local, code);
         if !code.is_ok() {
             // The port stays opened, unless it is an ephemeral one, or bytes came for it: a further connect
             // would begin in their middle.
             let owner = self.ports.insert(Opened { socket: None, local: connecting.local, looking: false });
-            let Connecting { request, others, timeout, .. } = connecting;
+            let Connecting { request, others, timeout, name, .. } = connecting;
             let untouched = engine.link(link).is_some_and(|machine| !machine.has_received(slot));
-            let target = Target { addresses: others, timeout };
+            let target = Target { addresses: others, timeout, name };
             if untouched && self.connect(engine, link, slot, owner, request, target).is_ok() {
                 return;
             }
@@ -365,6 +389,7 @@ impl Mediator {
             machine.answer(slot, RequestKind::Connect, connecting.request, code, local);
             // The policy may have changed since the request.
             if !self.permits(connecting.to) {
+                self.audit.record(Operation::Cut, slot, Some(connecting.to), local, Code::Denied);
                 engine.cut_stream(self, stream, Code::Denied);
             }
         }
@@ -374,6 +399,10 @@ impl Mediator {
     fn serve(&mut self, engine: &mut Engine, link: Key, slot: Slot, owner: Key) -> Outcome {
         let opened = self.ports.opened_mut(owner).ok_or(Code::Dedicated)?;
         let Some(local) = opened.local else { return Err(Code::Unsupported) };
+        // The policy may have changed since it was bound.
+        if self.policy.borrow().forbids_bound(local.ip()) {
+            return Err(Code::Denied);
+        }
         let socket = match opened.socket.take() {
             Some(socket) => socket,
             None => bind::tcp(local, None).map_err(|error| code_of(&error))?,
@@ -384,7 +413,7 @@ impl Mediator {
             return Err(code_of(&error));
         }
         self.ports.forget(owner);
-        let tag = self.ports.servers.insert(Server { link, slot, listener: None });
+        let tag = self.ports.servers.insert(Server { link, slot, local, listener: None });
         let listener = engine.add_listener(socket, tag as u32);
         self.ports.servers[tag].listener = Some(listener);
         if let Some(machine) = engine.link(link) {

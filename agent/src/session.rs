@@ -9,8 +9,8 @@ use isthmus_engine::{Caller, Engine, Key};
 use isthmus_proto::Code;
 use isthmus_proto::hello::{self, Hello, Role, Welcome};
 use isthmus_proto::limits::FRAME_PAYLOAD_MAX;
-use isthmus_proto::link::{ChannelClock, LinkConfig, Maintain, Side};
-use isthmus_proto::record::{self, ClientHandshake};
+use isthmus_proto::link::{ChannelClock, Lifetime, LinkConfig, Maintain, Side};
+use isthmus_proto::record::{self, ClientHandshake, UdpSecret};
 use isthmus_proto::wire::Frame;
 use isthmus_ring::{Family, Socket, UdpOptions};
 use rustls::pki_types::pem::PemObject;
@@ -99,10 +99,10 @@ impl Mediator {
         }
         self.watch_token(engine);
         tracing::info!(session = welcome.session, observed = %welcome.observed, channels = welcome.channels.len(), "tunnel up");
-        if let Err(error) =
-            self.open_channels(engine, link, &welcome, ChannelClock::new(millis(welcome.keepalive_udp_ms), dead))
-        {
-            tracing::warn!("without UDP channels: {error:#}");
+        let start = millis(welcome.keepalive_udp_ms);
+        match self.open_channels(engine, link, &welcome, ChannelClock::new(start, dead)) {
+            Ok(()) => self.learn_lifetime(engine, link, start, millis(welcome.keepalive_udp_max_ms)),
+            Err(error) => tracing::warn!("without UDP channels: {error:#}"),
         }
         Ok(())
     }
@@ -116,20 +116,36 @@ impl Mediator {
     ) -> anyhow::Result<()> {
         let secret = match (engine.udp_secret(link), &welcome.udp_secret) {
             (Some(secret), _) => secret,
-            (None, Some(hex)) => from_hex(hex).context("the welcome's UDP secret is not valid")?,
+            (None, Some(hex)) => UdpSecret::new(from_hex(hex).context("the welcome's UDP secret is not valid")?.into()),
             (None, None) => return Ok(()),
         };
         let relay = engine.link_peer(link).context("the tunnel is gone")?;
-        let any: SocketAddr = if relay.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
         for &id in &welcome.channels {
-            let socket = Socket::udp(any, UdpOptions { gro: true, ..UdpOptions::default() })
-                .context("cannot make a UDP socket")?;
-            let _ = socket.set_buffers(Some(CHANNEL_BUFFER), Some(CHANNEL_BUFFER));
-            socket.connect_udp(relay).with_context(|| format!("no route for UDP to {relay}"))?;
+            let socket = channel_socket(relay)?;
             engine.add_caller_channel(link, socket, welcome.shard, id, &secret, clock)?;
         }
         Ok(())
     }
+
+    /// Begins to ask how long the gateway keeps bindings.
+    fn learn_lifetime(&self, engine: &mut Engine, link: Key, start: Duration, max: Duration) {
+        let Some(relay) = engine.link_peer(link) else { return };
+        let mut random = [0; 8];
+        // Without random bytes, the moment of the welcome spreads as well.
+        let _ = getrandom::fill(&mut random);
+        let lifetime = Lifetime::new(start, max, u64::from_ne_bytes(random) ^ engine.now().0, engine.now());
+        engine.learn_lifetime(link, lifetime, Box::new(move || channel_socket(relay).ok()));
+    }
+}
+
+/// A socket on a local port of its own, connected to the relay's service port.
+fn channel_socket(relay: SocketAddr) -> anyhow::Result<Socket> {
+    let any: SocketAddr = if relay.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+    let socket =
+        Socket::udp(any, UdpOptions { gro: true, ..UdpOptions::default() }).context("cannot make a UDP socket")?;
+    let _ = socket.set_buffers(Some(CHANNEL_BUFFER), Some(CHANNEL_BUFFER));
+    socket.connect_udp(relay).with_context(|| format!("no route for UDP to {relay}"))?;
+    Ok(socket)
 }
 
 /// The mediator's own certificate, read at each connection, so that it can be renewed in place.

@@ -99,6 +99,9 @@ struct Mediators {
     /// UDP channels of each; a descriptor each
     #[arg(long, value_name = "K", default_value_t = 2, value_parser = value_parser!(u8).range(0..=i64::from(CHANNELS_MAX)))]
     udp_channels: u8,
+    /// Maintain UDP channels as mediators do that have learned all of their gateways' bindings, instead of as new ones
+    #[arg(long)]
+    learned: bool,
     /// Handshakes at once
     #[arg(long, value_name = "M", default_value_t = 64)]
     connect_at_once: usize,
@@ -272,6 +275,7 @@ fn mediators(args: Mediators) -> anyhow::Result<ExitCode> {
         sources: args.source,
         rings: args.rings.into(),
         udp_channels: args.udp_channels,
+        learned: args.learned,
         at_once: args.connect_at_once,
         answer: match args.answer {
             Answer::Echo => simulate::Answer::Echo,

@@ -81,6 +81,28 @@ fn idle_tunnel_takes_a_datagram_and_a_stream_after_several_binding_lifetimes() {
 }
 
 #[test]
+fn gateways_udp_lifetime_is_learned_from_a_spare_port_and_relied_on() {
+    let Some(world) = World::with(&["--udp-timeout", "3"]) else { return };
+    let _service = world.serve(Ns::Host, &["udp-echo", "10.77.0.3:5300"]);
+    let keys = Keys::new();
+    let args = "--keepalive-udp 1s --keepalive-udp-max 6s --dead-after 3s --udp-idle 5m \
+                --publish udp:0.0.0.0:5300=cpe/10.77.0.3:5300";
+    let relay = Relay::start(&world, &keys, &args.split_whitespace().collect::<Vec<_>>());
+    let agent = Agent::start(&world, &keys, "cpe", &[]);
+    world.run_tool(Ns::Public, &["udp-ping", "--retries", "10", "--timeout-ms", "1000", UDP]).ok();
+    let learned = agent.process.wait_for_line("settled=true", Duration::from_secs(120));
+    let proven = learned.split("proven_s=").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let proven: f32 = proven.unwrap().parse().unwrap();
+    assert!((1.7..=3.5).contains(&proven), "the gateway forgets after 3 s, and {proven} s was learned");
+    // The flow's binding outlives several of its own lifetimes, kept by the rarer packets.
+    silence(Duration::from_secs(10));
+    let rows = relay.ctl(&world, &keys, &["show", "tunnels", "json"]).ok().text();
+    assert!(rows.contains("\"udp_period_s\":1") || rows.contains("\"udp_period_s\":2"), "{rows}");
+    world.run_tool(Ns::Public, &["udp-ping", "--count", "3", "--sizes", "700", UDP]).ok();
+    assert!(!agent.process.said_after(0, "tunnel down"), "the mediator lost its session");
+}
+
+#[test]
 fn open_stream_survives_quiet_times_longer_than_any_binding() {
     let Some(it) = Maintained::new() else { return };
     let mut stream = it.world.tool(Ns::Public, &["pipe", TCP]);

@@ -342,6 +342,74 @@ fn association_carries_datagrams_of_its_client_only_and_ends_with_it() {
     assert!(ends(|| w.counter("socks_associations_live") == 0));
 }
 
+/// Of one token: a connected client, one whose server waits, and one with an association, with what it sends.
+struct Three {
+    connected: Client,
+    bound: Client,
+    associate: Client,
+    datagrams: UdpSocket,
+}
+
+impl Three {
+    fn new(w: &World, token: &str, host: SocketAddr) -> Self {
+        let (mut connected, code, _) = w.ask("cpe", token, &request(1, host));
+        assert_eq!(code, 0);
+        speak(&mut connected.0, b"hello");
+        let (bound, code, _) = w.ask("cpe", token, &request(2, "127.0.0.1:0".parse().unwrap()));
+        assert_eq!(code, 0);
+        let (associate, code, relay) = w.ask("cpe", token, &request(3, "0.0.0.0:0".parse().unwrap()));
+        assert_eq!(code, 0);
+        let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
+        datagrams.connect(relay).unwrap();
+        Self { connected, bound, associate, datagrams }
+    }
+
+    fn assert_cut(mut self) {
+        assert_ended(&mut self.connected.0);
+        assert_eq!(self.bound.reply().0, 2);
+        assert_ended(&mut self.associate.0);
+        // The system says that nobody is there any more.
+        assert!(ends(|| self.datagrams.send(&[0; 10]).is_err()));
+    }
+}
+
+/// A host that answers all that comes on each connection.
+fn lasting_echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || std::io::copy(&mut stream.try_clone().unwrap(), &mut stream));
+        }
+    });
+    address
+}
+
+#[test]
+fn live_clients_end_with_their_token_and_no_others() {
+    let w = world();
+    let host = lasting_echo();
+    let revoke = w.l.keys.terminal_token("*", &[]);
+    let (mut others, code, _) = w.ask("cpe", &w.token, &request(1, host));
+    assert_eq!(code, 0);
+    let revoked = Three::new(&w, &revoke, host);
+    let short = w.l.keys.terminal_token("*", &["--ttl", "5s"]);
+    Three::new(&w, &short, host).assert_cut();
+    w.l.relay.wait_for_line("proxy clients cut .. reason=token-expired", SOON);
+    assert!(Client::login(w.any, "cpe", &short).is_none());
+    assert!(!w.l.relay.said_after(0, "reason=revoked"));
+
+    let mut command = Command::new(program("isthmus-relay"));
+    let output = command.args(["token", "revoke", &revoke, "--state"]).arg(w.l.keys.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    revoked.assert_cut();
+    assert!(Client::login(w.any, "cpe", &revoke).is_none());
+    speak(&mut others.0, b"still there");
+    assert!(ends(|| w.counter("socks_live") == 1 && w.counter("socks_associations_live") == 0));
+    assert!(!w.l.agent.said_after(0, "tunnel down"));
+}
+
 #[test]
 fn terminals_proxy_serves_the_same_clients() {
     let w = world();

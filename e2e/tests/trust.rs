@@ -248,12 +248,8 @@ fn enrollment_line_sets_a_mediator_up() {
     let again = enroll(&line);
     assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("--force"));
 
-    // Keys are flags.
-    let config = std::fs::read_to_string(target.join("agent.toml")).unwrap();
     let mut command = Command::new(program("isthmus-agent"));
-    for (key, value) in config.lines().filter_map(|line| line.split_once(" = ")) {
-        command.arg(format!("--{key}")).arg(value.trim_matches(['"', '[', ']']));
-    }
+    command.arg("--config").arg(target.join("agent.toml"));
     let agent = Process::spawn("enrolled", command);
     agent.wait_for_line("tunnel up", SOON);
     world.relay.wait_for_line("tunnel attached .. mediator=shop-7", SOON);
@@ -320,6 +316,13 @@ async fn audit_tells_every_operation_with_who_asked() {
     let of_terminal = |line: &serde_json::Value| line["asker"] == "terminal e2e" && line["op"] == "connect";
     let by_terminal = audited(&path, 2, of_terminal);
     assert_eq!((&by_terminal[0]["result"], &by_terminal[1]["result"]), (&"ok".into(), &"denied".into()));
+    let _by_name = mediator.connect_name("127.0.0.1", addr.port()).await.unwrap();
+    assert!(mediator.connect_name("none.invalid", 80).await.is_err());
+    let by_name = audited(&path, 2, |line| of_terminal(line) && line["name"].is_string());
+    assert_eq!((&by_name[0]["name"], &by_name[0]["to"]), (&"127.0.0.1".into(), &addr.to_string().into()));
+    assert_eq!((&by_name[0]["result"], &by_name[1]["name"]), (&"ok".into(), &"none.invalid".into()));
+    // Where there is no name server at all, that is the answer.
+    assert!(by_name[1]["result"].as_str().is_some_and(|result| result.starts_with("name-")), "{by_name:?}");
     let listener = mediator.listen("127.0.0.1:0".parse().unwrap(), Importance::Desired).await.unwrap();
     let _host = TcpStream::connect(listener.local_addr()).unwrap();
     listener.accept().await.unwrap();

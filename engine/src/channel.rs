@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use isthmus_proto::link::{ChannelAction, ChannelClock, Slot};
-use isthmus_proto::record::{ChannelKeys, DATAGRAM_OVERHEAD, DatagramError, DatagramHeader, End};
+use isthmus_proto::rare::{Empty, Rare};
+use isthmus_proto::record::{ChannelKeys, DATAGRAM_OVERHEAD, DatagramError, DatagramHeader, End, UdpSecret};
 use isthmus_proto::time::Instant;
-use isthmus_proto::wire::{InnerDatagrams, channel_kind as kind};
+use isthmus_proto::wire::{InnerDatagrams, MaintainBody, channel_kind as kind};
 use isthmus_proto::{ChannelId, ShardId};
 use isthmus_ring::{Datagrams, Piece, Socket};
 
@@ -38,15 +39,27 @@ struct Channel {
     told_live: bool,
     /// Zero: never.
     last_heard: Instant,
-    /// When a datagram of a port travelled last.
-    last_payload: Instant,
     /// The relay's end: dead when nothing was heard for so many milliseconds.
     silence_ms: u32,
+    batch: Rare<Batch>,
+}
+
+/// What goes out next, and what else a channel has that does not rest.
+#[derive(Default)]
+struct Batch {
     /// Sealed datagrams of one size that go out together.
     out: Option<Piece>,
     segment: u16,
     count: u16,
     closed: bool,
+    /// When a datagram of a port travelled last.
+    last_payload: Instant,
+    probe: Option<Key>,
+}
+
+impl Empty for Batch {
+    const EMPTY: &'static Self =
+        &Self { out: None, segment: 0, count: 0, closed: false, last_payload: Instant::ZERO, probe: None };
 }
 
 /// At most this many datagrams and bytes in one send: UDP_SEGMENT's limits.
@@ -55,13 +68,42 @@ const BATCH_BYTES_MAX: usize = 65_000;
 
 impl Channels {
     /// Frees a place; the link's own list names it.
-    pub(crate) fn remove(&mut self, index: u32) -> Option<(Option<TimerId>, Key)> {
-        let channel = self.table.remove(index)?;
-        Some((channel.clock.map(|clock| clock.1), channel.socket))
+    fn remove(&mut self, index: u32) -> Option<Channel> {
+        self.table.remove(index)
+    }
+
+    /// The probe under a channel's keys.
+    pub(crate) fn probe(&self, index: u32) -> Option<Key> {
+        self.table.get(index)?.batch.probe
+    }
+
+    /// Whether there is such a channel, which now knows its probe.
+    pub(crate) fn set_probe(&mut self, index: u32, probe: Key) -> bool {
+        let channel = self.table.get_mut(index);
+        channel.map(|channel| channel.batch.probe = Some(probe)).is_some()
+    }
+
+    /// The probe is over.
+    pub(crate) fn clear_probe(&mut self, index: u32, id: ChannelId) {
+        if let Some(channel) = self.table.get_mut(index).filter(|channel| channel.id == id) {
+            channel.batch.probe = None;
+        }
     }
 }
 
 impl Channel {
+    /// Whether it has carried nothing but maintain packets lately.
+    fn rests(&self, now: Instant) -> bool {
+        self.batch.last_payload == Instant::ZERO || now.since(self.batch.last_payload) > CONTEXT_KEPT
+    }
+
+    /// Gives memory back, if it rests.
+    fn rest(&mut self, now: Instant) {
+        if self.batch.out.is_none() && self.batch.probe.is_none() && self.rests(now) {
+            self.batch.clear();
+        }
+    }
+
     fn is_live(&self, now: Instant) -> bool {
         match self.clock.as_deref() {
             Some((clock, _)) => clock.is_live(now),
@@ -71,7 +113,9 @@ impl Channel {
             }
         }
     }
+}
 
+impl Batch {
     fn takes(&self, size: usize) -> bool {
         self.out.as_ref().is_some_and(|out| {
             !self.closed
@@ -91,12 +135,12 @@ impl Engine {
         link: Key,
         service: Key,
         shard: ShardId,
-        secret: &[u8; 32],
+        secret: &UdpSecret,
         silence: Duration,
     ) -> Result<ChannelId, DatagramError> {
         self.channels.generation = self.channels.generation.wrapping_add(1);
         let id = ChannelId::new(self.channels.table.vacant(), self.channels.generation);
-        let keys = ChannelKeys::derive(secret, id, 0, End::Relay)?;
+        let keys = ChannelKeys::derive_shared(secret, id, 0, End::Relay)?;
         self.insert_channel(link, service, shard, id, keys, silence);
         Ok(id)
     }
@@ -108,10 +152,10 @@ impl Engine {
         socket: Socket,
         shard: ShardId,
         id: ChannelId,
-        secret: &[u8; 32],
+        secret: &UdpSecret,
         clock: ChannelClock,
     ) -> Result<(), DatagramError> {
-        let keys = ChannelKeys::derive(secret, id, 0, End::Caller)?;
+        let keys = ChannelKeys::derive_shared(secret, id, 0, End::Caller)?;
         let index = self.channels.table.vacant();
         let socket = self.add_udp(socket, UdpRole::Channel(index));
         self.insert_channel(link, socket, shard, id, keys, Duration::ZERO);
@@ -143,12 +187,8 @@ impl Engine {
             clock: None,
             told_live: false,
             last_heard: Instant::ZERO,
-            last_payload: Instant::ZERO,
             silence_ms: u32::try_from(silence.as_millis()).unwrap_or(u32::MAX),
-            out: None,
-            segment: 0,
-            count: 0,
-            closed: false,
+            batch: Rare::default(),
         });
         if let Some(io) = self.links.get_mut(link) {
             // One allocation of its own size; a link has few.
@@ -171,11 +211,13 @@ impl Engine {
     /// Ends a link's channels; a caller's sockets with them.
     pub(crate) fn end_channels(&mut self, indexes: &[u32]) {
         for &index in indexes {
-            if let Some((timer, socket)) = self.channels.remove(index)
-                && let Some(timer) = timer
-            {
-                self.timers.remove(timer);
-                self.remove_udp(socket);
+            let Some(channel) = self.channels.remove(index) else { continue };
+            if let Some(probe) = channel.batch.probe {
+                self.end_probe(probe);
+            }
+            if let Some(clock) = channel.clock {
+                self.timers.remove(clock.1);
+                self.remove_udp(channel.socket);
             }
         }
     }
@@ -197,33 +239,35 @@ impl Engine {
         let size = DATAGRAM_OVERHEAD + payload.len() + trailer.len();
         let Some(channel) = self.channels.table.get(index) else { return false };
         let gso = self.segments_allowed(channel.socket);
-        if channel.out.is_some() && !(gso && channel.takes(size)) {
+        if channel.batch.out.is_some() && !(gso && channel.batch.takes(size)) {
             self.flush_channel(index);
         }
         let Some(channel) = self.channels.table.get_mut(index) else { return false };
-        if channel.out.is_none() {
+        let batch = &mut *channel.batch;
+        if batch.out.is_none() {
             let Some(out) = self.ring.alloc_datagram() else {
                 self.counts.datagrams_dropped_full += 1;
                 return true;
             };
-            channel.out = Some(out);
+            batch.out = Some(out);
             // A datagram's size, which is below 64 KiB.
-            channel.segment = size as u16;
-            channel.count = 0;
-            channel.closed = false;
+            batch.segment = size as u16;
+            batch.count = 0;
+            batch.closed = false;
             self.dirty.channels.push(index);
         }
-        let Some(out) = &mut channel.out else { return false };
+        let Some(out) = &mut batch.out else { return false };
         let header = DatagramHeader { shard: channel.shard, kind, epoch: 0, channel: channel.id, packet: 0 };
         let before = out.len();
         match channel.keys.seal_into(header, payload, trailer, out.append(size)) {
             Ok(_) => {
-                channel.count += 1;
-                channel.closed = size < usize::from(channel.segment);
-                if kind == kind::DATA {
-                    channel.last_payload = self.now;
-                }
+                batch.count += 1;
+                batch.closed = size < usize::from(batch.segment);
                 self.counts.channel_datagrams_out += 1;
+                if kind == kind::DATA {
+                    batch.last_payload = self.now;
+                    self.channel_used(index);
+                }
                 true
             }
             // Packet numbers are used up: after 2^48 packets the tunnel must be made anew.
@@ -236,56 +280,83 @@ impl Engine {
 
     pub(crate) fn flush_channel(&mut self, index: u32) {
         let Some(channel) = self.channels.table.get_mut(index) else { return };
-        let Some(out) = channel.out.take() else { return };
+        let segment = (channel.batch.count > 1).then_some(channel.batch.segment);
+        let Some(out) = channel.batch.out.take() else { return };
+        channel.rest(self.now);
         if out.is_empty() {
             return;
         }
         if let Some(udp) = self.sockets.get(channel.socket) {
             let mut batch = self.ring.datagram_batch();
             batch.set_to(channel.peer);
-            batch.set_segment((channel.count > 1).then_some(channel.segment));
+            batch.set_segment(segment);
             batch.push(out);
             self.ring.send_datagrams_quietly(&udp.socket, batch, channel.socket.to_bits());
         }
     }
 
     /// Datagrams from a channel's other end. `own`: they came on a caller's socket of that channel.
-    pub(crate) fn on_channel_datagrams(&mut self, own: Option<u32>, datagrams: Datagrams) {
+    /// `probe`: on the spare port.
+    pub(crate) fn on_channel_datagrams(
+        &mut self,
+        control: &mut impl Control,
+        own: Option<u32>,
+        probe: Option<Key>,
+        datagrams: Datagrams,
+    ) {
         let from = datagrams.peer;
         let size = if datagrams.segment == 0 { datagrams.payload.len() } else { usize::from(datagrams.segment) };
         let mut rest = datagrams.payload;
         while !rest.is_empty() {
             let packet = rest.split_to(size.clamp(1, rest.len()));
-            self.on_channel_packet(own, from, packet);
+            if let Some((index, kind, body)) = self.on_channel_packet(own, from, packet) {
+                match (kind, probe, own) {
+                    (kind::PROBE, None, None) => {
+                        if let Some(channel) = self.channels.table.get(index) {
+                            self.on_probe(index, channel.id, from, &body);
+                        }
+                    }
+                    (kind::PROBED, Some(probe), Some(_)) => self.on_probed(control, probe, &body),
+                    _ => {}
+                }
+                self.rest_channel(index);
+            }
         }
     }
 
-    fn on_channel_packet(&mut self, own: Option<u32>, from: SocketAddr, mut packet: Piece) {
+    /// Takes a channel's packet; one of a probe comes back with its channel and kind.
+    fn on_channel_packet(&mut self, own: Option<u32>, from: SocketAddr, mut packet: Piece) -> Option<(u32, u8, Piece)> {
         let now = self.now;
         let header = match DatagramHeader::parse(&packet) {
             Ok(header) => header,
             Err(_) => {
                 self.counts.datagrams_unknown_channel += 1;
-                return;
+                return None;
             }
         };
         let index = own.unwrap_or(header.channel.index() as u32);
         let Some(channel) = self.channels.table.get_mut(index).filter(|c| c.id == header.channel) else {
             self.counts.datagrams_unknown_channel += 1;
-            return;
+            return None;
         };
         let plain = match channel.keys.open(&mut packet) {
             Ok(range) => range,
             Err(DatagramError::Replayed | DatagramError::TooOld) => {
                 self.counts.datagrams_replayed += 1;
-                return;
+                return None;
             }
             Err(_) => {
                 self.counts.datagrams_forged += 1;
-                return;
+                return None;
             }
         };
         self.counts.channel_datagrams_in += 1;
+        // A spare port is no place to send a channel's datagrams to, nor a sign that they arrive.
+        if matches!(header.kind, kind::PROBE | kind::PROBED) {
+            packet.truncate(plain.end);
+            packet.advance(plain.start);
+            return Some((index, header.kind, packet));
+        }
         channel.last_heard = now;
         // An older packet that took a longer way must not take the address back.
         if own.is_none()
@@ -308,24 +379,31 @@ impl Engine {
         packet.advance(plain.start);
         match header.kind {
             kind::DATA => {
-                channel.last_payload = now;
+                channel.batch.last_payload = now;
+                self.channel_used(index);
                 self.on_inner(link, packet);
             }
             // The echo is as long as the question: nothing is amplified.
             kind::PING => {
+                if let Some(body) = MaintainBody::parse(&packet).filter(|_| own.is_none()) {
+                    let most = u32::try_from(self.config.silence_max.as_millis()).unwrap_or(u32::MAX);
+                    channel.silence_ms = body.time_ms.min(most);
+                }
                 self.seal_on(index, kind::PONG, &packet, &[]);
                 self.rest_channel(index);
             }
             _ => self.rest_channel(index),
         }
+        None
     }
 
     /// A channel that carries maintain packets only gives its key contexts' memory back after each.
     fn rest_channel(&mut self, index: u32) {
         if let Some(channel) = self.channels.table.get_mut(index)
-            && self.now.since(channel.last_payload) > CONTEXT_KEPT
+            && channel.rests(self.now)
         {
             channel.keys.release_context();
+            channel.rest(self.now);
         }
     }
 
@@ -371,6 +449,61 @@ impl Engine {
         self.send_datagram(other.link, other.slot, way, remote, &payload);
     }
 
+    /// A caller's channel carries payload: its maintain packets come as often as at the start.
+    fn channel_used(&mut self, index: u32) {
+        let now = self.now;
+        if let Some(channel) = self.channels.table.get_mut(index)
+            && let Some((clock, timer)) = channel.clock.as_deref_mut()
+            && clock.used(now)
+        {
+            self.timers.set(*timer, clock.deadline());
+        }
+    }
+
+    /// Sets how far apart the maintain packets of a caller's resting channels are.
+    pub fn set_channels_period(&mut self, link: Key, period: Duration) {
+        let Some(io) = self.links.get(link) else { return };
+        for &index in &io.channels {
+            if let Some(channel) = self.channels.table.get_mut(index)
+                && let Some((clock, timer)) = channel.clock.as_deref_mut()
+            {
+                clock.set_period(period);
+                self.timers.set(*timer, clock.deadline());
+            }
+        }
+    }
+
+    /// The relay's end: the longest silence that the link's callers leave between maintain packets, dead time included.
+    pub fn channel_silence(&self, link: Key) -> Option<Duration> {
+        let channels = self.links.get(link)?.channels.iter().filter_map(|&index| self.channels.table.get(index));
+        channels.map(|channel| Duration::from_millis(u64::from(channel.silence_ms))).max()
+    }
+
+    /// Sends a probe, or the answer to one, sealed with a channel's keys, by itself.
+    pub(crate) fn send_probe(
+        &mut self,
+        index: u32,
+        socket: Option<Key>,
+        to: Option<SocketAddr>,
+        kind: u8,
+        body: MaintainBody,
+    ) {
+        let Some(channel) = self.channels.table.get_mut(index) else { return };
+        let socket = socket.unwrap_or(channel.socket);
+        let (Some(udp), Some(mut out)) = (self.sockets.get(socket), self.ring.alloc_datagram()) else { return };
+        let header = DatagramHeader { shard: channel.shard, kind, epoch: 0, channel: channel.id, packet: 0 };
+        let body = body.encode();
+        // It fails only where the cipher itself does: the probe is then one that was lost.
+        if channel.keys.seal_into(header, &body, &[], out.append(DATAGRAM_OVERHEAD + body.len())).is_ok() {
+            let mut batch = self.ring.datagram_batch();
+            batch.set_to(to);
+            batch.push(out);
+            self.ring.send_datagrams(&udp.socket, batch, socket.to_bits());
+            self.counts.channel_datagrams_out += 1;
+        }
+        self.rest_channel(index);
+    }
+
     /// A caller's channel's clock.
     pub(crate) fn on_channel_timer(&mut self, control: &mut impl Control, timer: TimerId, socket: Key) {
         let now = self.now;
@@ -378,15 +511,22 @@ impl Engine {
         let Some(channel) = self.channels.table.get_mut(index) else { return };
         let Some((clock, _)) = channel.clock.as_deref_mut() else { return };
         let action = clock.on_deadline(now);
-        let deadline = clock.deadline();
+        let (deadline, silence) = (clock.deadline(), clock.silence());
         self.timers.set(timer, deadline);
         let (link, live) = (channel.link, channel.is_live(now));
         let changed = std::mem::replace(&mut channel.told_live, live) != live;
         if action == ChannelAction::Ping {
-            self.seal_on(index, kind::PING, &now.0.to_be_bytes(), &[]);
+            let time_ms = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
+            self.seal_on(index, kind::PING, &MaintainBody { opaque: now.0, time_ms }.encode(), &[]);
+        }
+        if changed && !live {
+            self.forget_lifetime(control, link);
         }
         if changed {
             control.on_event(self, Event::ChannelsChanged { link });
         }
     }
 }
+
+/// There are two and more of them for each of very many tunnels.
+const _: () = assert!(size_of::<Channel>() <= 256);

@@ -230,6 +230,17 @@ pub enum Event<'a> {
         /// The link.
         link: Key,
     },
+    /// A caller's link: how long the gateway's UDP bindings live was learned, in part, or forgotten.
+    Lifetime {
+        /// The link.
+        link: Key,
+        /// The longest silence that an answer survived, or the start value.
+        proven: std::time::Duration,
+        /// How far apart maintain packets on resting UDP channels are from now on.
+        period: std::time::Duration,
+        /// Whether nothing more is asked.
+        settled: bool,
+    },
     /// A timer of the control's.
     Timer {
         /// Its number.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use isthmus_proto::Code;
 use isthmus_proto::record::{
-    self, ClientHandshake, Established, FirstByte, HandshakeError, ServerHandshake, Session, Step,
+    self, ClientHandshake, Established, FirstByte, HandshakeError, ServerHandshake, Session, Step, UdpSecret,
 };
 use isthmus_ring::{Connection, Piece, Socket};
 
@@ -14,7 +14,7 @@ use crate::Engine;
 use crate::event::{Control, Event};
 use crate::key::Key;
 use crate::link::{LinkIo, LinkRole, Phase};
-use crate::rare::Rare;
+use isthmus_proto::rare::Rare;
 
 /// How a caller begins.
 pub enum Caller {
@@ -44,7 +44,7 @@ const HANDSHAKE_INPUT_MAX: usize = 64 * 1024;
 pub struct Detached {
     socket: Socket,
     session: Option<Box<Session>>,
-    udp_secret: Option<Box<[u8; 32]>>,
+    udp_secret: Option<UdpSecret>,
     peer: SocketAddr,
     /// Received, not yet opened.
     partial: Vec<u8>,
@@ -192,7 +192,7 @@ impl Engine {
                     *io.certificate = certificate.to_vec();
                 }
                 io.session = Some(Box::new(session));
-                io.udp_secret = Some(Box::new(udp_secret));
+                io.udp_secret = Some(UdpSecret::new(udp_secret.into()));
             }
             Err(error) => return self.fail_handshake(control, key, &error),
         }
@@ -241,8 +241,8 @@ impl Engine {
     }
 
     /// The secret of a link's UDP channels: the TLS exporter's, if it has TLS.
-    pub fn udp_secret(&self, key: Key) -> Option<[u8; 32]> {
-        self.links.get(key)?.udp_secret.as_deref().copied()
+    pub fn udp_secret(&self, key: Key) -> Option<UdpSecret> {
+        self.links.get(key)?.udp_secret.clone()
     }
 
     /// The verified certificate (DER) that a caller showed, once: an established link does not keep it. Ask before the

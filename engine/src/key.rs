@@ -26,6 +26,8 @@ pub enum What {
     Watch = 8,
     /// A plain TCP connection that belongs to no port yet.
     Guest = 9,
+    /// A probe of the gateway's bindings, or the answer that is owed to one.
+    Probe = 10,
 }
 
 /// A thing's place and which use of the place it is: completions and frames for what is gone miss it.
@@ -71,6 +73,7 @@ impl Key {
             7 => What::BridgeB,
             8 => What::Watch,
             9 => What::Guest,
+            10 => What::Probe,
             _ => What::Control,
         };
         Self { what, generation: (bits >> 32) as u32 & ((1 << GENERATION_BITS) - 1), index: bits as u32 }
@@ -126,5 +129,111 @@ impl<T> Table<T> {
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = Key> + '_ {
         self.values.iter().map(|(index, (generation, _))| Key { what: self.what, generation: *generation, index })
+    }
+}
+
+/// What a control knows of the things that keys of one kind lead to, by their places: a third of what a hash map takes.
+#[derive(Debug)]
+pub struct KeyMap<T> {
+    chunks: Vec<Box<[Place<T>]>>,
+    what: What,
+    len: usize,
+}
+
+/// A key's generation and value.
+type Place<T> = Option<(u32, T)>;
+
+/// Entries of one piece of a [`KeyMap`].
+const MAP_CHUNK: usize = 128;
+
+impl<T> KeyMap<T> {
+    /// Without any value, for keys of one kind.
+    pub fn new(what: What) -> Self {
+        Self { chunks: Vec::new(), what, len: 0 }
+    }
+
+    /// Values in it.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A key's value.
+    pub fn get(&self, key: &Key) -> Option<&T> {
+        let place = self.chunks.get(key.index as usize / MAP_CHUNK)?.get(key.index as usize % MAP_CHUNK)?;
+        place.as_ref().filter(|(generation, _)| *generation == key.generation).map(|(_, value)| value)
+    }
+
+    /// A key's value.
+    pub fn get_mut(&mut self, key: &Key) -> Option<&mut T> {
+        let place = self.chunks.get_mut(key.index as usize / MAP_CHUNK)?.get_mut(key.index as usize % MAP_CHUNK)?;
+        place.as_mut().filter(|(generation, _)| *generation == key.generation).map(|(_, value)| value)
+    }
+
+    /// Gives a key a value; the one that it had before comes back. The value of an older key of the same place goes.
+    pub fn insert(&mut self, key: Key, value: T) -> Option<T> {
+        debug_assert!(key.what == self.what, "a key of another kind");
+        let (chunk, place) = (key.index as usize / MAP_CHUNK, key.index as usize % MAP_CHUNK);
+        while self.chunks.len() <= chunk {
+            self.chunks.push((0..MAP_CHUNK).map(|_| None).collect());
+        }
+        match self.chunks[chunk][place].replace((key.generation, value)) {
+            None => {
+                self.len += 1;
+                None
+            }
+            Some((generation, old)) => (generation == key.generation).then_some(old),
+        }
+    }
+
+    /// Takes a key's value out.
+    pub fn remove(&mut self, key: &Key) -> Option<T> {
+        self.get(key)?;
+        self.len -= 1;
+        self.chunks[key.index as usize / MAP_CHUNK][key.index as usize % MAP_CHUNK].take().map(|(_, value)| value)
+    }
+
+    /// All values with their keys, in the order of their places.
+    pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> + '_ {
+        self.chunks.iter().flatten().enumerate().filter_map(|(index, place)| {
+            let (generation, value) = place.as_ref()?;
+            Some((Key { what: self.what, generation: *generation, index: index as u32 }, value))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_of_keys_misses_what_is_gone() {
+        let mut table = Table::new(What::Link);
+        let mut map = KeyMap::new(What::Link);
+        let keys: Vec<Key> = (0..2 * MAP_CHUNK + 1).map(|n| table.insert(n)).collect();
+        for (n, &key) in keys.iter().enumerate() {
+            assert_eq!(map.get(&key), None);
+            assert_eq!(map.insert(key, n), None);
+        }
+        let last = keys[2 * MAP_CHUNK];
+        table.remove(last);
+        let reused = table.insert(7);
+        assert_eq!((reused.index(), map.get(&reused)), (last.index(), None));
+        assert_eq!(map.remove(&reused), None);
+        assert_eq!(map.insert(last, 1), Some(2 * MAP_CHUNK));
+        assert_eq!((map.get(&last), map.len()), (Some(&1), keys.len()));
+        assert_eq!(map.insert(reused, 5), None);
+        assert_eq!((map.get(&last), map.len()), (None, keys.len()));
+        *map.get_mut(&reused).unwrap() += 1;
+        assert_eq!(map.remove(&reused), Some(6));
+        assert_eq!(map.remove(&reused), None);
+        assert_eq!(map.len(), keys.len() - 1);
+        let all: Vec<_> = map.iter().map(|(key, &value)| (key, value)).collect();
+        assert_eq!(all[MAP_CHUNK], (keys[MAP_CHUNK], MAP_CHUNK));
+        assert_eq!(all.len(), 2 * MAP_CHUNK);
     }
 }

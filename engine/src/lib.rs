@@ -24,10 +24,10 @@ mod flow;
 mod guest;
 mod handshake;
 mod key;
+mod lifetime;
 mod link;
 mod link_receive;
 mod link_transmit;
-mod rare;
 mod stream;
 mod timers;
 mod turn;
@@ -46,7 +46,8 @@ pub use event::{Ask, Control, Event};
 pub use flow::FlowSpec;
 pub use guest::{GUEST_BYTES_MAX, GUEST_REPLIES_MAX, TakenGuest};
 pub use handshake::{Caller, Detached};
-pub use key::{Key, What};
+pub use key::{Key, KeyMap, What};
+pub use lifetime::MakeSocket;
 pub use link::LinkRole;
 pub use stream::StreamParty;
 pub use timers::TimerId;
@@ -63,6 +64,9 @@ pub struct EngineConfig {
     pub flow_idle: std::time::Duration,
     /// How long the ring polls before it sleeps, while payload moves; zero for never.
     pub busy_poll: std::time::Duration,
+    /// Longest silence that a caller's maintain packets may leave on a UDP channel, or ask the relay to keep on a probe;
+    /// what is longer is not answered, or counts as this.
+    pub silence_max: std::time::Duration,
 }
 
 impl Default for EngineConfig {
@@ -71,6 +75,7 @@ impl Default for EngineConfig {
             handshake_timeout: isthmus_proto::limits::HANDSHAKE_TIMEOUT,
             flow_idle: std::time::Duration::from_secs(60),
             busy_poll: std::time::Duration::ZERO,
+            silence_max: isthmus_proto::limits::KEEPALIVE_UDP_MAX + isthmus_proto::limits::DEAD_AFTER,
         }
     }
 }
@@ -91,6 +96,7 @@ pub struct Engine {
     bridges: Table<bridge::Bridge>,
     watches: Table<turn::Watch>,
     channels: channel::Channels,
+    probes: Table<lifetime::Probe>,
     timers: timers::Timers,
     /// Which destinations a mediator allows.
     destination_filter: Option<Box<dyn Fn(std::net::SocketAddr) -> bool>>,
@@ -133,6 +139,7 @@ impl Engine {
             bridges: Table::new(What::BridgeA),
             watches: Table::new(What::Watch),
             channels: channel::Channels::default(),
+            probes: Table::new(What::Probe),
             timers: timers::Timers::default(),
             destination_filter: None,
             dirty: turn::Dirty::default(),

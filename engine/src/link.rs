@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use isthmus_proto::Code;
 use isthmus_proto::link::{Link, LinkConfig, Slot};
-use isthmus_proto::record::Session;
+use isthmus_proto::record::{Session, UdpSecret};
 use isthmus_proto::time::Instant;
 use isthmus_proto::wire::{ControlBuf, Frame};
 use isthmus_ring::{Connection, OpId, Piece};
@@ -14,8 +15,8 @@ use crate::Engine;
 use crate::event::{Control, Event};
 use crate::handshake::Tls;
 use crate::key::{Key, What};
-use crate::rare::Rare;
 use crate::timers::TimerId;
+use isthmus_proto::rare::Rare;
 
 /// Which end of the connection this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +44,7 @@ pub(crate) struct LinkIo {
     pub(crate) peer: SocketAddr,
     pub(crate) phase: Phase,
     pub(crate) session: Option<Box<Session>>,
-    pub(crate) udp_secret: Option<Box<[u8; 32]>>,
+    pub(crate) udp_secret: Option<UdpSecret>,
     /// The caller's certificate in DER, until somebody takes it.
     pub(crate) certificate: Rare<Vec<u8>>,
     pub(crate) timer: TimerId,
@@ -80,7 +81,7 @@ pub(crate) struct LinkIo {
 }
 
 /// A link without payload for this long gives its key contexts' memory back.
-pub(crate) const CONTEXT_KEPT: std::time::Duration = std::time::Duration::from_secs(5);
+pub(crate) const CONTEXT_KEPT: Duration = Duration::from_secs(5);
 
 impl LinkIo {
     pub(crate) fn live(&mut self) -> Option<&mut Link<Piece>> {
@@ -243,7 +244,7 @@ impl Engine {
                 self.remove_listener(owner);
                 control.on_event(self, Event::PortEnded { link, owner, code });
             }
-            What::Control | What::Link | What::Watch | What::Guest => {
+            What::Control | What::Link | What::Watch | What::Guest | What::Probe => {
                 control.on_event(self, Event::PortEnded { link, owner, code });
             }
         }
@@ -272,3 +273,6 @@ impl Engine {
         }
     }
 }
+
+/// There is one of each for each of very many tunnels.
+const _: () = assert!(size_of::<LinkIo>() <= 240 && size_of::<Link<Piece>>() <= 256);

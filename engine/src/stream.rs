@@ -129,7 +129,7 @@ impl Stream {
 }
 
 /// A peer that vanished would hold its port for ever. Where it cannot be set, that is all that is lost.
-fn set_keepalive(socket: &Socket) {
+pub(crate) fn set_keepalive(socket: &Socket) {
     let _ = socket.set_keepalive(KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT);
 }
 
@@ -156,6 +156,16 @@ impl Engine {
             stream.connecting = Some(self.ring.connect(&stream.socket, to, key.to_bits()));
         }
         key
+    }
+
+    /// Bytes of our own, ahead of all that comes for a stream's socket: to be called in the turn that made the stream.
+    pub fn send_ahead(&mut self, key: Key, bytes: &[u8]) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        stream.replies += bytes.len();
+        stream.queued += bytes.len();
+        self.queued += bytes.len();
+        stream.queue.push_back(Piece::copy_from(bytes, 0, 0));
+        self.touch_stream(key);
     }
 
     fn insert_stream(&mut self, socket: Socket, link: Key, slot: Slot, tag: u32) -> Key {

@@ -150,6 +150,7 @@ impl Engine {
                 What::Stream => self.on_stream_timer(control, owner),
                 What::Guest => self.on_guest_timer(control, owner),
                 What::Udp => self.on_channel_timer(control, id, owner),
+                What::Probe => self.on_probe_timer(control, owner),
                 _ => {}
             }
         }

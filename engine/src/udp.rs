@@ -30,6 +30,13 @@ pub enum UdpRole {
     Service,
     /// One channel of a caller, by its place in the table.
     Channel(u32),
+    /// A caller's spare port, for probes under one of its channels' keys.
+    Probe {
+        /// The channel's place in the table.
+        channel: u32,
+        /// Who probes.
+        probe: Key,
+    },
     /// Visitors; the control's number.
     Published(u32),
     /// One client's of SOCKS5.
@@ -205,8 +212,11 @@ impl Engine {
         match result {
             Ok(datagrams) if datagrams.truncated => self.counts.datagrams_truncated += 1,
             Ok(datagrams) => match udp.role {
-                UdpRole::Service => self.on_channel_datagrams(None, datagrams),
-                UdpRole::Channel(index) => self.on_channel_datagrams(Some(index), datagrams),
+                UdpRole::Service => self.on_channel_datagrams(control, None, None, datagrams),
+                UdpRole::Channel(index) => self.on_channel_datagrams(control, Some(index), None, datagrams),
+                UdpRole::Probe { channel, probe } => {
+                    self.on_channel_datagrams(control, Some(channel), Some(probe), datagrams);
+                }
                 UdpRole::Association => self.on_client_datagrams(key, &datagrams),
                 UdpRole::Published(tag) => self.on_visitor_datagrams(control, key, tag, datagrams),
                 UdpRole::Port { link, slot, route, .. } => self.on_port_datagrams(link, slot, route, datagrams),

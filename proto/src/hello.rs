@@ -118,6 +118,9 @@ pub struct Welcome {
     pub keepalive_tcp_ms: u32,
     /// Milliseconds between maintain packets on each UDP channel.
     pub keepalive_udp_ms: u32,
+    /// Longest silence in milliseconds that the relay answers a probe after; zero: it answers none.
+    #[serde(default)]
+    pub keepalive_udp_max_ms: u32,
     /// Milliseconds without any answer after which a channel is dead.
     pub dead_ms: u32,
     /// Most ports at once on this link.

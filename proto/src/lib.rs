@@ -14,6 +14,7 @@ pub mod id;
 pub mod limits;
 pub mod link;
 pub mod policy;
+pub mod rare;
 pub mod record;
 pub mod time;
 pub mod timer;

@@ -49,6 +49,10 @@ pub const PORTS_MAX_MAX: u32 = 1 << 19;
 /// (by asking without reading the answers) is cut off.
 pub const CONTROL_QUEUE_MAX: usize = 4 * 1024 * 1024;
 
+/// No new port is opened on a link on which so many bytes of control frames wait: control goes before payload, so that
+/// visitors who come and go faster than the link can tell of them would starve it, and end it at [`CONTROL_QUEUE_MAX`].
+pub const CONTROL_QUEUE_HIGH: usize = 256 * 1024;
+
 /// Most UDP channels of one link.
 pub const CHANNELS_MAX: u8 = 16;
 
@@ -58,6 +62,10 @@ pub const KEEPALIVE_TCP: Duration = Duration::from_secs(20);
 /// Interval of maintain packets on each UDP channel: below the 10 s of the strictest gateways; 30 s
 /// is the shortest common one.
 pub const KEEPALIVE_UDP: Duration = Duration::from_secs(8);
+
+/// Longest silence that is tried when a mediator learns how long its gateway keeps UDP bindings: the minimum that RFC
+/// 4787 (REQ-5) allows a gateway. Longer ones would save little and be noticed late when they are wrong.
+pub const KEEPALIVE_UDP_MAX: Duration = Duration::from_secs(120);
 
 /// A channel without any answer for this long after a maintain packet is dead.
 pub const DEAD_AFTER: Duration = Duration::from_secs(10);

@@ -18,6 +18,7 @@ use isthmus_settings::Rules;
 
 pub use changes::Change;
 
+use crate::expose::{EXPOSES_MAX, Expose};
 use crate::names::{NameRoute, Names};
 use crate::proxy::ProxyPort;
 use crate::publish::{Publish, PublishSpec};
@@ -126,6 +127,10 @@ pub struct Config {
     /// Lend a port of the relay to a host behind a mediator; several: PROTO:ADDR,ADDR:PORT-PORT=MEDIATOR/HOST:PORT[-PORT]
     #[arg(long = "publish", value_name = "PROTO:ADDR:PORT=MEDIATOR/HOST:PORT")]
     pub publish: Vec<PublishSpec>,
+    /// The other way: hosts that connect to a port of the mediator are led to a public address, told who they are with
+    /// ,proxy=v2 at the end. May be repeated
+    #[arg(long, value_name = "tcp:MEDIATOR/IP:PORT=HOST:PORT")]
+    pub expose: Vec<Expose>,
     /// Lead visitors of this TCP port by the name that they ask for, in TLS or HTTP/1, as --name says. May be repeated
     #[arg(long, value_name = "ADDR:PORT", env = "ISTHMUS_NAMES", value_delimiter = ',')]
     pub names: Vec<SocketAddr>,
@@ -166,9 +171,13 @@ pub struct Config {
     /// Time between maintain packets on an idle TCP channel
     #[arg(long, value_name = "TIME", default_value = "20s", env = "ISTHMUS_KEEPALIVE_TCP", value_parser = duration)]
     pub keepalive_tcp: Duration,
-    /// Time between maintain packets on each UDP channel
+    /// Time between maintain packets on each UDP channel, until longer ones prove to be safe
     #[arg(long, value_name = "TIME", default_value = "8s", env = "ISTHMUS_KEEPALIVE_UDP", value_parser = duration)]
     pub keepalive_udp: Duration,
+    /// Longest silence that mediators try when they learn how long their gateways keep UDP bindings; what is not above
+    /// --keepalive-udp turns learning off
+    #[arg(long, value_name = "TIME", default_value = "2m", env = "ISTHMUS_KEEPALIVE_UDP_MAX", value_parser = duration)]
+    pub keepalive_udp_max: Duration,
     /// A channel is dead when a maintain packet stays unanswered for this long
     #[arg(long, value_name = "TIME", default_value = "10s", env = "ISTHMUS_DEAD_AFTER", value_parser = duration)]
     pub dead_after: Duration,
@@ -238,6 +247,13 @@ impl Config {
             if publish.listen.port() != 0 && !seen.insert((publish.proto, publish.listen)) {
                 return Err(format!("--publish names {}:{} twice", publish.proto, publish.listen));
             }
+        }
+        let mut seen = HashSet::new();
+        if let Some(expose) = self.expose.iter().find(|expose| !seen.insert(&expose.server)) {
+            return Err(format!("--expose names {} twice", expose.server));
+        }
+        if self.expose.len() > EXPOSES_MAX {
+            return Err(format!("--expose: these are more than {EXPOSES_MAX} services"));
         }
         Ok(())
     }
@@ -491,6 +507,7 @@ mod tests {
         assert_eq!(config.dead_after, limits::DEAD_AFTER);
         assert_eq!(config.keepalive_tcp, limits::KEEPALIVE_TCP);
         assert_eq!(config.keepalive_udp, limits::KEEPALIVE_UDP);
+        assert_eq!(config.keepalive_udp_max, limits::KEEPALIVE_UDP_MAX);
         assert_eq!(config.handshake_timeout, limits::HANDSHAKE_TIMEOUT);
         assert_eq!(config.handshake_timeout, Duration::from_secs(10));
         assert_eq!(config.udp_idle, Duration::from_secs(60));
@@ -504,7 +521,7 @@ mod tests {
         let config = config(
             "--state /d --listen 127.0.0.1:1 --shards 3 --publish tcp:0.0.0.0:80=a/10.0.0.1:80 \
              --publish udp:0.0.0.0:80=a/10.0.0.1:80 --stats-socket /s --plaintext --keepalive-tcp 1s \
-             --keepalive-udp 900ms --dead-after 2s --handshake-timeout 3s --half-open-max 7 --udp-idle 4s \
+             --keepalive-udp 900ms --keepalive-udp-max 5s --dead-after 2s --handshake-timeout 3s --half-open-max 7 --udp-idle 4s \
              --udp-flows-max 8 --ports-max 9 --log debug --congestion cubic",
         );
         assert_eq!(config.listen, "127.0.0.1:1".parse().unwrap());
@@ -513,6 +530,7 @@ mod tests {
         assert_eq!((config.half_open_max, config.udp_flows_max, config.ports_max), (7, 8, 9));
         assert_eq!((config.log.as_str(), config.congestion.as_deref()), ("debug", Some("cubic")));
         assert!(config.plaintext);
+        assert_eq!(config.keepalive_udp_max, Duration::from_secs(5));
     }
 
     #[test]

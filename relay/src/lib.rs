@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod config;
+pub mod expose;
 pub mod log;
 pub mod names;
 pub mod proxy;

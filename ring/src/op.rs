@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::ops::BitOr;
 
 use slab::Slab;
@@ -13,18 +14,27 @@ use crate::socket::Socket;
 
 /// Names an operation in flight; stale ones are harmless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct OpId(pub(crate) u64);
+pub struct OpId(NonZeroU64);
 
 impl OpId {
     /// What no operation is called: for entries whose completion nobody looks at.
     pub(crate) const NOBODY: u64 = u64::MAX;
 
     fn new(index: usize, generation: u32) -> Self {
-        Self(u64::from(generation) << 32 | index as u64 & 0xffff_ffff)
+        Self::from_raw(u64::from(generation) << 32 | index as u64 & 0xffff_ffff)
+    }
+
+    /// The reverse of [`OpId::raw`]. Generations begin with 1, so that zero is nobody's either.
+    pub(crate) fn from_raw(raw: u64) -> Self {
+        Self(NonZeroU64::new(raw).unwrap_or(NonZeroU64::MAX))
+    }
+
+    pub(crate) fn raw(self) -> u64 {
+        self.0.get()
     }
 
     fn index(self) -> usize {
-        (self.0 & 0xffff_ffff) as usize
+        (self.raw() & 0xffff_ffff) as usize
     }
 }
 
@@ -175,8 +185,8 @@ pub(crate) struct OpTable {
 impl OpTable {
     /// Adds an operation; the place in the table keeps what the operation owns until [`OpTable::remove`].
     pub(crate) fn insert(&mut self, user: u64, op: Op) -> (OpId, &mut Op) {
-        // All ones would let an identifier be NOBODY.
-        self.generation = (self.generation + 1) % u32::MAX;
+        // All ones would let an identifier be NOBODY, zero that of nothing.
+        self.generation = self.generation % (u32::MAX - 1) + 1;
         let vacant = self.entries.vacant_entry();
         let id = OpId::new(vacant.key(), self.generation);
         (id, &mut vacant.insert(Entry { user, generation: self.generation, told: true, op }).op)
@@ -225,7 +235,7 @@ mod tests {
         assert_eq!(first.index(), second.index());
         assert!(table.get(first).is_none() && table.remove(first).is_none());
         assert!(matches!(table.get(second), Some((8, Op::Accept))));
-        assert!(table.get(OpId(OpId::NOBODY)).is_none());
+        assert!(table.get(OpId::from_raw(OpId::NOBODY)).is_none());
         assert_eq!(table.len(), 1);
     }
 }

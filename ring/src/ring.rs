@@ -177,7 +177,7 @@ impl Ring {
     pub fn connect(&mut self, socket: &impl Target, to: SocketAddr, user: u64) -> OpId {
         let (id, op) = self.ops.insert(user, Op::Connect(Box::new(SockAddr::from(to))));
         let Op::Connect(name) = op else { unreachable!("just inserted") };
-        let entry = sqe::connect(socket.name(), name.as_ptr().cast(), name.len()).user_data(id.0);
+        let entry = sqe::connect(socket.name(), name.as_ptr().cast(), name.len()).user_data(id.raw());
         // SAFETY: the address is in the operation table until the final completion.
         unsafe { self.uring.push(entry) };
         id
@@ -225,7 +225,7 @@ impl Ring {
         };
         // SAFETY: the batch, whose box holds the header, the vectors and the pieces, stays untouched in the operation table
         // until the final completion.
-        unsafe { self.uring.push(entry.user_data(id.0)) };
+        unsafe { self.uring.push(entry.user_data(id.raw())) };
         id
     }
 
@@ -235,7 +235,7 @@ impl Ring {
         let template: *const libc::msghdr = &raw const **self.template;
         let entry = sqe::recv_datagrams(socket.as_raw_fd(), template, self.provided[DATAGRAM].group());
         // SAFETY: the template lives as long as the ring, and is only read.
-        unsafe { self.uring.push(entry.user_data(id.0)) };
+        unsafe { self.uring.push(entry.user_data(id.raw())) };
         id
     }
 
@@ -249,14 +249,14 @@ impl Ring {
         let Op::SendDatagrams(batch) = op else { unreachable!("just inserted") };
         let entry = sqe::send_datagrams(socket.as_raw_fd(), batch.0.prepare(), told);
         // SAFETY: as in `send`; the name and the control messages are in the batch's box, too.
-        unsafe { self.uring.push(entry.user_data(id.0)) };
+        unsafe { self.uring.push(entry.user_data(id.raw())) };
         id
     }
 
     /// Asks for an operation to end. It still completes: with `ECANCELED`, or with what it had reached.
     pub fn cancel(&mut self, id: OpId) {
         // SAFETY: the entry points to nothing.
-        unsafe { self.uring.push(sqe::cancel(id.0).user_data(OpId::NOBODY)) };
+        unsafe { self.uring.push(sqe::cancel(id.raw()).user_data(OpId::NOBODY)) };
     }
 
     /// Moves a connection into the ring's own table, if there is room: it takes no descriptor of the process from then
@@ -389,7 +389,7 @@ impl Ring {
     fn push_plain(&mut self, user: u64, op: Op, entry: io_uring::squeue::Entry) -> OpId {
         let (id, _) = self.ops.insert(user, op);
         // SAFETY: the callers' entries hold no pointers: they name buffers by group only, whose rings outlive them.
-        unsafe { self.uring.push(entry.user_data(id.0)) };
+        unsafe { self.uring.push(entry.user_data(id.raw())) };
         id
     }
 
@@ -397,7 +397,7 @@ impl Ring {
         let (id, op) = self.ops.insert(0, Op::Wake(Box::new(0)));
         let Op::Wake(counter) = op else { unreachable!("just inserted") };
         let counter: *mut u64 = &raw mut **counter;
-        let entry = sqe::read_counter(self.waker.as_raw_fd(), counter).user_data(id.0);
+        let entry = sqe::read_counter(self.waker.as_raw_fd(), counter).user_data(id.raw());
         // SAFETY: the counter's box stays in the operation table until the completion.
         unsafe { self.uring.push(entry) };
     }
@@ -410,7 +410,7 @@ impl Ring {
             self.look_for_failures();
             while let Some(entry) = self.next_entry() {
                 // Dropping what a completion carries closes accepted sockets and frees pieces.
-                let id = OpId(entry.user_data());
+                let id = OpId::from_raw(entry.user_data());
                 if let Some((_, Op::Wake(_))) = self.ops.get(id) {
                     self.ops.remove(id);
                 } else {

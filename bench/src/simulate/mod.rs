@@ -42,6 +42,8 @@ pub struct Settings {
     pub rings: usize,
     /// UDP channels of each.
     pub udp_channels: u8,
+    /// Whether their UDP channels are maintained as after everything was learned of their gateways, or as at first.
+    pub learned: bool,
     /// Handshakes at once.
     pub at_once: usize,
     /// What they say to a request to connect.
@@ -319,6 +321,7 @@ impl Control for Simulator {
             | Event::RequestName { .. }
             | Event::GuestEnded { .. }
             | Event::ChannelsChanged { .. }
+            | Event::Lifetime { .. }
             | Event::Watched { .. } => {}
         }
     }

@@ -86,7 +86,11 @@ impl Simulator {
         let dead = millis(welcome.dead_ms);
         let maintain = Maintain::Caller { interval: millis(welcome.keepalive_tcp_ms), dead };
         engine.establish(link, LinkConfig { side: Side::Responder, ports_max: welcome.ports_max, maintain });
-        let clock = ChannelClock::new(millis(welcome.keepalive_udp_ms), dead);
+        let mut clock = ChannelClock::new(millis(welcome.keepalive_udp_ms), dead);
+        if self.settings.learned {
+            // What a mediator learns behind a gateway that keeps bindings for longer than the relay lets it ask.
+            clock.set_period(millis(welcome.keepalive_udp_max_ms) * 4 / 5);
+        }
         if let Err(error) = self.open_channels(engine, link, &welcome, clock) {
             tracing::warn!("without UDP channels: {error:#}");
             *self.figures.ended.entry("no-channels").or_default() += 1;

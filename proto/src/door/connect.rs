@@ -130,7 +130,7 @@ pub(super) const GRANTED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n"
 /// The answer to a request that was not.
 pub(super) fn refused(code: Code) -> Vec<u8> {
     let status = match code {
-        Code::Denied | Code::NotPermitted | Code::TokenMismatch => "403 Forbidden",
+        Code::Denied | Code::NotPermitted | Code::TokenMismatch | Code::TokenExpired | Code::Revoked => "403 Forbidden",
         Code::TimedOut | Code::NameFailed => "504 Gateway Timeout",
         Code::NoResources | Code::TooManyPorts | Code::Overloaded | Code::MediatorAway => "503 Service Unavailable",
         _ => "502 Bad Gateway",

@@ -150,31 +150,71 @@ pub enum ChannelAction {
     Ping,
 }
 
-/// The maintaining end of one UDP channel: pings each interval, and each [`PROBE_INTERVAL`] while an
-/// answer is missing, so that one lost packet is no death and a channel that comes back is found soon.
+/// The maintaining end of one UDP channel. It pings each start interval while payload travels, and while the channel
+/// is young; each period, which may be learned ([`super::Lifetime`]), while it rests; and each [`PROBE_INTERVAL`] while
+/// an answer is missing, so that one lost packet is no death and a channel that comes back is found soon.
 #[derive(Clone, Copy, Debug)]
 pub struct ChannelClock {
-    interval: Duration,
+    start: Duration,
+    period: Duration,
     dead: Duration,
+    /// From the last ping to the next.
+    wait: Duration,
     last_ping: Option<Instant>,
     last_heard: Option<Instant>,
+    last_used: Option<Instant>,
     /// The first ping that nothing was heard since.
     unanswered: Option<Instant>,
+    /// Pings that were answered, up to [`GROWN`].
+    age: u8,
 }
 
 /// Interval of pings while a channel does not answer.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Gateways hold a binding for long only when it was used for a while: so many pings were answered before the period counts.
+const GROWN: u8 = 2;
+
+/// Waits are shorter by up to this part, so that very many callers do not ping together.
+const JITTER: u32 = 10;
+
 impl ChannelClock {
     /// A channel that is not known to work yet; the first ping is due at once.
-    pub fn new(interval: Duration, dead: Duration) -> Self {
-        Self { interval, dead, last_ping: None, last_heard: None, unanswered: None }
+    pub fn new(start: Duration, dead: Duration) -> Self {
+        Self {
+            start,
+            period: start,
+            dead,
+            wait: start,
+            last_ping: None,
+            last_heard: None,
+            last_used: None,
+            unanswered: None,
+            age: 0,
+        }
+    }
+
+    /// How far apart pings are while it rests; never less than the start interval. It holds from the next ping on,
+    /// but for a shorter one, which holds at once.
+    pub fn set_period(&mut self, period: Duration) {
+        self.period = period.max(self.start);
+        self.wait = self.wait.min(self.period);
     }
 
     /// Something authentic came.
     pub fn heard(&mut self, now: Instant) {
         self.last_heard = Some(now);
-        self.unanswered = None;
+        if self.unanswered.take().is_some() {
+            self.age = (self.age + 1).min(GROWN);
+        }
+    }
+
+    /// Payload travels on it, in either direction. `true` if the deadline is earlier now.
+    pub fn used(&mut self, now: Instant) -> bool {
+        self.last_used = Some(now);
+        let shorter = self.wait > self.start;
+        self.wait = self.wait.min(self.start);
+        shorter
     }
 
     /// Whether the channel answers: heard ever, and no ping unanswered for the dead time.
@@ -184,7 +224,7 @@ impl ChannelClock {
 
     /// The time to call [`ChannelClock::on_deadline`].
     pub fn deadline(&self) -> Instant {
-        let wait = if self.unanswered.is_some() { self.interval.min(PROBE_INTERVAL) } else { self.interval };
+        let wait = if self.unanswered.is_some() { self.start.min(PROBE_INTERVAL) } else { self.wait };
         self.last_ping.map_or(Instant::ZERO, |sent| sent + wait)
     }
 
@@ -193,9 +233,27 @@ impl ChannelClock {
         if now < self.deadline() {
             return ChannelAction::Wait;
         }
-        self.unanswered.get_or_insert(now);
+        if now.since(*self.unanswered.get_or_insert(now)) >= self.dead {
+            self.age = 0;
+        }
         self.last_ping = Some(now);
+        let in_use = self.last_used.is_some_and(|used| now.since(used) < self.start);
+        self.wait = if self.age < GROWN || in_use { self.start } else { self.jittered(now) };
         ChannelAction::Ping
+    }
+
+    /// Silence from the last ping on after which the other end may take the channel for dead.
+    pub fn silence(&self) -> Duration {
+        self.wait + self.dead
+    }
+
+    /// The period, less a part that is as good as random: the lower bits of the time.
+    fn jittered(&self, now: Instant) -> Duration {
+        if self.period == self.start {
+            return self.start;
+        }
+        let part = (now.0 >> 10) as u32 % 256;
+        (self.period - self.period / JITTER * part / 256).max(self.start)
     }
 }
 
@@ -224,6 +282,33 @@ mod tests {
         assert!(!clock.is_live(at(118)), "dead ten seconds after the first unanswered ping");
         clock.heard(at(119));
         assert!(clock.is_live(at(119)));
+    }
+
+    #[test]
+    fn a_resting_channel_pings_each_period_and_a_used_one_as_at_the_start() {
+        let period = Duration::from_secs(80);
+        let mut clock = ChannelClock::new(INTERVAL, DEAD);
+        clock.set_period(period);
+        for ping in [100, 108] {
+            assert_eq!(clock.on_deadline(at(ping)), ChannelAction::Ping);
+            assert_eq!(clock.silence(), INTERVAL + DEAD, "a young binding is not relied on");
+            clock.heard(at(ping));
+        }
+        assert_eq!(clock.on_deadline(at(116)), ChannelAction::Ping);
+        clock.heard(at(116));
+        let next = clock.deadline();
+        assert!(next > at(116 + 71) && next <= at(116 + 80), "{next:?}");
+        assert!(clock.silence() >= next.since(at(116)) + DEAD);
+        // Payload: a dead channel would be noticed as soon as ever.
+        assert!(clock.used(at(150)) && !clock.used(at(151)));
+        assert_eq!(clock.on_deadline(at(151)), ChannelAction::Ping);
+        assert_eq!(clock.silence(), INTERVAL + DEAD);
+        clock.heard(at(151));
+        assert_eq!(clock.on_deadline(at(159)), ChannelAction::Ping);
+        clock.heard(at(159));
+        assert!(clock.deadline() > at(159 + 71), "it rests again");
+        clock.set_period(INTERVAL);
+        assert_eq!(clock.deadline(), at(167), "what was learned is forgotten at once");
     }
 
     #[test]

@@ -14,6 +14,7 @@
 
 mod flow;
 mod keepalive;
+mod lifetime;
 mod port;
 mod receive;
 mod request;
@@ -23,12 +24,14 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use keepalive::{ChannelAction, ChannelClock, Maintain};
+pub use lifetime::{Lifetime, LifetimeAction};
 pub use port::{PortKind, Slot};
 pub use receive::{Input, Violation};
 pub use request::UNSPECIFIED;
 pub use transmit::{Payload, Transmit};
 
 use crate::code::Code;
+use crate::rare::Rare;
 use crate::time::Instant;
 use crate::wire::ControlBuf;
 use keepalive::Pulse;
@@ -82,9 +85,9 @@ pub struct Link<P> {
     ports: Ports<P>,
     control: ControlBuf,
     /// Ports with little to send, before all others: an interactive stream never waits behind bulk.
-    fast: VecDeque<u32>,
+    fast: Rare<VecDeque<u32>>,
     /// Ports with more, in deficit round robin.
-    bulk: VecDeque<u32>,
+    bulk: Rare<VecDeque<u32>>,
     /// What the front of `bulk` may still send in its turn, in bytes.
     quantum: i64,
     quantum_left: i64,
@@ -105,8 +108,8 @@ impl<P: Payload> Link<P> {
             side: config.side,
             ports: Ports::new(config.side == Side::Responder, config.ports_max),
             control: ControlBuf::default(),
-            fast: VecDeque::new(),
-            bulk: VecDeque::new(),
+            fast: Rare::default(),
+            bulk: Rare::default(),
             quantum: QUANTUM,
             quantum_left: QUANTUM,
             queued: 0,
@@ -174,8 +177,8 @@ impl<P: Payload> Link<P> {
             self.control = ControlBuf::new();
         }
         if self.ports.len() == 0 {
-            self.fast = VecDeque::new();
-            self.bulk = VecDeque::new();
+            self.fast.clear();
+            self.bulk.clear();
         }
     }
 

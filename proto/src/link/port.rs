@@ -2,9 +2,12 @@
 
 use std::collections::VecDeque;
 
+use slab::Slab;
+
 use crate::code::Code;
 use crate::id::PortId;
 use crate::limits::WINDOW_EARLY;
+use crate::rare::Rare;
 use crate::time::Instant;
 
 /// A port's place in its link's table. Stale ones (the port is gone, its place reused) are recognised.
@@ -132,17 +135,17 @@ impl<P> Port<P> {
 const NOWHERE: u32 = u32::MAX;
 
 pub(super) struct Ports<P> {
-    table: slab::Slab<Port<P>>,
+    table: Rare<Slab<Port<P>>>,
     /// Place of the ports that the other end made, by its index.
-    theirs: Vec<u32>,
+    theirs: Rare<Vec<u32>>,
     by_mediator: bool,
     generation: u32,
     max: u32,
 }
 
-impl<P> Ports<P> {
+impl<P: 'static> Ports<P> {
     pub(super) fn new(by_mediator: bool, max: u32) -> Self {
-        Self { table: slab::Slab::new(), theirs: Vec::new(), by_mediator, generation: 0, max }
+        Self { table: Rare::default(), theirs: Rare::default(), by_mediator, generation: 0, max }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -152,8 +155,8 @@ impl<P> Ports<P> {
     /// Frees the table's memory if no port is left. Identifiers go on where they were.
     pub(super) fn release(&mut self) {
         if self.table.is_empty() {
-            self.table = slab::Slab::new();
-            self.theirs = Vec::new();
+            self.table.clear();
+            self.theirs.clear();
         }
     }
 

@@ -7,6 +7,7 @@ use super::receive::{Input, Violation};
 use super::{Link, Payload};
 use crate::code::Code;
 use crate::id::PortId;
+use crate::limits::CONTROL_QUEUE_HIGH;
 use crate::time::Instant;
 use crate::wire::{Frame, NamedTarget, OpenFlags, RequestKind};
 
@@ -37,7 +38,7 @@ impl<P: Payload> Link<P> {
     /// [`Link::open`] on behalf of somebody whose number and name an [`Frame::Asker`] has told the other end before.
     ///
     /// # Errors
-    /// [`Code::TooManyPorts`].
+    /// [`Code::TooManyPorts`]; [`Code::Overloaded`] while more than [`CONTROL_QUEUE_HIGH`] bytes of control frames wait.
     #[allow(clippy::too_many_arguments, reason = "a frame's fields")]
     pub fn open_as(
         &mut self,
@@ -50,6 +51,9 @@ impl<P: Payload> Link<P> {
         now: Instant,
     ) -> Result<Slot, Code> {
         let kind = if flags.has(OpenFlags::UDP) { PortKind::Udp } else { PortKind::Tcp };
+        if self.control.len() > CONTROL_QUEUE_HIGH {
+            return Err(Code::Overloaded);
+        }
         let slot = self.ports.make(kind, owner)?;
         if let Some(port) = self.ports.get_mut(slot) {
             port.quiet = kind == PortKind::Tcp && flags.has(OpenFlags::QUIET);

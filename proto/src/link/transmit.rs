@@ -20,7 +20,7 @@ pub(super) const QUANTUM_FAST: i64 = 256 * 1024;
 const PARTS_BYTES_MAX: usize = DATAGRAM_MAX + 8 * (HEADER_LEN + ADDR_LEN);
 
 /// A queued piece: the driver's handle of one whole encoded frame.
-pub trait Payload {
+pub trait Payload: 'static {
     /// Bytes of the frame, header included.
     fn len(&self) -> usize;
 
@@ -30,7 +30,7 @@ pub trait Payload {
     }
 }
 
-impl<B: std::ops::Deref<Target = [u8]>> Payload for B {
+impl<B: std::ops::Deref<Target = [u8]> + 'static> Payload for B {
     fn len(&self) -> usize {
         self.deref().len()
     }

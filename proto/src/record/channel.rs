@@ -2,22 +2,24 @@
 //! keys have sealed enough, and following the other end when that does.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
 use super::datagram::{DatagramError, DatagramHeader, End, EpochKeys};
 use crate::id::ChannelId;
 
+/// The secret that all UDP channels of a link share.
+pub type UdpSecret = Arc<Zeroizing<[u8; 32]>>;
+
 /// One end's keys of one channel.
 pub struct ChannelKeys {
-    secret: Zeroizing<[u8; 32]>,
+    secret: UdpSecret,
     channel: ChannelId,
     end: End,
     current: EpochKeys,
     /// Of the epoch before, for what was still on its way.
     former: Option<Box<EpochKeys>>,
-    /// One more than the largest packet number opened in the current epoch; 0 before any.
-    above: u64,
     newest: bool,
 }
 
@@ -27,9 +29,16 @@ impl ChannelKeys {
     /// # Errors
     /// [`DatagramError::Crypto`].
     pub fn derive(secret: &[u8; 32], channel: ChannelId, epoch: u32, end: End) -> Result<Self, DatagramError> {
+        Self::derive_shared(&Arc::new(Zeroizing::new(*secret)), channel, epoch, end)
+    }
+
+    /// The same from a secret that several channels share.
+    ///
+    /// # Errors
+    /// [`DatagramError::Crypto`].
+    pub fn derive_shared(secret: &UdpSecret, channel: ChannelId, epoch: u32, end: End) -> Result<Self, DatagramError> {
         let current = EpochKeys::derive(secret, channel, epoch, end)?;
-        let secret = Zeroizing::new(*secret);
-        Ok(Self { secret, channel, end, current, former: None, above: 0, newest: false })
+        Ok(Self { secret: secret.clone(), channel, end, current, former: None, newest: false })
     }
 
     /// The key epoch.
@@ -74,11 +83,12 @@ impl ChannelKeys {
             let mut next = self.next()?;
             let range = next.open(packet)?;
             self.turn(next);
-            self.note(header.packet);
+            self.newest = true;
             return Ok(range);
         }
+        let above = self.current.above();
         let range = self.current.open(packet)?;
-        self.note(header.packet);
+        self.newest = header.packet >= above;
         Ok(range)
     }
 
@@ -94,14 +104,6 @@ impl ChannelKeys {
         self.former = None;
     }
 
-    fn note(&mut self, packet: u64) {
-        self.newest = packet >= self.above;
-        if self.newest {
-            // Numbers are below 2^48.
-            self.above = packet + 1;
-        }
-    }
-
     fn next(&self) -> Result<EpochKeys, DatagramError> {
         // Epochs never come back: the same key with the same packet numbers would be the end of AES-GCM.
         let epoch = self.current.epoch().checked_add(1).ok_or(DatagramError::Exhausted)?;
@@ -111,7 +113,6 @@ impl ChannelKeys {
     fn turn(&mut self, next: EpochKeys) {
         let former = std::mem::replace(&mut self.current, next);
         self.former = Some(Box::new(former));
-        self.above = 0;
     }
 
     #[cfg(test)]
@@ -119,6 +120,9 @@ impl ChannelKeys {
         &mut self.current
     }
 }
+
+/// There are two and more of them for each of very many tunnels.
+const _: () = assert!(size_of::<ChannelKeys>() <= 160);
 
 #[cfg(test)]
 mod tests {

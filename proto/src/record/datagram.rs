@@ -223,10 +223,17 @@ impl EpochKeys {
         self.next = count;
     }
 
-    /// Frees what can be built again (two key contexts of 632 B), for a channel that fell idle.
+    /// Frees what can be built again (two key contexts of 632 B) or done without (which older packets have not come
+    /// yet), for a channel that fell idle.
     pub(super) fn release_context(&mut self) {
         self.sealing.release();
         self.opening.release();
+        self.window.rest();
+    }
+
+    /// One more than the largest packet number opened; 0 before any.
+    pub(super) fn above(&self) -> u64 {
+        self.window.next()
     }
 }
 

@@ -10,24 +10,60 @@ use super::aead::{Context, Failed};
 /// One direction's key and IV. The library's key context (about 600 B of heap, 140 ns to build) exists only
 /// between the first use and [`TrafficKey::release`], so that an idle tunnel is small.
 pub(super) struct TrafficKey {
-    context: Option<Context>,
-    /// The first `suite` key length bytes count.
-    key: [u8; 32],
+    context: Option<Box<Context>>,
     iv: [u8; 12],
-    suite: Suite,
+    key: Key,
+}
+
+/// A suite with its key, as small as the suite's key is: very many tunnels have four and more of them each.
+enum Key {
+    Aes128([u8; 16]),
+    Aes256(Box<[u8; 32]>),
+    ChaCha20(Box<[u8; 32]>),
+}
+
+const _: () = assert!(size_of::<TrafficKey>() <= 48);
+
+impl Key {
+    fn new(suite: Suite, key: &[u8]) -> Option<Self> {
+        let long = || Some(Box::new(<[u8; 32]>::try_from(key).ok()?));
+        Some(match suite {
+            Suite::Aes128Gcm => Self::Aes128(key.try_into().ok()?),
+            Suite::Aes256Gcm => Self::Aes256(long()?),
+            Suite::ChaCha20Poly1305 => Self::ChaCha20(long()?),
+        })
+    }
+
+    fn suite(&self) -> Suite {
+        match self {
+            Self::Aes128(_) => Suite::Aes128Gcm,
+            Self::Aes256(_) => Suite::Aes256Gcm,
+            Self::ChaCha20(_) => Suite::ChaCha20Poly1305,
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Aes128(key) => key,
+            Self::Aes256(key) | Self::ChaCha20(key) => &**key,
+        }
+    }
+
+    fn zeroize(&mut self) {
+        match self {
+            Self::Aes128(key) => key.zeroize(),
+            Self::Aes256(key) | Self::ChaCha20(key) => key.zeroize(),
+        }
+    }
 }
 
 impl TrafficKey {
     /// # Errors
     /// [`RecordError::Crypto`] when `key` or `iv` have not the suite's lengths.
     pub(super) fn new(suite: Suite, key: &[u8], iv: &[u8]) -> Result<Self, RecordError> {
-        if key.len() != suite.key_len() {
-            return Err(RecordError::Crypto);
-        }
-        let mut padded = [0; 32];
-        padded[..key.len()].copy_from_slice(key);
+        let key = Key::new(suite, key).ok_or(RecordError::Crypto)?;
         let iv = iv.try_into().map_err(|_| RecordError::Crypto)?;
-        Ok(Self { context: None, key: padded, iv, suite })
+        Ok(Self { context: None, iv, key })
     }
 
     /// Takes what rustls hands out.
@@ -58,7 +94,7 @@ impl TrafficKey {
     pub(super) fn context(&mut self) -> Result<&Context, Failed> {
         match &mut self.context {
             Some(context) => Ok(context),
-            empty => Ok(empty.insert(Context::new(self.suite, &self.key[..self.suite.key_len()])?)),
+            empty => Ok(empty.insert(Box::new(Context::new(self.key.suite(), self.key.bytes())?))),
         }
     }
 
@@ -68,7 +104,7 @@ impl TrafficKey {
     }
 
     pub(super) fn suite(&self) -> Suite {
-        self.suite
+        self.key.suite()
     }
 
     #[cfg(test)]

@@ -29,7 +29,7 @@ mod session;
 mod tests;
 mod verify;
 
-pub use channel::ChannelKeys;
+pub use channel::{ChannelKeys, UdpSecret};
 pub use config::{
     ALPN, Identity, Trust, client_config, client_config_with_identity, server_config, server_config_with_callers,
 };

@@ -5,9 +5,11 @@
 pub(super) struct ReplayWindow {
     /// One more than the largest number seen; 0 before any.
     next: u64,
-    /// Bit `n % SIZE` tells whether `n`, one of the newest `SIZE` numbers, was seen.
-    seen: [u64; Self::SIZE as usize / 64],
+    /// Bit `n % SIZE` tells whether `n`, one of the newest `SIZE` numbers, was seen; without bits, all of them were.
+    seen: Option<Box<Seen>>,
 }
+
+type Seen = [u64; ReplayWindow::SIZE as usize / 64];
 
 /// Why a number is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,21 +26,34 @@ impl ReplayWindow {
 
     /// Takes `number`, once.
     pub(super) fn accept(&mut self, number: u64) -> Result<(), Replay> {
+        if number < self.next && (self.next - number > Self::SIZE || self.seen.is_none()) {
+            return Err(Replay::TooOld);
+        }
+        let seen = self.seen.get_or_insert_with(|| Box::new([u64::MAX; Self::SIZE as usize / 64]));
         if number >= self.next {
             // The places of the numbers passed over still hold what was there SIZE numbers ago.
             if number - self.next >= Self::SIZE {
-                self.seen = Default::default();
+                **seen = Default::default();
             } else {
-                (self.next..number).for_each(|passed| self.seen[word(passed)] &= !bit(passed));
+                (self.next..number).for_each(|passed| seen[word(passed)] &= !bit(passed));
             }
             self.next = number.saturating_add(1);
-        } else if self.next - number > Self::SIZE {
-            return Err(Replay::TooOld);
-        } else if self.seen[word(number)] & bit(number) != 0 {
+        } else if seen[word(number)] & bit(number) != 0 {
             return Err(Replay::Seen);
         }
-        self.seen[word(number)] |= bit(number);
+        seen[word(number)] |= bit(number);
         Ok(())
+    }
+
+    /// Frees the memory of the numbers below the largest one seen: from now on all of them are too old. For a
+    /// channel at rest, on which nothing is late any more.
+    pub(super) fn rest(&mut self) {
+        self.seen = None;
+    }
+
+    /// One more than the largest number seen; 0 before any.
+    pub(super) fn next(&self) -> u64 {
+        self.next
     }
 }
 
@@ -83,6 +98,18 @@ mod tests {
         assert_eq!(window.accept(u64::MAX - 1), Ok(()));
         assert_eq!(window.accept(u64::MAX - 2), Ok(()));
         assert_eq!(window.accept(3), Err(Replay::TooOld));
+    }
+
+    #[test]
+    fn after_a_rest_no_older_number_is_taken_and_newer_ones_are_once() {
+        let mut window = ReplayWindow::default();
+        for number in [0, 1, 7] {
+            window.accept(number).unwrap();
+        }
+        window.rest();
+        assert_eq!([1, 5, 7].map(|number| window.accept(number)), [Err(Replay::TooOld); 3]);
+        assert_eq!([9, 8].map(|number| window.accept(number)), [Ok(()); 2]);
+        assert_eq!([9, 8, 7, 5, 1].map(|number| window.accept(number)), [Err(Replay::Seen); 5]);
     }
 
     proptest! {

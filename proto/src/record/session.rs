@@ -273,5 +273,5 @@ fn open_plaintext(record: &[u8]) -> Result<Opened, RecordError> {
 const _: () = {
     const fn is_send<T: Send>() {}
     is_send::<Session>();
-    assert!(size_of::<Session>() <= 288);
+    assert!(size_of::<Session>() <= 224);
 };

@@ -165,7 +165,11 @@ impl ControlBuf {
             Frame::ConnectName { port, request, to, timeout_ms } => {
                 let (name, rules) = (to.name.as_bytes(), to.rules.as_bytes());
                 let name = &name[..name.len().min(NAME_LEN_MAX)];
-                let rules = &rules[..rules.len().min(FRAME_PAYLOAD_MAX - NAME_LEN_MAX - 11)];
+                // Between two rules: a part of one could allow more than the whole.
+                let rules = match FRAME_PAYLOAD_MAX - NAME_LEN_MAX - 11 {
+                    max if rules.len() <= max => rules,
+                    max => &rules[..rules[..max].iter().rposition(|&byte| byte == b',').unwrap_or(0)],
+                };
                 self.u16(request).raw(&timeout_ms.to_be_bytes()).u16(to.port);
                 self.raw(&[name.len() as u8]).raw(name);
                 self.u16(rules.len() as u16).raw(rules).done(Kind::ConnectName, 0, port)

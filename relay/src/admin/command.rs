@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::counters::ShardCounters;
+use crate::expose::{Expose, ServerPort};
 use crate::names::Names;
 use crate::publish::{Bound, Origin, Proto, Publish};
 use crate::run::Shared;
@@ -90,6 +91,27 @@ pub enum Command {
         /// Takes what was served, as it was, with the sockets if they were asked for.
         reply: oneshot::Sender<Vec<Unpublished>>,
     },
+    /// What is exposed by this shard's mediators.
+    Exposes {
+        /// Takes all of them.
+        reply: oneshot::Sender<Vec<ExposeRow>>,
+    },
+    /// Expose these as well, or lead those that are exposed already elsewhere: all, or none of them.
+    Expose {
+        /// All of mediators that this shard owns.
+        services: Vec<(Expose, Origin)>,
+        /// Takes why not, if not.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// Expose these no more; those that are not this shard's are passed over.
+    Unexpose {
+        /// By their server ports.
+        servers: Vec<ServerPort>,
+        /// Connections end, too.
+        now: bool,
+        /// Takes what was exposed, as it was.
+        reply: oneshot::Sender<Vec<ExposeRow>>,
+    },
     /// End every tunnel in an orderly way ([`isthmus_proto::Code::Draining`]) and the thread.
     Stop,
 }
@@ -135,6 +157,8 @@ pub struct TunnelRow {
     pub udp_channels: u32,
     /// Of them, those that answered within the dead time.
     pub udp_channels_live: u32,
+    /// Seconds between maintain packets on its resting UDP channels, as it has learned; zero without channels.
+    pub udp_period_s: u64,
     /// Smoothed round trip on the TCP channel in microseconds, if measured.
     pub rtt_us: Option<u64>,
     /// Payload bytes from the mediator.
@@ -172,6 +196,59 @@ pub struct Unpublished {
     pub asked: SocketAddr,
     /// With [`Unpublish::HandOut`].
     pub socket: Option<Socket>,
+}
+
+/// How far an exposed service's server port is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExposeState {
+    /// The mediator is not connected.
+    Away,
+    /// The mediator is asked.
+    Opening,
+    /// Hosts can connect.
+    Open,
+    /// The mediator refused; it is asked again later.
+    Refused,
+}
+
+impl ExposeState {
+    /// In one word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Away => "away",
+            Self::Opening => "opening",
+            Self::Open => "open",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// One exposed service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExposeRow {
+    /// What is exposed.
+    pub expose: Expose,
+    /// The shard that owns the mediator.
+    pub shard: ShardId,
+    /// Who exposed it.
+    pub origin: Origin,
+    /// How far it is.
+    pub state: ExposeState,
+    /// The mediator's address that hosts reach it at, with the real port number.
+    pub bound: Option<SocketAddr>,
+    /// Why it was refused, in one word ([`isthmus_proto::Code::word`]).
+    pub reason: Option<String>,
+    /// The same for a person, with the cure.
+    pub cure: Option<String>,
+    /// Seconds to the next try after a refusal.
+    pub retry_s: Option<u64>,
+    /// Hosts' connections now.
+    pub connections_live: u64,
+    /// Hosts' connections since it was exposed.
+    pub connections_total: u64,
+    /// Of them, those that the public address did not take.
+    pub connections_failed: u64,
 }
 
 /// One published port.

@@ -90,6 +90,12 @@ counters! {
     SocksFragments = "socks_datagrams_dropped_fragment", Total, "Fragments of SOCKS5 clients' datagrams, dropped";
     SocksDatagramsRefused = "socks_datagrams_refused", Total, "SOCKS5 clients' datagrams dropped: from elsewhere, malformed, to a name, or forbidden";
 
+    ExposedLive = "exposed_live", Gauge, "Connections of hosts to exposed services now";
+    ExposedTotal = "exposed_total", Total, "Connections of hosts to exposed services";
+    ExposedFailed = "exposed_failed", Total, "Of them, those that the public address did not take";
+    ExposedRefusedLimit = "exposed_refused_limit", Total, "Connections of hosts to exposed services refused at a limit";
+    ExposesRefused = "exposes_refused", Total, "Times that a mediator refused the port of an exposed service";
+
     BytesToMediators = "bytes_to_mediators", Total, "Payload bytes to mediators";
     BytesFromMediators = "bytes_from_mediators", Total, "Payload bytes from mediators";
     DatagramsToMediators = "datagrams_to_mediators", Total, "Datagrams to mediators";

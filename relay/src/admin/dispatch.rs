@@ -4,6 +4,7 @@ use isthmus_proto::MediatorId;
 
 use super::answer::phrase;
 use super::command::{ROWS_MAX, TunnelFilter};
+use crate::expose::{BadExpose, Expose, ServerPort};
 use crate::names::{BadNameRoute, NameRoute, Pattern};
 use crate::publish::{BadPublish, Ports, PublishSpec};
 use crate::trust::{Glob, Target, token_named};
@@ -20,6 +21,9 @@ show tunnels [id=GLOB] [after=ID] [limit=N] [json]         connected mediators, 
 show publishes [json]                                      published ports
 publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]          lend a port; [save] keeps it over a restart
 unpublish PROTO:ADDR:PORT [now]                            close it; visitors stay, but for [now]
+show exposes [json]                                        ports of mediators that lead to public addresses
+expose tcp:MEDIATOR/IP:PORT=HOST:PORT                      lead hosts there, until the relay ends
+unexpose tcp:MEDIATOR/IP:PORT [now]                        lead them no more; who is connected stays, but for [now]
 show names [json]                                          where names lead
 name NAME=MEDIATOR/HOST:PORT                               lead visitors of a name there, until the relay ends
 unname NAME                                                lead them no more; visitors stay
@@ -66,6 +70,12 @@ pub(super) enum Request {
         ports: Ports,
         now: bool,
     },
+    Exposes(Format),
+    Expose(Expose),
+    Unexpose {
+        server: ServerPort,
+        now: bool,
+    },
     Names(Format),
     Name(NameRoute),
     Unname(Pattern),
@@ -86,6 +96,14 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         ["show", "publishes", rest @ ..] => format_only(rest).map(Request::Publishes),
         ["show", "tunnels", rest @ ..] => tunnels(rest),
         ["kill", "tunnel", id] => id.parse().map(Request::Kill).map_err(|error| format!("'{}': {error}", phrase(id))),
+        ["show", "exposes", rest @ ..] => format_only(rest).map(Request::Exposes),
+        ["expose", service] => service.parse().map(Request::Expose).map_err(|error: BadExpose| bad(service, &error)),
+        ["unexpose", server, rest @ ..] => Ok(Request::Unexpose {
+            server: server.parse().map_err(|error: BadExpose| bad(server, &error))?,
+            now: option(rest, "now")?,
+        }),
+        ["expose", ..] => Err("write: expose tcp:MEDIATOR/IP:PORT=HOST:PORT".to_owned()),
+        ["unexpose"] => Err("write: unexpose tcp:MEDIATOR/IP:PORT [now]".to_owned()),
         ["show", "names", rest @ ..] => format_only(rest).map(Request::Names),
         ["name", route] => route.parse().map(Request::Name).map_err(|error: BadNameRoute| bad(route, &error)),
         ["unname", name] => name.parse().map(Request::Unname).map_err(|error: BadNameRoute| bad(name, &error)),
@@ -178,6 +196,7 @@ mod tests {
         for command in &commands[..commands.len() - 1] {
             let full = command
                 .replace("PROTO:ADDR:PORT", "tcp:0.0.0.0:1-2")
+                .replace("IP:PORT", "10.0.0.2:1")
                 .replace("HOST:PORT", "10.0.0.5:1")
                 .replace("MEDIATOR", "m")
                 .replace("GLOB", "*")
@@ -189,7 +208,7 @@ mod tests {
             let short = full.split(" [").next().unwrap();
             assert!(parse(short).is_ok(), "{command}");
         }
-        assert_eq!(commands.len(), 21);
+        assert_eq!(commands.len(), 24);
     }
 
     #[test]
@@ -220,6 +239,10 @@ mod tests {
             ("unpublish", "write: unpublish"),
             ("unpublish tcp:0.0.0.0", "port number"),
             ("unpublish tcp:0.0.0.0:80 save", "only 'now'"),
+            ("expose", "write: expose"),
+            ("expose udp:m/10.0.0.2:1=192.0.2.1:1", "only TCP"),
+            ("unexpose", "write: unexpose"),
+            ("unexpose tcp:m/10.0.0.2:1 save", "only 'now'"),
             ("name", "write: name"),
             ("name a.b", "no '='"),
             ("unname", "write: unname"),

@@ -8,6 +8,7 @@ pub mod command;
 pub mod counters;
 pub mod ctl;
 mod dispatch;
+mod exposing;
 mod listener;
 mod naming;
 mod publishing;
@@ -18,7 +19,9 @@ mod show;
 mod stats;
 mod trust;
 
-pub use command::{Command, PublishRow, ShardHandle, TunnelFilter, TunnelRow, Unpublish, Unpublished};
+pub use command::{
+    Command, ExposeRow, ExposeState, PublishRow, ShardHandle, TunnelFilter, TunnelRow, Unpublish, Unpublished,
+};
 pub use counters::{Counter, Counters, ShardCounters};
 pub use listener::StatsSocket;
 pub use serve::{Admin, Limits, RelayInfo, Stop, serve};

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::command::{Command, NotSent, PublishRow, Unpublish};
+use super::exposing;
 use super::publishing::{self, bind, take_away};
 use super::serve::Plane;
 use super::show::answer_of;
@@ -39,6 +40,7 @@ pub(super) async fn reload(plane: &Plane) -> Result<String, String> {
     // One change of ports at a time.
     let _kept = plane.kept.lock().await;
     let plan = Plan::new(&new, &publishing::rows(plane).await?).map_err(refused)?;
+    let exposes = exposing::Plan::new(&new, exposing::rows(plane).await?).map_err(refused)?;
     let mut added = Vec::with_capacity(plan.added.len());
     for publish in &plan.added {
         match bind(publish, Origin::Config, new.congestion.as_deref()).await {
@@ -53,8 +55,9 @@ pub(super) async fn reload(plane: &Plane) -> Result<String, String> {
     }
     tell_all(plane, &Arc::new(shared)).await?;
     let mut lines = apply(plane, plan, added).await?;
+    lines.extend(exposes.apply(plane).await?);
     log::set(&new.log)?;
-    changes.retain(|change| change.name != "publish");
+    changes.retain(|change| !["publish", "expose"].contains(&change.name));
     lines.extend(changes.iter().map(|change| match change.text.as_str() {
         "" => format!("changed {}", change.name),
         text => format!("changed {}: {text}", change.name),

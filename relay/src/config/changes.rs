@@ -26,6 +26,7 @@ impl Config {
             listen,
             shards,
             publish,
+            expose,
             names,
             socks,
             socks_open,
@@ -39,6 +40,7 @@ impl Config {
             client_ca,
             keepalive_tcp,
             keepalive_udp,
+            keepalive_udp_max,
             dead_after,
             handshake_timeout,
             half_open_max,
@@ -62,6 +64,7 @@ impl Config {
         at_start.one("busy-poll", busy_poll, &new.busy_poll);
         let mut live = Differ { changes: &mut changes, needs_restart: false };
         live.list("publish", publish, &new.publish);
+        live.list("expose", expose, &new.expose);
         live.list("name", name, &new.name);
         live.one("proxy-from", proxy_from, &new.proxy_from);
         live.one("publish-allow", publish_allow, &new.publish_allow);
@@ -70,6 +73,7 @@ impl Config {
         live.one("client-ca", client_ca, &new.client_ca);
         live.one("keepalive-tcp", keepalive_tcp, &new.keepalive_tcp);
         live.one("keepalive-udp", keepalive_udp, &new.keepalive_udp);
+        live.one("keepalive-udp-max", keepalive_udp_max, &new.keepalive_udp_max);
         live.one("dead-after", dead_after, &new.dead_after);
         live.one("handshake-timeout", handshake_timeout, &new.handshake_timeout);
         live.one("half-open-max", half_open_max, &new.half_open_max);

@@ -41,6 +41,15 @@ impl Shard {
             Command::Unpublish { ports, how, reply } => {
                 let _ = reply.send(self.unpublish(engine, &ports, how));
             }
+            Command::Exposes { reply } => {
+                let _ = reply.send(self.expose_rows(engine));
+            }
+            Command::Expose { services, reply } => {
+                let _ = reply.send(self.expose(engine, services));
+            }
+            Command::Unexpose { servers, now, reply } => {
+                let _ = reply.send(self.unexpose(engine, &servers, now));
+            }
             Command::Check { reply } => {
                 let _ = reply.send(self.begin_checks());
             }
@@ -71,7 +80,7 @@ impl Shard {
 
     fn stop(&mut self, engine: &mut Engine) {
         self.stopping = true;
-        let links: Vec<_> = self.links.iter().map(|(&link, party)| (link, session_of(party))).collect();
+        let links: Vec<_> = self.links.iter().map(|(link, party)| (link, session_of(party))).collect();
         for (link, session) in links {
             // Spread without any state: neighbours in session number come back far apart.
             let wait = session.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;

@@ -7,6 +7,7 @@ mod asker;
 mod check;
 mod commands;
 mod contest;
+mod expose;
 mod handover;
 mod lead;
 mod names;
@@ -26,7 +27,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
-use isthmus_engine::{Control, Engine, Event, Key, What};
+use isthmus_engine::{Control, Engine, Event, Key, KeyMap, What};
 use isthmus_proto::{Code, MediatorId};
 
 use crate::admin::{Counter, Counters};
@@ -53,7 +54,7 @@ struct Shard {
     counters: Counters,
     service_udp: Key,
     /// Every link, in whatever state.
-    links: HashMap<Key, Party>,
+    links: KeyMap<Party>,
     /// This shard's mediators that are connected.
     mediators: BTreeMap<MediatorId, Key>,
     published: TagTable<Published>,
@@ -64,6 +65,7 @@ struct Shard {
     /// Visitors of whom something is still to be read.
     newcomers: HashMap<Key, Newcomer>,
     proxies: socks::Proxies,
+    exposes: expose::Exposes,
     queries: query::Queries,
     checks: check::Checks,
     sessions: u64,
@@ -89,7 +91,7 @@ impl Control for Shard {
                 Some(Door::Published) => self.on_visitor(engine, tag, socket, peer),
                 Some(Door::Led) => self.add_newcomer(engine, tag, socket, peer),
                 Some(Door::Proxy) => self.on_client(engine, tag, socket, peer),
-                None => {}
+                Some(Door::Exposed) | None => {}
             },
             Event::Greeting { link, frame } => self.on_greeting(engine, link, frame),
             Event::LinkEnded { link, code, text, .. } => self.on_link_ended(engine, link, code, &text),
@@ -104,11 +106,17 @@ impl Control for Shard {
                 }
                 What::Guest => self.on_client_answer(engine, owner, to, code, local, over),
                 What::Udp => self.on_association_answer(engine, owner, code, over),
+                What::Control if is_exposed(owner) => {
+                    self.on_expose_answer(engine, link, slot, owner.index(), to, code, local);
+                }
                 What::Control => self.on_check_answer(engine, link, slot, owner, to, code),
                 _ => {}
             },
             Event::PortAccepted { link, owner, slot, peer, .. } if owner.what() == What::Guest => {
                 self.on_bind_accepted(engine, link, owner, slot, peer);
+            }
+            Event::PortAccepted { link, owner, slot, peer, local, .. } if is_exposed(owner) => {
+                self.on_exposed_host(engine, link, owner.index(), slot, peer, local);
             }
             Event::PortAccepted { link, owner, slot, peer, local, .. } => {
                 terminal::forward_accepted(engine, link, owner, slot, peer, local);
@@ -117,6 +125,11 @@ impl Control for Shard {
             Event::Report { link, json } => self.on_report(link, json),
             Event::Renew { link, token } => self.on_renew(engine, link, token),
             Event::Timer { number: session::TIMER_EXPIRY } => self.on_expiry_timer(engine),
+            Event::Timer { number: expose::TIMER_RETRY } => self.on_expose_retry(engine),
+            Event::Timer { number: expose::TIMER_CONNECTS } => self.on_exposed_timeout(engine),
+            Event::Connected { stream, link, slot, result } => {
+                self.on_exposed_connected(engine, stream, link, slot, result);
+            }
             Event::Query { link, query, json } => self.on_query(engine, link, query, json),
             Event::GuestBytes { guest, tag, ended } if Door::of(tag) == Some(Door::Proxy) => {
                 self.on_client_bytes(engine, guest, tag, ended);
@@ -124,7 +137,12 @@ impl Control for Shard {
             Event::GuestEnded { guest, tag, .. } if Door::of(tag) == Some(Door::Proxy) => {
                 self.on_client_ended(engine, guest);
             }
-            Event::StreamEnded { tag, .. } if Door::of(tag) == Some(Door::Proxy) => self.on_client_stream_ended(),
+            Event::StreamEnded { stream, tag, .. } if Door::of(tag) == Some(Door::Exposed) => {
+                self.on_exposed_ended(stream, tag);
+            }
+            Event::StreamEnded { stream, tag, .. } if Door::of(tag) == Some(Door::Proxy) => {
+                self.on_client_stream_ended(stream);
+            }
             Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(engine, tag, code),
             Event::GuestBytes { guest, tag, ended } => self.on_newcomer_bytes(engine, guest, tag, ended),
             Event::GuestEnded { guest, code, .. } => self.on_newcomer_ended(guest, code),
@@ -135,13 +153,16 @@ impl Control for Shard {
             Event::PortEnded { owner, code, .. } if matches!(owner.what(), What::Guest | What::Udp) => {
                 self.on_client_port_ended(engine, owner, code);
             }
+            Event::PortEnded { link, owner, code } if is_exposed(owner) => {
+                self.on_expose_ended(engine, link, owner.index(), code);
+            }
             Event::PortEnded { owner, .. } => self.on_check_ended(owner),
             Event::FlowEnded { tag } => self.on_flow_ended(engine, tag),
-            // The relay dials nobody, connects no stream and watches nothing.
+            // The relay dials no link and watches nothing.
             Event::LinkReady { .. }
             | Event::Asker { .. }
-            | Event::Connected { .. }
             | Event::ChannelsChanged { .. }
+            | Event::Lifetime { .. }
             | Event::Timer { .. }
             | Event::Watched { .. } => {}
         }
@@ -163,6 +184,11 @@ impl Control for Shard {
         let leaving = self.stopping && self.links.is_empty();
         leaving || self.checks.has_work() || !self.mail.is_empty() || !self.seat.commands.is_empty()
     }
+}
+
+/// Whether a port belongs to an exposed service, whose number its owner then is.
+fn is_exposed(owner: Key) -> bool {
+    owner.what() == What::Control && Door::of(owner.index()) == Some(Door::Exposed)
 }
 
 impl Shard {

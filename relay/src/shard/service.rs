@@ -6,6 +6,7 @@ use isthmus_engine::{Engine, Key};
 use isthmus_proto::hello::{self, Hello, Role, Welcome};
 use isthmus_proto::limits::CHANNELS_MAX;
 use isthmus_proto::link::{LinkConfig, Maintain, Side};
+use isthmus_proto::record::UdpSecret;
 use isthmus_proto::wire::Frame;
 use isthmus_proto::{Code, ShardId};
 use isthmus_ring::Socket;
@@ -144,18 +145,16 @@ impl Shard {
         let (secret, udp_secret) = match engine.udp_secret(link) {
             Some(secret) => (Some(secret), None),
             None => match random_secret() {
-                Some(secret) => (Some(secret), Some(hex(&secret))),
+                Some(secret) => (Some(UdpSecret::new(secret.into())), Some(hex(&secret))),
                 None => (None, None),
             },
         };
         let silence = config.keepalive_udp + config.dead_after;
-        let wanted = if secret.is_some() { udp_channels.min(CHANNELS_MAX) } else { 0 };
-        let channels = (0..wanted)
+        let channels = (0..udp_channels.min(CHANNELS_MAX))
             .map_while(|_| {
                 // It fails only where the cipher itself does: the link then has fewer channels.
-                engine
-                    .add_relay_channel(link, self.service_udp, self.seat.id, &secret.unwrap_or_default(), silence)
-                    .ok()
+                let secret = secret.as_ref()?;
+                engine.add_relay_channel(link, self.service_udp, self.seat.id, secret, silence).ok()
             })
             .collect();
         let welcome = Welcome {
@@ -167,6 +166,7 @@ impl Shard {
             udp_secret,
             keepalive_tcp_ms: config.keepalive_tcp.as_millis() as u32,
             keepalive_udp_ms: config.keepalive_udp.as_millis() as u32,
+            keepalive_udp_max_ms: config.keepalive_udp_max.as_millis() as u32,
             dead_ms: config.dead_after.as_millis() as u32,
             ports_max: config.ports_max,
             report,

@@ -30,23 +30,34 @@ impl Expiries {
     pub(super) fn new(engine: &mut Engine) -> Self {
         Self { by_end: BTreeSet::new(), timer: engine.add_timer(TIMER_EXPIRY), armed: false }
     }
-
-    /// Looks again when the first one ends, or in a minute: the wall clock may be set meanwhile.
-    fn arm(&mut self, engine: &mut Engine) {
-        let Some(&(first, _)) = self.by_end.first() else { return };
-        self.armed = true;
-        let wait = Duration::from_secs(first.saturating_sub(unix_now())).min(LOOK_AGAIN);
-        engine.set_timer(self.timer, engine.now() + wait);
-    }
 }
 
 impl Shard {
+    /// Looks again when the first right ends, or in a minute: the wall clock may be set meanwhile.
+    fn arm_expiry(&mut self, engine: &mut Engine) {
+        let link = self.expiries.by_end.first().map(|&(end, _)| end);
+        let Some(first) = link.into_iter().chain(self.proxies.rights.first_end()).min() else { return };
+        self.expiries.armed = true;
+        let wait = Duration::from_secs(first.saturating_sub(unix_now())).min(LOOK_AGAIN);
+        engine.set_timer(self.expiries.timer, engine.now() + wait);
+    }
+
+    /// A proxy's client comes in: it stays as long as its token is good.
+    pub(super) fn watch_client(&mut self, engine: &mut Engine, client: Key, grant: &Grant) {
+        self.proxies.rights.add(client, grant);
+        let end = grant.credential.expires;
+        let first = self.proxies.rights.first_end() == Some(end);
+        if first || !self.expiries.armed {
+            self.arm_expiry(engine);
+        }
+    }
+
     /// A session begins: it lasts as long as its right.
     pub(super) fn watch_expiry(&mut self, engine: &mut Engine, link: Key, proof: &Credential) {
         self.expiries.by_end.insert((proof.expires, link.to_bits()));
         let first = self.expiries.by_end.first().is_some_and(|&(_, key)| key == link.to_bits());
         if first || !self.expiries.armed {
-            self.expiries.arm(engine);
+            self.arm_expiry(engine);
         }
     }
 
@@ -64,18 +75,19 @@ impl Shard {
             self.expiries.by_end.pop_first();
             self.cut(engine, Key::from_bits(key), Code::TokenExpired);
         }
-        self.expiries.arm(engine);
+        self.cut_expired_clients(engine, now);
+        self.arm_expiry(engine);
     }
 
-    /// Takes what is trusted from now on, and ends the sessions that would not be let in any more. One walk over the
-    /// sessions, as [`Shard::rows`] is one over their names. Returns how many were ended.
+    /// Takes what is trusted from now on, and ends the sessions, those of proxies' clients too, that would not be let in
+    /// any more. One walk over the sessions, as [`Shard::rows`] is one over their names. Returns how many were ended.
     pub(super) fn take_trust(&mut self, engine: &mut Engine, trust: Arc<Trust>) -> usize {
         self.trust = trust;
         let now = unix_now();
         let refused: Vec<(Key, Code)> = self
             .links
             .iter()
-            .filter_map(|(&link, party)| {
+            .filter_map(|(link, party)| {
                 let (holder, name, proof) = proof_of(party)?;
                 Some((link, self.trust.still(holder, name, proof, now).err()?))
             })
@@ -83,7 +95,7 @@ impl Shard {
         for &(link, code) in &refused {
             self.cut(engine, link, code);
         }
-        refused.len()
+        refused.len() + self.cut_refused_clients(engine, now)
     }
 
     /// Ends a session whose right has ended.

@@ -7,6 +7,7 @@
 mod associate;
 mod bind;
 mod greet;
+mod rights;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -26,8 +27,9 @@ use super::Shard;
 use super::tag::{Door, TagTable};
 use crate::admin::Counter;
 use crate::proxy::ProxyPort;
-use crate::trust::{Grant, Operation};
+use crate::trust::{Credential, Grant, Operation, unix_now};
 use greet::Greeting;
+use rights::Rights;
 
 /// How much longer than the mediator may try, its answer may take.
 const ANSWER_MARGIN: Duration = Duration::from_secs(5);
@@ -38,6 +40,8 @@ pub(super) struct Proxies {
     clients: HashMap<Key, Client>,
     /// Clients by the sockets of their associations.
     by_socket: HashMap<Key, Key>,
+    /// How long those who came with a token may stay.
+    pub(super) rights: Rights,
 }
 
 /// What a client is at.
@@ -86,7 +90,12 @@ pub(super) struct Call {
 
 impl Proxies {
     pub(super) fn new() -> Self {
-        Self { ports: TagTable::new(Door::Proxy), clients: HashMap::new(), by_socket: HashMap::new() }
+        Self {
+            ports: TagTable::new(Door::Proxy),
+            clients: HashMap::new(),
+            by_socket: HashMap::new(),
+            rights: Rights::default(),
+        }
     }
 }
 
@@ -107,6 +116,13 @@ impl Shard {
         }
         engine.set_guest_timeout(guest, Some(CONNECT_TIMEOUT + ANSWER_MARGIN));
         let Call { proxy, command, target, mediator, grant, peer, .. } = call;
+        // What is trusted may have changed since its greeting, or the token may have expired.
+        let proof = &grant.credential;
+        if *proof != Credential::NOBODYS
+            && let Err(code) = self.trust.still(grant.holder, &grant.name, proof, unix_now())
+        {
+            return self.refuse_client(engine, guest, &proxy, code);
+        }
         let Some(&link) = self.mediators.get(&mediator) else {
             return self.refuse_client(engine, guest, &proxy, Code::MediatorAway);
         };
@@ -124,6 +140,7 @@ impl Shard {
             Ok((slot, wants)) => {
                 tracing::debug!(%mediator, client = %peer, %target, ?command, "SOCKS5 request");
                 engine.touch(link);
+                self.watch_client(engine, guest, &grant);
                 let asking = Asking { proxy, mediator, tag, link, slot, wants };
                 self.proxies.clients.insert(guest, Client::Asking(Box::new(asking)));
             }
@@ -134,7 +151,9 @@ impl Shard {
     /// Tells a client that it does not get what it asked for.
     fn refuse_client(&mut self, engine: &mut Engine, guest: Key, proxy: &Proxy, code: Code) {
         let counter = match code {
-            Code::Denied | Code::NotPermitted | Code::TokenMismatch => Counter::SocksRefusedRules,
+            Code::Denied | Code::NotPermitted | Code::TokenMismatch | Code::TokenExpired | Code::Revoked => {
+                Counter::SocksRefusedRules
+            }
             Code::MediatorAway => Counter::SocksRefusedAway,
             Code::NoResources | Code::TooManyPorts | Code::Overloaded => Counter::SocksRefusedLimit,
             Code::Unsupported => Counter::SocksRefusedProtocol,
@@ -177,16 +196,19 @@ impl Shard {
     /// The client becomes the port's stream, its reply before the port's first bytes.
     fn admit_client(&mut self, engine: &mut Engine, guest: Key, asking: &Asking, slot: Slot, reply: &[u8]) {
         engine.reply_guest(guest, reply);
-        if engine.admit(guest, asking.link, slot, asking.tag, 0, &[]).is_some() {
+        if let Some(stream) = engine.admit(guest, asking.link, slot, asking.tag, 0, &[]) {
+            self.proxies.rights.rename(guest, stream);
             self.counters.add(Counter::SocksTotal, 1);
             self.counters.add(Counter::SocksLive, 1);
         } else {
+            self.proxies.rights.forget(guest);
             close_port(engine, asking.link, slot);
         }
     }
 
     /// A client that had become a stream is gone.
-    pub(super) fn on_client_stream_ended(&mut self) {
+    pub(super) fn on_client_stream_ended(&mut self, stream: Key) {
+        self.proxies.rights.forget(stream);
         self.counters.sub(Counter::SocksLive, 1);
     }
 
@@ -207,6 +229,7 @@ impl Shard {
     fn end_client(&mut self, engine: &mut Engine, guest: Key, code: Option<Code>, close: bool) {
         let Some(client) = self.proxies.clients.remove(&guest) else { return };
         let Client::Asking(asking) = client else { return };
+        self.proxies.rights.forget(guest);
         if let Wants::Associate { socket, .. } = asking.wants {
             self.end_association(engine, socket);
         }
@@ -248,8 +271,9 @@ fn begin_connect(
     target: &Target,
     grant: &Grant,
 ) -> Result<(Slot, Wants), Code> {
-    let permitted =
-        grant.permits(Operation::Connect) && target.address().is_none_or(|to| grant.permits_destination(to));
+    let permitted = grant.permits(Operation::Open)
+        && grant.permits(Operation::Connect)
+        && target.address().is_none_or(|to| grant.permits_destination(to));
     if !permitted {
         return Err(Code::NotPermitted);
     }

@@ -1,12 +1,13 @@
 //! Starting the shards: sockets first, in order, then the threads.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use crossbeam_channel::{Receiver, Sender};
-use isthmus_engine::{Engine, EngineConfig, UdpRole};
+use isthmus_engine::{Engine, EngineConfig, KeyMap, UdpRole, What};
 use isthmus_ring::{PoolConfig, Ring, RingConfig, Socket, UdpOptions, Waker};
 
 use super::handover::{MAIL_MAX, Message, Peer};
@@ -102,10 +103,12 @@ fn run_shard(
     names: Vec<Socket>,
     proxies: Vec<(ProxyPort, Socket)>,
 ) -> anyhow::Result<()> {
+    let shards = peers.len();
     let config = EngineConfig {
         handshake_timeout: shared.config.handshake_timeout,
         flow_idle: shared.config.udp_idle,
         busy_poll: shared.config.busy_poll,
+        silence_max: shared.config.keepalive_udp_max.max(shared.config.keepalive_udp) + shared.config.dead_after,
     };
     let mut engine = Engine::new(ring, config);
     let service_udp = engine.add_udp(udp, UdpRole::Service);
@@ -113,6 +116,7 @@ fn run_shard(
     for socket in names {
         engine.add_listener(socket, tag::LED);
     }
+    let exposes = super::expose::Exposes::new(&mut engine);
     let expiries = super::session::Expiries::new(&mut engine);
     let mut shard = Shard {
         seat,
@@ -126,10 +130,11 @@ fn run_shard(
         peers,
         counters: Counters::default(),
         service_udp,
-        links: HashMap::new(),
+        links: KeyMap::new(What::Link),
         mediators: BTreeMap::new(),
         published: TagTable::new(tag::Door::Published),
         proxies: super::socks::Proxies::new(),
+        exposes,
         queries: Default::default(),
         checks: Default::default(),
         sessions: 0,
@@ -140,6 +145,8 @@ fn run_shard(
         shard.add_proxy(&mut engine, port, socket);
     }
     shard.publish(&mut engine, published).map_err(anyhow::Error::msg)?;
+    let exposes: Vec<_> = shard.exposes_of_config(shards);
+    shard.expose(&mut engine, exposes).map_err(anyhow::Error::msg)?;
     while !(shard.stopping && shard.links.is_empty()) {
         engine.turn(&mut shard).context("the ring failed")?;
     }

@@ -33,6 +33,8 @@ pub(super) enum Door {
     Led = 2,
     /// A proxy's port: SOCKS5 and HTTP CONNECT.
     Proxy = 3,
+    /// Not a way in: the server port of an exposed service, and what it leads to.
+    Exposed = 4,
 }
 
 impl Door {
@@ -43,6 +45,7 @@ impl Door {
             1 => Some(Self::Published),
             2 => Some(Self::Led),
             3 => Some(Self::Proxy),
+            4 => Some(Self::Exposed),
             _ => None,
         }
     }

@@ -97,6 +97,7 @@ impl Shard {
         self.counters.add(Counter::TunnelsTotal, 1);
         self.mediators.insert(id.clone(), link);
         self.watch_expiry(engine, link, &caller.proof);
+        let name = id.clone();
         let tunnel = Tunnel {
             id,
             session,
@@ -108,6 +109,7 @@ impl Shard {
             askers: None,
         };
         self.links.insert(link, Party::Tunnel(Box::new(tunnel)));
+        self.open_exposes_of(engine, &name, link);
     }
 
     /// Ends the session that a mediator had before. If two take turns at that, the one that goes is told to wait.
@@ -200,6 +202,7 @@ impl Shard {
         let (link, tunnel) = self.tunnel_of(id)?;
         let (channels, live) = engine.channels_of(link);
         let now = engine.now();
+        let silence = engine.channel_silence(link).unwrap_or_default();
         let observed = engine.link_peer(link)?;
         let machine = engine.link(link)?;
         let stats = machine.stats();
@@ -214,6 +217,7 @@ impl Shard {
             terminals: tunnel.terminals.len() as u32,
             udp_channels: channels as u32,
             udp_channels_live: live as u32,
+            udp_period_s: silence.saturating_sub(self.shared.config.dead_after).as_secs(),
             rtt_us: machine.rtt().map(|rtt| rtt.as_micros() as u64),
             bytes_in: stats.bytes_in,
             bytes_out: stats.bytes_out,

@@ -45,7 +45,7 @@ impl Grant {
             operations: Operations::ALL,
             destinations: everywhere(),
             mediators,
-            credential: Credential { id: 0, key: 0, issued: 0, expires: u64::MAX },
+            credential: Credential::NOBODYS,
         }
     }
 
@@ -61,7 +61,7 @@ impl Grant {
 }
 
 /// The proof that a session came in with, as little of it as tells whether it still holds: every tunnel keeps one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Credential {
     /// [`digest64`] of the token's `jti`, or of the certificate's fingerprint in hexadecimal digits.
     pub id: u64,
@@ -71,6 +71,11 @@ pub struct Credential {
     pub issued: u64,
     /// When it ends, in seconds since 1970.
     pub expires: u64,
+}
+
+impl Credential {
+    /// Of those who come where nobody is asked for a proof: it neither ends nor can be revoked.
+    pub const NOBODYS: Self = Self { id: 0, key: 0, issued: 0, expires: u64::MAX };
 }
 
 /// The first 64 bits of a text's SHA-256. Whoever could make two texts collide would only get his own token refused.

@@ -260,7 +260,7 @@ mod tests {
         let key = super::super::TokenKey::new(&[1; 32]);
         let token = key.issue_mediator(&"cpe-1".parse().unwrap(), std::time::Duration::from_secs(5), NOW).unwrap();
         let (Target::Jti(id), Some(end)) = jti(&token) else { panic!("{token}") };
-        assert_eq!((id.len(), end), (32, NOW + 5));
+        assert_eq!((id.len(), end), (16, NOW + 5));
         assert!(token_named("two words").is_err());
     }
 }

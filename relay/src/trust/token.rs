@@ -157,12 +157,13 @@ impl TokenKey {
             sub: Some(name),
             rights,
             iat: now_unix,
-            nbf: Some(now_unix),
             exp: now_unix.saturating_add(ttl.as_secs()),
             jti: Some(token_id()?),
             ..Claims::default()
         };
-        let header = Header { kid: Some(self.kid.to_string()), ..Header::new(Algorithm::HS256) };
+        // As little as will do: SOCKS5 has room for 255 bytes of password. `typ` is optional (RFC 7519 section 5.1), and
+        // `nbf` would say what `iat` says.
+        let header = Header { kid: Some(self.kid.to_string()), typ: None, ..Header::new(Algorithm::HS256) };
         let token = jsonwebtoken::encode(&header, &claims, &self.encoding).context("cannot sign the token")?;
         anyhow::ensure!(
             token.len() <= TOKEN_LEN_MAX,
@@ -275,7 +276,8 @@ pub(super) fn everywhere() -> Vec<AllowRule> {
 
 /// A random name for the token, so that one of a holder's tokens can be revoked.
 fn token_id() -> anyhow::Result<String> {
-    let mut bytes = [0; 16];
+    // As long as what is kept of it.
+    let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).context("the system gives no random bytes")?;
     Ok(hex(&bytes))
 }
@@ -320,6 +322,13 @@ mod tests {
 
     fn scope() -> TerminalScope {
         TerminalScope { name: "desk".into(), mediators: "cpe-*".parse().unwrap(), operations: None, destinations: None }
+    }
+
+    #[test]
+    fn token_without_bounds_fits_a_socks_password() {
+        let scope = TerminalScope { name: "a-terminal".into(), ..scope() };
+        let token = key().issue_terminal(&scope, HOUR, NOW).unwrap();
+        assert!(token.len() <= 255, "{}", token.len());
     }
 
     /// A token with these claims, signed by the right key with `algorithm`.

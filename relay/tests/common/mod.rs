@@ -15,10 +15,11 @@ use isthmus_proto::hello::Report;
 use isthmus_proto::{MediatorId, ShardId};
 use isthmus_relay::admin::command::COMMANDS_MAX;
 use isthmus_relay::admin::{
-    Admin, Command, Limits, PublishRow, RelayInfo, ShardCounters, ShardHandle, StatsSocket, Stop, TunnelRow, Unpublish,
-    Unpublished, serve,
+    Admin, Command, ExposeRow, ExposeState, Limits, PublishRow, RelayInfo, ShardCounters, ShardHandle, StatsSocket,
+    Stop, TunnelRow, Unpublish, Unpublished, serve,
 };
 use isthmus_relay::config::{self, Invocation};
+use isthmus_relay::expose::Expose;
 use isthmus_relay::names::Names;
 use isthmus_relay::publish::{Bound, Kept, Origin, Publish};
 use isthmus_relay::trust::Fingerprint;
@@ -41,6 +42,7 @@ pub(crate) fn row(id: &str, shard: ShardId) -> TunnelRow {
         terminals: 1,
         udp_channels: 2,
         udp_channels_live: 1,
+        udp_period_s: 8,
         rtt_us: Some(1500),
         bytes_in: 10,
         bytes_out: 20,
@@ -69,12 +71,30 @@ fn publish_row(publish: Publish, asked: SocketAddr, origin: Origin, shard: Shard
     }
 }
 
+/// An exposed service as a shard would tell it.
+fn expose_row(expose: Expose, origin: Origin, shard: ShardId) -> ExposeRow {
+    ExposeRow {
+        expose,
+        shard,
+        origin,
+        state: ExposeState::Away,
+        bound: None,
+        reason: None,
+        cure: None,
+        retry_s: None,
+        connections_live: 0,
+        connections_total: 0,
+        connections_failed: 0,
+    }
+}
+
 /// A shard that answers commands from a table of its own, until it is told to stop.
 pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiver<Command>) -> JoinHandle<()> {
     rows.sort_by(|a, b| a.id.cmp(&b.id));
     let publish: Publish = format!("tcp:127.0.0.1:{}=cpe-1/10.0.0.5:80", 8000 + u16::from(me.0)).parse().unwrap();
     let mut served = vec![(publish_row(publish.clone(), publish.listen, Origin::Config, me), None)];
     let mut names: Arc<Names> = Arc::default();
+    let mut exposed: Vec<ExposeRow> = Vec::new();
     let answer = move || {
         while let Ok(command) = commands.recv() {
             match command {
@@ -91,6 +111,22 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
                     let _ = reply.send(names.clone());
                 }
                 Command::SetNames(other) => names = other,
+                Command::Exposes { reply } => {
+                    let _ = reply.send(exposed.clone());
+                }
+                Command::Expose { services, reply } => {
+                    for (expose, origin) in services {
+                        exposed.retain(|row| row.expose.server != expose.server);
+                        exposed.push(expose_row(expose, origin, me));
+                    }
+                    let _ = reply.send(Ok(()));
+                }
+                Command::Unexpose { servers, reply, .. } => {
+                    let is = |row: &ExposeRow| servers.contains(&row.expose.server);
+                    let (gone, stay) = exposed.into_iter().partition(is);
+                    exposed = stay;
+                    let _ = reply.send(gone);
+                }
                 Command::Check { reply } => {
                     let _ = reply.send(Some(0));
                 }

@@ -19,7 +19,7 @@ impl Ring {
 
     /// What `entry` means to the caller; `None` for the ring's own operations and for stale entries.
     pub(super) fn complete(&mut self, entry: &cqueue::Entry, received: &mut Vec<Piece>) -> Option<Completion> {
-        let id = OpId(entry.user_data());
+        let id = OpId::from_raw(entry.user_data());
         if cqueue::more(entry.flags()) {
             return match self.ops.get(id)? {
                 (user, Op::Accept) => Some(accepted(user, entry, true)),

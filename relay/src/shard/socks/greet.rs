@@ -73,7 +73,9 @@ impl Shard {
                     let good = greeting.login.is_some();
                     greeting.proxy.logged_in(good, &mut greeting.out);
                     if !good {
-                        tracing::info!(client = %greeting.peer, user, "SOCKS5 client refused: bad token");
+                        // What stands behind the slash is a part of a token.
+                        let mediator = user.split('/').next();
+                        tracing::debug!(client = %greeting.peer, mediator, "SOCKS5 client refused: bad token");
                         return self.refuse_greeting(engine, guest, &greeting, Bad::Login);
                     }
                 }

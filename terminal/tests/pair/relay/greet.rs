@@ -70,6 +70,7 @@ impl Party {
             udp_secret: options.plaintext.then(|| "09".repeat(32)),
             keepalive_tcp_ms: 20_000,
             keepalive_udp_ms: 8_000,
+            keepalive_udp_max_ms: 0,
             dead_ms: 10_000,
             ports_max: 64,
             report: Some(Box::new(Report { hostname: "host".into(), ..Report::default() })),

@@ -1,14 +1,18 @@
 //! What few links have at a time, and none that is idle: a pointer's size while it is empty.
 
+use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 
-use isthmus_proto::wire::ControlBuf;
+use slab::Slab;
+
+use crate::wire::ControlBuf;
 
 /// Boxed on its first change, and freed by [`Rare::clear`].
-pub(crate) struct Rare<T>(Option<Box<T>>);
+pub struct Rare<T>(Option<Box<T>>);
 
 /// What has an empty value that needs no memory.
-pub(crate) trait Empty: Default + 'static {
+pub trait Empty: Default + 'static {
+    /// It.
     const EMPTY: &'static Self;
 }
 
@@ -20,16 +24,24 @@ impl Empty for ControlBuf {
     const EMPTY: &'static Self = &Self::new();
 }
 
+impl<T: 'static> Empty for VecDeque<T> {
+    const EMPTY: &'static Self = &Self::new();
+}
+
+impl<T: 'static> Empty for Slab<T> {
+    const EMPTY: &'static Self = &Self::new();
+}
+
 impl<T> Rare<T> {
     /// Empties it and frees its memory.
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.0 = None;
     }
 }
 
 impl<T> Rare<Vec<T>> {
-    /// Takes what is in it.
-    pub(crate) fn take(&mut self) -> Vec<T> {
+    /// Takes what is in it, and frees its place.
+    pub fn take(&mut self) -> Vec<T> {
         self.0.take().map_or_else(Vec::new, |boxed| *boxed)
     }
 }
