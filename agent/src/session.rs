@@ -77,11 +77,7 @@ impl Mediator {
         let welcome: Welcome = serde_json::from_slice(json).context("the relay's welcome is not valid")?;
         let millis = |ms: u32| Duration::from_millis(u64::from(ms.max(1)));
         let dead = millis(welcome.dead_ms);
-        if welcome.ping_tcp_ms > 0 {
-            engine.keep_alive(link, millis(welcome.keepalive_tcp_ms), dead);
-        }
-        let interval = millis(welcome.keepalive_tcp_ms.max(welcome.ping_tcp_ms));
-        let maintain = Maintain::Caller { interval, dead };
+        let maintain = Maintain::Caller { interval: millis(welcome.keepalive_tcp_ms), dead };
         engine.establish(link, LinkConfig { side: Side::Responder, ports_max: welcome.ports_max, maintain });
         self.succeeded();
         tracing::info!(session = welcome.session, observed = %welcome.observed, channels = welcome.channels.len(), "tunnel up");

@@ -58,6 +58,7 @@ impl World {
             sources: None,
             rings: 1,
             udp_channels: 1,
+            learned: false,
             at_once: 4,
             answer,
             patience: PATIENCE,

@@ -62,8 +62,9 @@ impl Engine {
 
     /// Dials a relay.
     pub fn dial_link(&mut self, socket: Socket, to: SocketAddr, caller: Caller) -> Key {
-        // It moves to the ring's table when it is established: the welcome tells options to be set on it.
-        let key = self.add_link(socket.into(), LinkRole::Caller, to, Phase::Connecting);
+        let mut socket = Connection::from(socket);
+        self.ring.make_direct(&mut socket);
+        let key = self.add_link(socket, LinkRole::Caller, to, Phase::Connecting);
         if let Some(io) = self.links.get_mut(key) {
             match caller {
                 Caller::Tls(client) => {

@@ -132,10 +132,13 @@ impl<T> Table<T> {
 /// What a control knows of the things that keys of one kind lead to, by their places: a third of what a hash map takes.
 #[derive(Debug)]
 pub struct KeyMap<T> {
-    chunks: Vec<Box<[Option<(u32, T)>]>>,
+    chunks: Vec<Box<[Place<T>]>>,
     what: What,
     len: usize,
 }
+
+/// A key's generation and value.
+type Place<T> = Option<(u32, T)>;
 
 /// Entries of one piece of a [`KeyMap`].
 const MAP_CHUNK: usize = 128;
@@ -210,16 +213,22 @@ mod tests {
         let mut map = KeyMap::new(What::Link);
         let keys: Vec<Key> = (0..2 * MAP_CHUNK + 1).map(|n| table.insert(n)).collect();
         for (n, &key) in keys.iter().enumerate() {
-            assert_eq!((map.get(&key), map.insert(key, n)), (None, None));
+            assert_eq!(map.get(&key), None);
+            assert_eq!(map.insert(key, n), None);
         }
         let last = keys[2 * MAP_CHUNK];
         table.remove(last);
         let reused = table.insert(7);
-        assert_eq!((reused.index(), map.get(&reused), map.remove(&reused)), (last.index(), None, None));
-        assert_eq!((map.insert(last, 1), map.get(&last), map.len()), (Some(2 * MAP_CHUNK), Some(&1), keys.len()));
-        assert_eq!((map.insert(reused, 5), map.get(&last), map.len()), (None, None, keys.len()));
+        assert_eq!((reused.index(), map.get(&reused)), (last.index(), None));
+        assert_eq!(map.remove(&reused), None);
+        assert_eq!(map.insert(last, 1), Some(2 * MAP_CHUNK));
+        assert_eq!((map.get(&last), map.len()), (Some(&1), keys.len()));
+        assert_eq!(map.insert(reused, 5), None);
+        assert_eq!((map.get(&last), map.len()), (None, keys.len()));
         *map.get_mut(&reused).unwrap() += 1;
-        assert_eq!((map.remove(&reused), map.remove(&reused), map.len()), (Some(6), None, keys.len() - 1));
+        assert_eq!(map.remove(&reused), Some(6));
+        assert_eq!(map.remove(&reused), None);
+        assert_eq!(map.len(), keys.len() - 1);
         let all: Vec<_> = map.iter().map(|(key, &value)| (key, value)).collect();
         assert_eq!(all[MAP_CHUNK], (keys[MAP_CHUNK], MAP_CHUNK));
         assert_eq!(all.len(), 2 * MAP_CHUNK);

@@ -81,9 +81,6 @@ pub(crate) struct LinkIo {
 /// A link without payload for this long gives its key contexts' memory back.
 pub(crate) const CONTEXT_KEPT: Duration = Duration::from_secs(5);
 
-/// Unanswered probes that end a connection, where the user timeout has not done so before.
-const KEEPALIVE_COUNT: u32 = 8;
-
 impl LinkIo {
     pub(crate) fn live(&mut self) -> Option<&mut Link<Piece>> {
         match &mut self.phase {
@@ -148,20 +145,6 @@ impl Engine {
         if let Some(io) = self.links.get_mut(key) {
             io.greeting.push(frame);
             self.touch(key);
-        }
-    }
-
-    /// Has the kernel probe a greeted link's connection after `idle` without a packet, and end it when nothing is
-    /// answered for `dead`. That wakes nobody, and keeps a gateway's binding as a ping does. Before it is established.
-    pub fn keep_alive(&mut self, key: Key, idle: Duration, dead: Duration) {
-        let Some(socket) = self.links.get(key).and_then(|io| io.socket.socket()) else { return };
-        // The kernel counts whole seconds; the user timeout, which goes before the count, is exact.
-        let seconds = |time: Duration| Duration::from_secs(time.as_secs_f64().ceil().max(1.0) as u64);
-        let set = socket
-            .set_keepalive(seconds(idle), seconds(dead / 4), KEEPALIVE_COUNT)
-            .and_then(|()| socket.set_user_timeout(seconds(idle) + dead));
-        if let Err(error) = set {
-            tracing::warn!(%error, "the kernel does not probe a tunnel's connection; its pings go on");
         }
     }
 

@@ -58,10 +58,6 @@ impl Engine {
                 self.counts.buffers_exhausted += 1;
                 self.dirty.starved.push(key);
             }
-            // The kernel's probes, or what was sent, got no answer.
-            Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
-                self.end_link(control, key, Code::Silent, "the kernel's probes were not answered", 0);
-            }
             Err(error) => self.end_link(control, key, Code::ConnectionLost, &error.to_string(), 0),
         }
     }

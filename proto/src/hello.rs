@@ -93,11 +93,8 @@ pub struct Welcome {
     /// In plaintext mode only: the secret (64 hex digits) that UDP channels use instead of the TLS exporter's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub udp_secret: Option<String>,
-    /// Milliseconds between the kernel's keepalive probes on an idle TCP channel, or between pings where there are none.
+    /// Milliseconds between maintain packets on the TCP channel.
     pub keepalive_tcp_ms: u32,
-    /// Milliseconds between pings on an idle TCP channel on which the kernel probes; zero: it does not.
-    #[serde(default)]
-    pub ping_tcp_ms: u32,
     /// Milliseconds between maintain packets on each UDP channel.
     pub keepalive_udp_ms: u32,
     /// Longest silence in milliseconds that the relay answers a probe after; zero: it answers none.

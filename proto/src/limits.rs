@@ -52,12 +52,8 @@ pub const CONTROL_QUEUE_MAX: usize = 4 * 1024 * 1024;
 /// Most UDP channels of one link.
 pub const CHANNELS_MAX: u8 = 16;
 
-/// Interval of the kernel's keepalive probes on an idle TCP channel. Many firewalls forget after 60 s or less.
+/// Interval of maintain packets on an idle TCP channel. Many firewalls forget after 60 s or less.
 pub const KEEPALIVE_TCP: Duration = Duration::from_secs(20);
-
-/// Interval of pings on an idle TCP channel, which tell whether the other end's program still works: that its machine
-/// does, and the path, the kernel's probes tell sooner, and wake nobody.
-pub const PING_TCP: Duration = Duration::from_secs(120);
 
 /// Interval of maintain packets on each UDP channel: below the 10 s of the strictest gateways; 30 s
 /// is the shortest common one.

@@ -115,12 +115,9 @@ pub struct Config {
     /// No TLS: for benchmarks and closed networks only; the other side must ask for it too
     #[arg(long)]
     pub plaintext: bool,
-    /// Time between the kernel's keepalive probes on an idle TCP channel
+    /// Time between maintain packets on an idle TCP channel
     #[arg(long, value_name = "TIME", default_value = "20s", env = "ISTHMUS_KEEPALIVE_TCP", value_parser = duration)]
     pub keepalive_tcp: Duration,
-    /// Time between pings on an idle TCP channel, which tell that the other end's program works
-    #[arg(long, value_name = "TIME", default_value = "2m", env = "ISTHMUS_PING_TCP", value_parser = duration)]
-    pub ping_tcp: Duration,
     /// Time between maintain packets on each UDP channel, until longer ones prove to be safe
     #[arg(long, value_name = "TIME", default_value = "8s", env = "ISTHMUS_KEEPALIVE_UDP", value_parser = duration)]
     pub keepalive_udp: Duration,
@@ -325,7 +322,7 @@ mod tests {
         assert_eq!(config.dead_after, limits::DEAD_AFTER);
         assert_eq!(config.keepalive_tcp, limits::KEEPALIVE_TCP);
         assert_eq!(config.keepalive_udp, limits::KEEPALIVE_UDP);
-        assert_eq!((config.ping_tcp, config.keepalive_udp_max), (limits::PING_TCP, limits::KEEPALIVE_UDP_MAX));
+        assert_eq!(config.keepalive_udp_max, limits::KEEPALIVE_UDP_MAX);
         assert_eq!(config.handshake_timeout, limits::HANDSHAKE_TIMEOUT);
         assert_eq!(config.handshake_timeout, Duration::from_secs(10));
         assert_eq!(config.udp_idle, Duration::from_secs(60));
@@ -339,7 +336,7 @@ mod tests {
         let config = config(
             "--state /d --listen 127.0.0.1:1 --shards 3 --publish tcp:0.0.0.0:80=a/10.0.0.1:80 \
              --publish udp:0.0.0.0:80=a/10.0.0.1:80 --stats-socket /s --plaintext --keepalive-tcp 1s \
-             --keepalive-udp 900ms --keepalive-udp-max 5s --ping-tcp 6s --dead-after 2s --handshake-timeout 3s --half-open-max 7 --udp-idle 4s \
+             --keepalive-udp 900ms --keepalive-udp-max 5s --dead-after 2s --handshake-timeout 3s --half-open-max 7 --udp-idle 4s \
              --udp-flows-max 8 --ports-max 9 --log debug --congestion cubic",
         );
         assert_eq!(config.listen, "127.0.0.1:1".parse().unwrap());
@@ -348,7 +345,7 @@ mod tests {
         assert_eq!((config.half_open_max, config.udp_flows_max, config.ports_max), (7, 8, 9));
         assert_eq!((config.log.as_str(), config.congestion.as_deref()), ("debug", Some("cubic")));
         assert!(config.plaintext);
-        assert_eq!((config.keepalive_udp_max.as_secs(), config.ping_tcp.as_secs()), (5, 6));
+        assert_eq!(config.keepalive_udp_max, Duration::from_secs(5));
     }
 
     #[test]

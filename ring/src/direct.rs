@@ -54,14 +54,6 @@ impl Connection {
     }
 
     /// The socket, where it is in the process's table still.
-    pub fn socket(&self) -> Option<&Socket> {
-        match &self.0 {
-            Held::Process(socket) => Some(socket),
-            Held::Ring(_) => None,
-        }
-    }
-
-    /// The same, taken out.
     ///
     /// # Errors
     /// The connection as it was.

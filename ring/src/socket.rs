@@ -155,8 +155,7 @@ impl Socket {
         self.options().set_tcp_congestion(name.as_bytes())
     }
 
-    /// Ends the connection when sent data, or a keepalive probe, stays unanswered for that long (`TCP_USER_TIMEOUT`,
-    /// milliseconds).
+    /// Ends the connection when sent data stays unacknowledged for that long (`TCP_USER_TIMEOUT`, milliseconds).
     pub fn set_user_timeout(&self, timeout: Duration) -> io::Result<()> {
         self.options().set_tcp_user_timeout(Some(timeout))
     }

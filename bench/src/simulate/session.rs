@@ -84,8 +84,7 @@ impl Simulator {
         let welcome: Welcome = serde_json::from_slice(json).context("the relay's welcome is not valid")?;
         let millis = |ms: u32| Duration::from_millis(u64::from(ms.max(1)));
         let dead = millis(welcome.dead_ms);
-        engine.keep_alive(link, millis(welcome.keepalive_tcp_ms), dead);
-        let maintain = Maintain::Caller { interval: millis(welcome.keepalive_tcp_ms.max(welcome.ping_tcp_ms)), dead };
+        let maintain = Maintain::Caller { interval: millis(welcome.keepalive_tcp_ms), dead };
         engine.establish(link, LinkConfig { side: Side::Responder, ports_max: welcome.ports_max, maintain });
         let mut clock = ChannelClock::new(millis(welcome.keepalive_udp_ms), dead);
         if self.settings.learned {

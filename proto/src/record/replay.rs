@@ -103,7 +103,9 @@ mod tests {
     #[test]
     fn after_a_rest_no_older_number_is_taken_and_newer_ones_are_once() {
         let mut window = ReplayWindow::default();
-        [0, 1, 7].map(|number| window.accept(number).unwrap());
+        for number in [0, 1, 7] {
+            window.accept(number).unwrap();
+        }
         window.rest();
         assert_eq!([1, 5, 7].map(|number| window.accept(number)), [Err(Replay::TooOld); 3]);
         assert_eq!([9, 8].map(|number| window.accept(number)), [Ok(()); 2]);

@@ -157,7 +157,6 @@ impl Shard {
             channels,
             udp_secret,
             keepalive_tcp_ms: config.keepalive_tcp.as_millis() as u32,
-            ping_tcp_ms: config.ping_tcp.as_millis() as u32,
             keepalive_udp_ms: config.keepalive_udp.as_millis() as u32,
             keepalive_udp_max_ms: config.keepalive_udp_max.as_millis() as u32,
             dead_ms: config.dead_after.as_millis() as u32,
@@ -167,8 +166,7 @@ impl Shard {
         // Plain data: it always serialises.
         let json = serde_json::to_vec(&welcome).unwrap_or_default();
         engine.greet(link, &Frame::Welcome { version: hello::VERSION, json: &json });
-        engine.keep_alive(link, config.keepalive_tcp, config.dead_after);
-        let maintain = Maintain::Relay { silence: config.ping_tcp.max(config.keepalive_tcp) + config.dead_after };
+        let maintain = Maintain::Relay { silence: config.keepalive_tcp + config.dead_after };
         engine.establish(link, LinkConfig { side, ports_max: config.ports_max, maintain });
         session
     }

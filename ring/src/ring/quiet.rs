@@ -51,7 +51,7 @@ impl Ring {
         self.begin_quietly(id);
         // SAFETY: as in `send`: the batch stays in the operation table until the kernel told of a failure, or has submitted
         // it without one, after which it does not look at it any more.
-        unsafe { self.uring.push(entry.user_data(id.0)) };
+        unsafe { self.uring.push(entry.user_data(id.raw())) };
         id
     }
 
@@ -79,7 +79,7 @@ impl Ring {
             return;
         }
         while let Some(entry) = self.uring.next() {
-            self.ops.set_told(OpId(entry.user_data()), true);
+            self.ops.set_told(OpId::from_raw(entry.user_data()), true);
             self.quiet.entries.push_back(entry);
         }
         // A failure may be among what found no room in the queue; the next `enter` brings it.

@@ -231,7 +231,6 @@ impl Party {
             channels: ids.clone(),
             udp_secret: options.plaintext.then(|| "09".repeat(32)),
             keepalive_tcp_ms: 20_000,
-            ping_tcp_ms: 0,
             keepalive_udp_ms: 8_000,
             keepalive_udp_max_ms: 0,
             dead_ms: 10_000,
