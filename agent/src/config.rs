@@ -1,28 +1,26 @@
-//! The command line, the environment's settings, and the token.
+//! The command line, and the environment's settings.
 
 use std::ffi::OsString;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use clap::Parser;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use isthmus_proto::MediatorId;
+use clap::{Parser, Subcommand};
+use isthmus_proto::hello::Offer;
 use isthmus_proto::policy::AllowRule;
 use isthmus_proto::record::{BadPin, parse_pin};
 use isthmus_ring::BUSY_POLL_MAX;
-use serde::Deserialize;
+use isthmus_settings::Rules;
 use tracing::level_filters::LevelFilter;
 
+use crate::audit::AuditTarget;
+use crate::enroll::EnrollArgs;
+use crate::offer::{self, OFFERS_MAX};
 use crate::resolve::{BadHostPort, HostPort};
-
-/// Longest token in bytes. Token, rules, service and addresses together must fit one frame.
-pub const TOKEN_LEN_MAX: usize = 4096;
+use crate::token::{TokenError, TokenSource};
 
 /// Most `--allow` rules.
 pub const RULES_MAX: usize = 64;
@@ -42,12 +40,18 @@ pub struct Config {
     pub trust: Trust,
     /// Where the token comes from; read again at each connection, so that it can be renewed in place.
     pub token: TokenSource,
+    /// The mediator's certificate and private key (PEM), where they take the token's place.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// Where each operation is written down.
+    pub audit: Option<AuditTarget>,
     /// The owner's rules; none for the default policy.
     pub allow: Vec<AllowRule>,
     /// UDP channels to ask for, 0 to 16.
     pub udp_channels: u8,
     /// The service that the owner wishes to use.
     pub service: String,
+    /// What it offers by name, for the relay's named routes.
+    pub offers: Vec<Offer>,
     /// TCP congestion control of the mediator's sockets; the system's default if none.
     pub congestion: Option<String>,
     /// How long to poll before sleeping, while payload moves; zero for never.
@@ -65,24 +69,6 @@ pub enum Trust {
     Ca(PathBuf),
     /// Not at all: no TLS. For benchmarks and closed networks.
     Plaintext,
-}
-
-/// Where the token comes from. Its debug form keeps the token to itself.
-#[derive(Clone, PartialEq, Eq)]
-pub enum TokenSource {
-    /// From the command line or the environment.
-    Text(String),
-    /// From a file.
-    File(PathBuf),
-}
-
-/// A mediator's token. Its debug form keeps the text to itself.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Token {
-    /// The signed text (JWT), as the relay wants it.
-    pub text: String,
-    /// The mediator that it names.
-    pub mediator: MediatorId,
 }
 
 /// The settings cannot be used; the text names the flag and the cure.
@@ -113,15 +99,24 @@ pub enum ConfigError {
     },
     /// No token is given.
     #[error(
-        "who is this? give --token-file FILE or --token TOKEN, or set ISTHMUS_TOKEN (`isthmus-relay token --mediator ID` makes one)"
+        "who is this? give --token-file FILE or --token TOKEN, or set ISTHMUS_TOKEN (`isthmus-relay token --mediator ID` makes \
+         one), or give --cert FILE and --key FILE"
     )]
     NoToken,
+    /// A certificate without TLS.
+    #[error("--cert proves nothing without TLS; leave --plaintext off, or give a token instead")]
+    CertificateInPlaintext,
     /// The token cannot be used.
     #[error(transparent)]
     BadToken(#[from] TokenError),
     /// Too many rules.
     #[error("--allow: {0} rules, but at most {RULES_MAX} are possible; join neighbouring networks")]
     TooManyRules(usize),
+    /// Too many offers.
+    #[error(
+        "--offer: {0} offers, but at most {OFFERS_MAX} are possible; the relay's --name can give the hosts instead"
+    )]
+    TooManyOffers(usize),
     /// The service's description cannot be sent.
     #[error("--service: at most {SERVICE_LEN_MAX} bytes without control characters; shorten the text")]
     BadService,
@@ -135,34 +130,13 @@ pub enum ConfigError {
     BadBusyPoll(String),
 }
 
-/// Why a token cannot be used; the text names the flag and the cure.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenError {
-    /// The file cannot be read.
-    #[error("--token-file: cannot read {}: {error}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        error: io::Error,
-    },
-    /// Longer than [`TOKEN_LEN_MAX`].
-    #[error("{0}: longer than {TOKEN_LEN_MAX} bytes, so no token; `isthmus-relay token --mediator ID` makes one")]
-    TooLong(&'static str),
-    /// Not a JWT in compact form (RFC 7515 section 7.1).
-    #[error("{0}: not a token (a JWT: three parts with dots between); `isthmus-relay token --mediator ID` makes one")]
-    NotJwt(&'static str),
-    /// A token of another role.
-    #[error("{flag}: a {role}'s token, but a mediator's is needed; `isthmus-relay token --mediator ID` makes one")]
-    OtherRole {
-        /// Where the token came from.
-        flag: &'static str,
-        /// Its role.
-        role: String,
-    },
-    /// A mediator's token without a good mediator's name.
-    #[error("{0}: the token names no mediator; `isthmus-relay token --mediator ID` makes one that does")]
-    NoMediator(&'static str),
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Invocation {
+    /// Run the mediator.
+    Run(Box<Config>),
+    /// Set one up.
+    Enroll(EnrollArgs),
 }
 
 impl Config {
@@ -171,8 +145,28 @@ impl Config {
     ///
     /// # Errors
     /// Whatever cannot be used. The token is read once, so that a bad one shows at the start.
-    pub fn from_process() -> Result<Self, ConfigError> {
-        Self::resolve(Args::parse(), |name| std::env::var_os(name))
+    pub fn from_process() -> Result<Invocation, ConfigError> {
+        let args: Args = isthmus_settings::parse(std::env::args_os(), RULES).unwrap_or_else(|error| error.exit());
+        match args.command {
+            Some(Sub::Enroll(args)) => Ok(Invocation::Enroll(args)),
+            None => {
+                let config = Self::resolve(args, |name| std::env::var_os(name))?;
+                Ok(Invocation::Run(Box::new(config)))
+            }
+        }
+    }
+
+    /// [`Config::from_process`] for a process that runs with a [`Config`]: errors do not end it.
+    ///
+    /// # Errors
+    /// Whatever cannot be used.
+    pub(crate) fn reread() -> Result<Self, String> {
+        let args: Args = isthmus_settings::parse(std::env::args_os(), RULES).map_err(|error| {
+            let text = error.to_string();
+            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            text.split("\n\n").next().unwrap_or(text).trim().to_owned()
+        })?;
+        Self::resolve(args, |name| std::env::var_os(name)).map_err(|error| error.to_string())
     }
 
     /// The command line wins over the environment; an empty variable counts as none.
@@ -188,14 +182,22 @@ impl Config {
             (false, None, Some(ca)) => Trust::Ca(readable(ca)?),
             (false, None, None) => Trust::Pin(parse_pin(&variable("ISTHMUS_PIN").ok_or(ConfigError::NoTrust)?)?),
         };
-        let token = match (args.token, args.token_file) {
-            (Some(text), _) => TokenSource::Text(text),
-            (None, Some(path)) => TokenSource::File(path),
-            (None, None) => TokenSource::Text(variable("ISTHMUS_TOKEN").ok_or(ConfigError::NoToken)?),
+        let identity = args.cert.zip(args.key);
+        if identity.is_some() && trust == Trust::Plaintext {
+            return Err(ConfigError::CertificateInPlaintext);
+        }
+        let token = match (args.token, args.token_file, &identity) {
+            (Some(text), ..) => TokenSource::Text(text),
+            (None, Some(path), _) => TokenSource::File(path),
+            (None, None, Some((cert, _))) => TokenSource::Certificate(cert.clone()),
+            (None, None, None) => TokenSource::Text(variable("ISTHMUS_TOKEN").ok_or(ConfigError::NoToken)?),
         };
         token.load()?;
         if args.allow.len() > RULES_MAX {
             return Err(ConfigError::TooManyRules(args.allow.len()));
+        }
+        if args.offers.len() > OFFERS_MAX {
+            return Err(ConfigError::TooManyOffers(args.offers.len()));
         }
         if args.service.len() > SERVICE_LEN_MAX || args.service.chars().any(char::is_control) {
             return Err(ConfigError::BadService);
@@ -208,9 +210,12 @@ impl Config {
             relay,
             trust,
             token,
+            identity,
+            audit: args.audit,
             allow: args.allow,
             udp_channels: args.udp_channels,
             service: args.service,
+            offers: args.offers,
             congestion: args.congestion,
             busy_poll: busy_poll.map_or(Ok(Duration::ZERO), parse_busy_poll)?,
             log: args.log,
@@ -218,41 +223,20 @@ impl Config {
     }
 }
 
-impl TokenSource {
-    /// The token as it is now. Its signature and time are not verified: the relay does that.
-    ///
-    /// # Errors
-    /// If it cannot be read, or is no mediator's.
-    pub fn load(&self) -> Result<Token, TokenError> {
-        match self {
-            Self::Text(text) => parse_token(text, "--token (or ISTHMUS_TOKEN)"),
-            Self::File(path) => {
-                let text = read_bounded(path).map_err(|error| TokenError::Unreadable { path: path.clone(), error })?;
-                parse_token(&text, "--token-file")
-            }
-        }
-    }
-}
-
-impl fmt::Debug for TokenSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Text(_) => f.write_str("Text(..)"),
-            Self::File(path) => f.debug_tuple("File").field(path).finish(),
-        }
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Token").field("mediator", &self.mediator).finish_non_exhaustive()
-    }
-}
+/// Whoever knows the token is the mediator.
+const RULES: Rules = Rules { secrets: &["token"], alternatives: &[] };
 
 /// Lends this machine's network to terminals, through a relay, within what you allow.
 #[derive(Parser)]
-#[command(name = "isthmus-agent", version)]
+#[command(name = "isthmus-agent", version, args_conflicts_with_subcommands = true)]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Sub>,
+
+    /// Settings from this TOML file: a key for each flag, of its name; flags and environment count more [env: ISTHMUS_CONFIG]
+    #[arg(long = "config", value_name = "FILE")]
+    _file: Option<PathBuf>,
+
     /// The relay's service port [env: ISTHMUS_RELAY]
     #[arg(long, value_name = "HOST:PORT")]
     relay: Option<String>,
@@ -273,6 +257,18 @@ struct Args {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 
+    /// PEM file of the mediator's certificate, in place of a token; the relay has --client-ca then
+    #[arg(long, value_name = "FILE", requires = "key", conflicts_with_all = ["token", "token_file"])]
+    cert: Option<PathBuf>,
+
+    /// PEM file of that certificate's private key
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+
+    /// Write down each operation that is carried out or refused, and for whom: a JSON object a line; - for standard output
+    #[arg(long, value_name = "FILE|-")]
+    audit: Option<AuditTarget>,
+
     /// Destinations that may be reached, instead of the attached subnets: 10.0.0.0/8, 192.168.1.5:22, [fd00::/8]:80-90,
     /// *:443. A rule that covers loopback (as * does) opens this machine's own services. May be repeated
     #[arg(long, value_name = "CIDR[:PORTS]")]
@@ -290,6 +286,11 @@ struct Args {
     #[arg(long, value_name = "TEXT", default_value = "")]
     service: String,
 
+    /// Where the relay's visitors of a name are led, if the relay leaves it to you: www.example.net=10.0.0.5:443, or
+    /// 10.0.0.5:443 for every name that it leads here. Only what --allow covers is reached. May be repeated
+    #[arg(long = "offer", value_name = "[NAME=]HOST:PORT", value_parser = offer::parse)]
+    offers: Vec<Offer>,
+
     /// TCP congestion control of this program's sockets, such as cubic; the system's default if not given
     #[arg(long, value_name = "NAME")]
     congestion: Option<String>,
@@ -302,6 +303,12 @@ struct Args {
     /// What is logged
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = level_parser())]
     log: LevelFilter,
+}
+
+#[derive(Subcommand)]
+enum Sub {
+    /// Set this mediator up with the line that `isthmus-relay enroll MEDIATOR` printed
+    Enroll(EnrollArgs),
 }
 
 const CHANNELS_MAX: i64 = isthmus_proto::limits::CHANNELS_MAX as i64;
@@ -319,45 +326,6 @@ fn readable(path: PathBuf) -> Result<PathBuf, ConfigError> {
     }
 }
 
-/// The file's text, cut right after what [`parse_token`] finds too long: the path may name something endless.
-fn read_bounded(path: &Path) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    // Room for white space at the end besides.
-    File::open(path)?.take(2 * TOKEN_LEN_MAX as u64).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// The claims that a mediator needs; the relay looks at the others.
-#[derive(Deserialize)]
-struct Claims {
-    role: Option<String>,
-    /// The mediator's name, in a mediator's token.
-    sub: Option<String>,
-}
-
-fn parse_token(text: &str, flag: &'static str) -> Result<Token, TokenError> {
-    let text = text.trim();
-    if text.len() > TOKEN_LEN_MAX {
-        return Err(TokenError::TooLong(flag));
-    }
-    let claims = payload(text).ok_or(TokenError::NotJwt(flag))?;
-    match (claims.role.as_deref(), claims.sub.and_then(|id| id.parse().ok())) {
-        (Some("mediator"), Some(mediator)) => Ok(Token { text: text.to_owned(), mediator }),
-        (Some("mediator") | None, _) => Err(TokenError::NoMediator(flag)),
-        (Some(role), _) => Err(TokenError::OtherRole { flag, role: printable(role) }),
-    }
-}
-
-/// The claims of a JWT: the middle one of three parts, base64url of JSON (RFC 7519 section 3).
-fn payload(text: &str) -> Option<Claims> {
-    let mut parts = text.split('.');
-    let (head, body, signature) = (parts.next()?, parts.next()?, parts.next()?);
-    if parts.next().is_some() || head.is_empty() || signature.is_empty() {
-        return None;
-    }
-    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(body).ok()?).ok()
-}
-
 fn parse_busy_poll(text: String) -> Result<Duration, ConfigError> {
     match if text == "0" { Ok(Duration::ZERO) } else { humantime::parse_duration(&text) } {
         Ok(spell) if spell <= BUSY_POLL_MAX => Ok(spell),
@@ -370,29 +338,19 @@ fn is_congestion_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= CONGESTION_LEN_MAX && text.bytes().all(good)
 }
 
-/// The start of a text that came from a token, fit for a terminal's screen.
-fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(32).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
+    use isthmus_proto::MediatorId;
     use isthmus_proto::hello::{Hello, Interface, Report, Role};
     use isthmus_proto::limits::FRAME_PAYLOAD_MAX;
 
+    use isthmus_proto::door::name::HostName;
+
     use super::*;
+    use crate::token::TOKEN_LEN_MAX;
+    use crate::token::tests::{good_token, jwt};
 
     const PIN: &str = "SHA256:000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1eff";
-
-    fn jwt(claims: &str) -> String {
-        format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims))
-    }
-
-    fn good_token() -> String {
-        jwt(r#"{"role":"mediator","sub":"m1","exp":1}"#)
-    }
 
     /// Settings from these flags, with a good token, and these variables.
     fn config(flags: &[&str], environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
@@ -411,6 +369,13 @@ mod tests {
             Ok(_) => panic!("{flags:?} was taken"),
             Err(error) => error.to_string(),
         }
+    }
+
+    #[test]
+    fn example_names_every_setting_and_sets_the_defaults() {
+        use clap::CommandFactory;
+        let text = include_str!("../../examples/agent.toml");
+        assert_eq!(isthmus_settings::check_example(&Args::command(), &["isthmus-agent"], text, RULES), Ok(()));
     }
 
     #[test]
@@ -531,58 +496,20 @@ mod tests {
             policy: vec![rule; RULES_MAX.max(crate::environment::ADDRESSES_MAX)],
             // Escapes double it.
             service: "\"".repeat(SERVICE_LEN_MAX),
+            offers: vec![
+                Offer { name: "n".repeat(HostName::LEN_MAX), target: (net.addr(), u16::MAX).into() };
+                OFFERS_MAX
+            ],
         };
-        let role = Role::Mediator { id: "m".repeat(MediatorId::LEN_MAX).parse().unwrap(), report: Box::new(report) };
-        let hello = Hello { token: "t".repeat(TOKEN_LEN_MAX), role, udp_channels: 16 };
+        let len = serde_json::to_vec(&report).unwrap().len();
+        assert!(len <= FRAME_PAYLOAD_MAX, "{len} of {FRAME_PAYLOAD_MAX}");
+        // What is offered may come in a report of its own.
+        let report = Box::new(Report { offers: Vec::new(), ..report });
+        let role = Role::Mediator { id: "m".repeat(MediatorId::LEN_MAX).parse().unwrap(), report };
+        let hello = Hello { token: "t".repeat(TOKEN_LEN_MAX), role, udp_channels: 16, instance: u64::MAX };
         let len = serde_json::to_vec(&hello).unwrap().len();
         // The version stands before the JSON.
         assert!(len + size_of::<u16>() <= FRAME_PAYLOAD_MAX, "{len} of {FRAME_PAYLOAD_MAX}");
-    }
-
-    #[test]
-    fn tokens_that_are_no_mediators_say_what_they_are() {
-        let error = |text: &str| TokenSource::Text(text.to_owned()).load().unwrap_err();
-        for text in [
-            "",
-            "x",
-            "a.b",
-            "a.!!.c",
-            "a..c",
-            &format!("{}.x", good_token()),
-            &jwt("7"),
-            &jwt("{"),
-            &jwt("{\"role\":1}"),
-        ] {
-            let error = error(text);
-            assert!(
-                matches!(error, TokenError::NotJwt(_)) && error.to_string().starts_with("--token"),
-                "{text}: {error}"
-            );
-        }
-        let terminal = error(&jwt(r#"{"role":"terminal","mediators":"*"}"#)).to_string();
-        assert!(terminal.contains("a terminal's token") && terminal.contains("--mediator ID"), "{terminal}");
-        for claims in [r#"{"role":"mediator"}"#, r#"{"sub":"m1"}"#, "{}", r#"{"role":"mediator","sub":"-"}"#] {
-            assert!(matches!(error(&jwt(claims)), TokenError::NoMediator(_)), "{claims}");
-        }
-        assert!(matches!(error(&"x".repeat(TOKEN_LEN_MAX + 1)), TokenError::TooLong(_)));
-        assert!(matches!(error(&"x".repeat(TOKEN_LEN_MAX)), TokenError::NotJwt(_)));
-    }
-
-    #[test]
-    fn a_token_file_is_read_anew_each_time() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let source = TokenSource::File(file.path().to_owned());
-        for id in ["m1", "m2"] {
-            let token = jwt(&format!(r#"{{"role":"mediator","sub":"{id}"}}"#));
-            fs::write(file.path(), format!("{token}\n")).unwrap();
-            let got = source.load().unwrap();
-            assert_eq!((got.mediator.as_str(), got.text), (id, token));
-        }
-        fs::write(file.path(), jwt(r#"{"role":"terminal"}"#)).unwrap();
-        assert!(source.load().unwrap_err().to_string().starts_with("--token-file: a terminal's"));
-        drop(file);
-        assert!(matches!(source.load(), Err(TokenError::Unreadable { .. })));
-        assert!(matches!(TokenSource::File("/dev/zero".into()).load(), Err(TokenError::TooLong(_))));
     }
 
     #[test]

@@ -45,6 +45,7 @@ pub fn gather(policy: &mut Policy, service: &str) -> io::Result<Report> {
         hostname: uname.nodename().to_string_lossy().into_owned(),
         policy: policy.effective(),
         service: service.to_owned(),
+        offers: Vec::new(),
     })
 }
 

@@ -3,14 +3,22 @@
 //!
 //! **Invariant:** nothing here blocks the event loop: names are resolved on a thread of their own.
 
+pub mod audit;
 pub mod config;
+pub mod enroll;
 pub mod environment;
+pub mod log;
 pub mod policy;
 pub mod resolve;
+pub mod token;
 
 mod bind;
 mod mediator;
+mod names;
+mod offer;
 mod ports;
+mod reload;
 mod session;
+mod signals;
 
 pub use mediator::run;

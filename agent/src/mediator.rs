@@ -15,11 +15,15 @@ use isthmus_proto::hello::Report;
 use isthmus_proto::wire::Frame;
 use isthmus_ring::{Ring, RingConfig};
 
+use crate::audit::Audit;
 use crate::config::Config;
 use crate::environment::{self, Watch};
+use crate::names::Names;
 use crate::policy::Policy;
 use crate::ports::Ports;
 use crate::resolve::Resolver;
+use crate::signals::{Signals, Wish};
+use crate::token::TokenSource;
 
 /// First wait before a new attempt, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
@@ -33,18 +37,35 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// Numbers of the control's own timers; a connect's number is its place plus [`TIMER_CONNECT`].
 const TIMER_DIAL: u32 = 0;
 const TIMER_ENVIRONMENT: u32 = 1;
-pub(crate) const TIMER_CONNECT: u32 = 2;
+const TIMER_RENEW: u32 = 2;
+const TIMER_LEAVE: u32 = 3;
+pub(crate) const TIMER_CONNECT: u32 = 4;
 
 const WATCH_ENVIRONMENT: u32 = 0;
+const WATCH_SIGNALS: u32 = 1;
 
-/// Runs until the process is ended by a signal.
+/// Number given with the streams of hosts that came to a server port: their addresses are nobody's destinations.
+pub(crate) const TAG_ACCEPTED: u32 = 1;
+
+/// How long the relay may take to hear of our going.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Shortest and longest time between two looks into the token's file, of which four fit a token's lifetime.
+const RENEW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Runs until SIGTERM or SIGINT, and then goes in order. SIGHUP: the settings and the token's file are read again, and the
+/// audit's is opened again.
 ///
 /// # Errors
 /// What keeps it from starting at all: no io_uring, bad settings. A relay that cannot be reached is not among them.
 pub fn run(config: Config) -> anyhow::Result<()> {
-    config.token.load()?;
+    let token = config.token.load()?;
+    // Before any thread is started, so that none of them takes a signal.
+    let signals = Signals::take().context("cannot take signals")?;
+    let audit = Rc::new(Audit::start(config.audit.clone(), token.mediator.to_string())?);
     let ring = Ring::new(RingConfig::default())?;
     let waker = ring.waker();
+    let names = Names::new(waker.clone()).context("cannot start the threads that resolve names")?;
     let resolved = Arc::new(AtomicBool::new(false));
     let tell = resolved.clone();
     let wake = move || {
@@ -55,21 +76,44 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         Resolver::new(config.relay.clone(), Box::new(wake)).context("cannot start the thread that resolves names")?;
     let interfaces = environment::interfaces().context("cannot read this machine's interfaces")?;
     let mut policy = Policy::new(&config.allow, &interfaces);
-    let report = environment::gather(&mut policy, &config.service).context("cannot read this machine's environment")?;
+    let mut report =
+        environment::gather(&mut policy, &config.service).context("cannot read this machine's environment")?;
+    report.offers = config.offers.clone();
     let policy = Rc::new(RefCell::new(policy));
     let engine_config = EngineConfig { busy_poll: config.busy_poll, ..EngineConfig::default() };
     let mut engine = Engine::new(ring, engine_config);
     let allows = policy.clone();
-    engine.set_destination_filter(Box::new(move |to| allows.borrow().permits(to)));
+    let refusals = audit.clone();
+    engine.set_destination_filter(Box::new(move |to| {
+        let permitted = allows.borrow().permits(to);
+        if !permitted {
+            refusals.refused_datagram(to);
+        }
+        permitted
+    }));
+    engine.watch(&signals.as_fd(), WATCH_SIGNALS);
     let watch = Watch::new().context("cannot watch this machine's addresses")?;
     engine.watch(&watch.as_fd(), WATCH_ENVIRONMENT);
-    let timers = Timers { dial: engine.add_timer(TIMER_DIAL), environment: engine.add_timer(TIMER_ENVIRONMENT) };
+    let timers = Timers {
+        dial: engine.add_timer(TIMER_DIAL),
+        environment: engine.add_timer(TIMER_ENVIRONMENT),
+        renew: engine.add_timer(TIMER_RENEW),
+        leave: engine.add_timer(TIMER_LEAVE),
+    };
     engine.set_timer(timers.dial, engine.now());
     let mut mediator = Mediator {
-        dialer: Dialer::new(BACKOFF.0, BACKOFF.1, seed()?),
+        dialer: Dialer::new(BACKOFF.0, BACKOFF.1, random()?),
+        // Zero would be none.
+        instance: random()? | 1,
+        signals,
+        audit,
+        shown_token: String::new(),
+        leaving: false,
+        gone: false,
         config,
         policy,
         report,
+        offers_wait: false,
         resolver,
         watch,
         timers,
@@ -78,13 +122,17 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         link: None,
         up: false,
         ports: Ports::default(),
+        names,
     };
-    loop {
+    while !mediator.gone {
         engine.turn(&mut mediator).context("the ring failed")?;
     }
+    mediator.audit.finish();
+    tracing::info!("mediator stopped");
+    Ok(())
 }
 
-fn seed() -> anyhow::Result<u64> {
+fn random() -> anyhow::Result<u64> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).context("the system gives no random bytes")?;
     Ok(u64::from_ne_bytes(bytes))
@@ -93,15 +141,28 @@ fn seed() -> anyhow::Result<u64> {
 struct Timers {
     dial: TimerId,
     environment: TimerId,
+    renew: TimerId,
+    leave: TimerId,
 }
 
 pub(crate) struct Mediator {
     pub(crate) config: Config,
     pub(crate) policy: Rc<RefCell<Policy>>,
     pub(crate) report: Report,
+    /// They did not fit the hello: the first report brings them.
+    pub(crate) offers_wait: bool,
+    pub(crate) audit: Rc<Audit>,
+    /// Tells the relay this process from another one with the same token.
+    pub(crate) instance: u64,
+    /// What the relay knows us by.
+    pub(crate) shown_token: String,
     resolver: Resolver,
     dialer: Dialer,
     watch: Watch,
+    signals: Signals,
+    /// Told to go: the farewell is on its way.
+    leaving: bool,
+    gone: bool,
     timers: Timers,
     /// The relay's address is being looked up.
     dialling: bool,
@@ -112,6 +173,7 @@ pub(crate) struct Mediator {
     /// Established.
     pub(crate) up: bool,
     pub(crate) ports: Ports,
+    pub(crate) names: Names,
 }
 
 impl Control for Mediator {
@@ -122,7 +184,10 @@ impl Control for Mediator {
                 self.resolver.ask();
             }
             Event::Timer { number: TIMER_ENVIRONMENT } => self.report_changes(engine),
+            Event::Timer { number: TIMER_RENEW } => self.renew(engine),
+            Event::Timer { number: TIMER_LEAVE } => self.gone = true,
             Event::Timer { number } => self.ports.on_connect_timeout(engine, number - TIMER_CONNECT),
+            Event::Watched { number: WATCH_SIGNALS } => self.on_signals(engine),
             Event::Watched { .. } => {
                 if self.watch.drain() {
                     engine.set_timer(self.timers.environment, engine.now() + SETTLE);
@@ -136,6 +201,9 @@ impl Control for Mediator {
             Event::Request { link, slot, owner, request, ask } => {
                 self.on_request(engine, link, slot, owner, request, ask);
             }
+            Event::RequestName { link, slot, owner, request, to, timeout_ms } => {
+                self.on_connect_name(engine, link, slot, owner, request, to, timeout_ms);
+            }
             Event::Connected { stream, link, slot, result } => self.on_connected(engine, stream, link, slot, result),
             Event::Accepted { tag, socket, peer } => self.on_host(engine, tag, socket, peer),
             Event::PortEnded { owner, .. } => self.ports.forget(owner),
@@ -148,19 +216,25 @@ impl Control for Mediator {
                 tracing::info!(proven_s, period_s, settled, "the gateway's UDP bindings live at least so long");
             }
             Event::StreamEnded { stream, .. } => self.ports.forget_connect(engine, stream),
+            Event::Asker { link, asker, name } if self.link == Some(link) => self.audit.name(asker, name),
             // A mediator asks nobody, publishes nothing.
             Event::Answered { .. }
             | Event::PortAccepted { .. }
             | Event::UdpError { .. }
             | Event::Report { .. }
+            | Event::Renew { .. }
+            | Event::Asker { .. }
             | Event::Query { .. }
             | Event::Visitor { .. }
+            | Event::GuestBytes { .. }
+            | Event::GuestEnded { .. }
             | Event::FlowEnded { .. } => {}
         }
     }
 
     fn on_turn(&mut self, engine: &mut Engine) {
-        if !self.dialling || !self.resolved.swap(false, Ordering::AcqRel) {
+        self.on_names(engine);
+        if self.leaving || !self.dialling || !self.resolved.swap(false, Ordering::AcqRel) {
             return;
         }
         if let Some(answer) = self.resolver.poll() {
@@ -173,7 +247,7 @@ impl Control for Mediator {
     }
 
     fn has_work(&self) -> bool {
-        self.dialling && self.resolved.load(Ordering::Acquire)
+        self.names.has_answers() || self.dialling && self.resolved.load(Ordering::Acquire)
     }
 }
 
@@ -199,6 +273,11 @@ impl Mediator {
             return;
         }
         self.link = None;
+        if self.leaving {
+            self.gone = true;
+            return;
+        }
+        self.audit.forget();
         self.ports.clear(engine);
         let was_up = std::mem::take(&mut self.up);
         // Another mediator of the same name would be replaced in its turn, and so on without end.
@@ -209,13 +288,14 @@ impl Mediator {
     }
 
     /// The machine's addresses may have changed: the policy follows, and the relay is told.
-    fn report_changes(&mut self, engine: &mut Engine) {
-        let gathered = environment::gather(&mut self.policy.borrow_mut(), &self.config.service);
+    pub(crate) fn report_changes(&mut self, engine: &mut Engine) {
+        let gathered = environment::gather(&mut self.policy.borrow_mut(), &self.config.service)
+            .map(|report| Report { offers: self.config.offers.clone(), ..report });
         match gathered {
             Ok(report) if report != self.report => {
                 self.report = report;
-                engine.forget_allowed();
                 tracing::info!("environment changed");
+                self.enforce_policy(engine);
                 self.send_report(engine);
             }
             Ok(_) => {}
@@ -223,7 +303,7 @@ impl Mediator {
         }
     }
 
-    fn send_report(&mut self, engine: &mut Engine) {
+    pub(crate) fn send_report(&mut self, engine: &mut Engine) {
         let Some(link) = self.link.filter(|_| self.up) else { return };
         // Plain data: it always serialises.
         let json = serde_json::to_vec(&self.report).unwrap_or_default();
@@ -231,5 +311,60 @@ impl Mediator {
             machine.control().push(&Frame::Report { json: &json });
             engine.touch(link);
         }
+    }
+
+    fn on_signals(&mut self, engine: &mut Engine) {
+        for wish in self.signals.wishes() {
+            match wish {
+                Wish::Leave => self.leave(engine),
+                Wish::Reload => self.reload(engine),
+            }
+        }
+    }
+
+    /// Says goodbye to the relay, which so need not find out by silence. Asked a second time, it goes at once.
+    fn leave(&mut self, engine: &mut Engine) {
+        let again = std::mem::replace(&mut self.leaving, true);
+        match self.link.filter(|_| !again) {
+            Some(link) => {
+                tracing::info!("leaving");
+                engine.farewell(link, Code::PeerClosed, 0, "the mediator is shutting down");
+                engine.set_timer(self.timers.leave, engine.now() + FAREWELL);
+            }
+            None => self.gone = true,
+        }
+    }
+
+    /// A newer token in the file is shown to the relay, so that the tunnel does not end with the older one.
+    pub(crate) fn renew(&mut self, engine: &mut Engine) {
+        let Some(link) = self.link.filter(|_| self.up) else { return };
+        let TokenSource::File(_) = self.config.token else { return };
+        match self.config.token.load() {
+            Ok(token) => {
+                if token.text != self.shown_token
+                    && let Some(machine) = engine.link(link)
+                {
+                    machine.control().push(&Frame::Renew { token: &token.text });
+                    engine.touch(link);
+                    tracing::info!("showing the relay a newer token");
+                    self.shown_token = token.text;
+                }
+                let lifetime = token.lifetime.unwrap_or(RENEW.1);
+                engine.set_timer(self.timers.renew, engine.now() + (lifetime / 4).clamp(RENEW.0, RENEW.1));
+            }
+            Err(error) => {
+                tracing::warn!("the tunnel keeps the token that it has: {error}");
+                engine.set_timer(self.timers.renew, engine.now() + RENEW.1);
+            }
+        }
+    }
+
+    /// The tunnel is up: from time to time its token is looked after.
+    pub(crate) fn watch_token(&mut self, engine: &mut Engine) {
+        engine.set_timer(self.timers.renew, engine.now() + RENEW.0);
+    }
+
+    pub(crate) fn permits(&self, to: std::net::SocketAddr) -> bool {
+        self.policy.borrow().permits(to)
     }
 }

@@ -50,6 +50,18 @@ impl Policy {
         }
     }
 
+    /// Takes the owner's rules as they are now in place of the former ones. What was permitted before and is no longer
+    /// is for the caller to close.
+    pub fn set_rules(&mut self, allow: &[AllowRule]) {
+        self.explicit = allow.to_vec();
+    }
+
+    /// Whether a port that is bound to the local address `ip` is one that the owner has not allowed, or does not any
+    /// more. An address that the machine has lost is none: it may come back, and nobody is reached by it meanwhile.
+    pub fn forbids_bound(&self, ip: IpAddr) -> bool {
+        ip.to_canonical().is_loopback() && !self.may_bind(ip)
+    }
+
     /// Whether a packet or a connection may go to `to`. An IPv4-mapped IPv6 address counts as the IPv4 one.
     pub fn permits(&self, to: SocketAddr) -> bool {
         let ip = to.ip().to_canonical();
@@ -280,6 +292,18 @@ mod tests {
         let mut ruled = policy(&["10.0.0.0/8"], &["10.1.2.3/24"]);
         ruled.update(&interfaces(&["192.168.0.3/16"]));
         assert_eq!(ruled.effective(), rules(&["10.0.0.0/8"]));
+    }
+
+    #[test]
+    fn new_rules_take_the_place_of_the_former_ones() {
+        let mut policy = policy(&["127.0.0.0/8"], &["10.1.2.3/24"]);
+        let (loopback, gone) = ("127.0.0.1".parse().unwrap(), "10.1.2.99".parse().unwrap());
+        assert!(!policy.forbids_bound(loopback) && !policy.forbids_bound(gone));
+        policy.set_rules(&rules(&["10.9.0.0/16"]));
+        check(&policy, &[("127.0.0.1:80", false), ("10.9.0.1:80", true), ("10.1.2.9:80", false)]);
+        assert!(policy.forbids_bound(loopback) && !policy.forbids_bound(gone));
+        policy.set_rules(&[]);
+        check(&policy, &[("127.0.0.1:80", false), ("10.9.0.1:80", false), ("10.1.2.9:80", true)]);
     }
 
     #[test]

@@ -13,8 +13,9 @@ use isthmus_proto::wire::{OpenFlags, RequestKind};
 use isthmus_ring::{Family, Socket};
 use slab::Slab;
 
+use crate::audit::Operation;
 use crate::bind::{self, code_of, connect_code};
-use crate::mediator::{Mediator, TIMER_CONNECT};
+use crate::mediator::{Mediator, TAG_ACCEPTED, TIMER_CONNECT};
 
 /// Connections that may wait at a server port.
 const BACKLOG: u32 = 1024;
@@ -39,19 +40,37 @@ struct Opened {
     socket: Option<Socket>,
     /// The address that it is bound to.
     local: Option<SocketAddr>,
+    /// A name is being looked up for it.
+    looking: bool,
 }
 
 struct Connecting {
     stream: Key,
     request: u16,
     timer: TimerId,
+    to: SocketAddr,
     /// To be bound again if the connect fails and the port stays.
     local: Option<SocketAddr>,
+    /// Further addresses of a name, the next one last, and how long each may take.
+    others: Vec<SocketAddr>,
+    timeout: Duration,
+    name: Option<Box<str>>,
+}
+
+/// Where a port shall be connected to.
+pub(crate) struct Target {
+    /// The addresses to be tried, the next one last; there is one at least.
+    pub(crate) addresses: Vec<SocketAddr>,
+    /// How long each may take.
+    pub(crate) timeout: Duration,
+    /// The name that they are of.
+    pub(crate) name: Option<Box<str>>,
 }
 
 struct Server {
     link: Key,
     slot: Slot,
+    local: SocketAddr,
     listener: Option<Key>,
 }
 
@@ -88,6 +107,26 @@ impl Ports {
         self.opened.clear();
     }
 
+    /// Closes the server ports whose address is `forbidden`; which they were.
+    pub(crate) fn cut_servers(
+        &mut self,
+        engine: &mut Engine,
+        forbidden: impl Fn(SocketAddr) -> bool,
+    ) -> Vec<(Key, Slot, SocketAddr)> {
+        let mut cut = Vec::new();
+        self.servers.retain(|_, server| {
+            let keep = !forbidden(server.local);
+            if !keep {
+                cut.push((server.link, server.slot, server.local));
+                if let Some(listener) = server.listener {
+                    engine.remove_listener(listener);
+                }
+            }
+            keep
+        });
+        cut
+    }
+
     pub(crate) fn on_connect_timeout(&mut self, engine: &mut Engine, place: u32) {
         if let Some(connecting) = self.connecting.get(place as usize) {
             engine.cancel_connect(connecting.stream);
@@ -99,6 +138,19 @@ impl Ports {
         Key::control(self.opened.insert(opened) as u32 + 1)
     }
 
+    pub(crate) fn begin_look(&mut self, owner: Key) -> Result<(), Code> {
+        let opened = self.opened_mut(owner).filter(|opened| !opened.looking).ok_or(Code::Dedicated)?;
+        opened.looking = true;
+        Ok(())
+    }
+
+    /// The look is over.
+    pub(crate) fn end_look(&mut self, owner: Key) {
+        if let Some(opened) = self.opened_mut(owner) {
+            opened.looking = false;
+        }
+    }
+
     fn opened_mut(&mut self, owner: Key) -> Option<&mut Opened> {
         if owner.what() != What::Control {
             return None;
@@ -108,7 +160,7 @@ impl Ports {
 }
 
 /// What a request comes to at once: an answer, or one that comes later.
-type Outcome = Result<Option<SocketAddr>, Code>;
+pub(crate) type Outcome = Result<Option<SocketAddr>, Code>;
 
 impl Mediator {
     pub(crate) fn on_request(
@@ -120,22 +172,39 @@ impl Mediator {
         request: u16,
         ask: Ask,
     ) {
+        if let Ask::Open { asker, .. } = ask {
+            self.audit.opened(slot, asker);
+        }
         let (to, outcome) = match ask {
-            Ask::Open { flags, local, peer } if flags.has(OpenFlags::UDP) => {
+            Ask::Open { flags, local, peer, .. } if flags.has(OpenFlags::UDP) => {
                 (RequestKind::Open, self.open_udp(engine, link, slot, flags, local, peer))
             }
             Ask::Open { flags, local, .. } => (RequestKind::Open, self.open_tcp(engine, link, slot, flags, local)),
-            Ask::Connect { to, timeout_ms } => match self.connect(engine, link, slot, owner, request, to, timeout_ms) {
-                Ok(()) => return,
-                Err(code) => (RequestKind::Connect, Err(code)),
-            },
+            Ask::Connect { to, timeout_ms } => {
+                match self.connect_address(engine, link, slot, owner, request, to, timeout_ms) {
+                    Ok(()) => return,
+                    Err(code) => (RequestKind::Connect, Err(code)),
+                }
+            }
             Ask::Serve => (RequestKind::Serve, self.serve(engine, link, slot, owner)),
             Ask::Close => (RequestKind::Close, self.close(engine, owner)),
             Ask::Switch { flags } => (RequestKind::Switch, self.switch(engine, link, owner, flags)),
         };
-        if let Err(code) = outcome {
-            tracing::debug!(port = %slot.id(), request = ?to, reason = code.word(), "request refused");
-        }
+        self.write_down(slot, &ask, outcome);
+        self.answer(engine, link, slot, owner, to, request, outcome);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn answer(
+        &mut self,
+        engine: &mut Engine,
+        link: Key,
+        slot: Slot,
+        owner: Key,
+        to: RequestKind,
+        request: u16,
+        outcome: Outcome,
+    ) {
         if let Some(machine) = engine.link(link) {
             match outcome {
                 Ok(local) => machine.answer(slot, to, request, Code::Ok, local),
@@ -144,6 +213,22 @@ impl Mediator {
             engine.touch(link);
         }
         self.forget_ended(engine, link, slot, owner);
+    }
+
+    /// The audit of a request that is answered at once.
+    fn write_down(&self, slot: Slot, ask: &Ask, outcome: Outcome) {
+        let (op, to) = match *ask {
+            // A TCP port without a number is not bound yet: what it does comes with its connect.
+            Ask::Open { flags, .. } if flags.has(OpenFlags::QUIET) && outcome == Ok(None) => return,
+            Ask::Open { flags, peer, .. } if flags.has(OpenFlags::REDIRECT) => (Operation::Redirect, peer),
+            Ask::Open { peer, .. } => (Operation::Open, peer),
+            Ask::Connect { to, .. } => (Operation::Connect, Some(to)),
+            Ask::Serve => (Operation::Listen, None),
+            Ask::Close => (Operation::Close, None),
+            Ask::Switch { .. } => (Operation::Switch, None),
+        };
+        let code = outcome.err().unwrap_or(Code::Ok);
+        self.audit.record(op, slot, to, outcome.ok().flatten(), code);
     }
 
     /// An answer may have ended the port, as that to a failed connect of an ephemeral one.
@@ -158,12 +243,12 @@ impl Mediator {
         let anywhere = local.ip().is_unspecified() && local.port() == 0;
         let opened = if anywhere && flags.has(OpenFlags::QUIET) {
             // Nobody wants to know the number: the system chooses it when the port connects.
-            Opened { socket: None, local: None }
+            Opened { socket: None, local: None, looking: false }
         } else {
             let congestion = self.config.congestion.as_deref();
             let socket = bind::bind(&self.policy.borrow(), flags, local, |addr| bind::tcp(addr, congestion))?;
             let local = socket.local_addr().map_err(|error| code_of(&error))?;
-            Opened { socket: Some(socket), local: Some(local) }
+            Opened { socket: Some(socket), local: Some(local), looking: false }
         };
         let bound = opened.local;
         let owner = self.ports.insert(opened);
@@ -210,7 +295,7 @@ impl Mediator {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn connect(
+    fn connect_address(
         &mut self,
         engine: &mut Engine,
         link: Key,
@@ -220,12 +305,27 @@ impl Mediator {
         to: SocketAddr,
         timeout_ms: u32,
     ) -> Result<(), Code> {
-        let permitted = self.policy.borrow().permits(to);
-        let congestion = self.config.congestion.clone();
-        let opened = self.ports.opened_mut(owner).ok_or(Code::Dedicated)?;
-        if !permitted {
+        self.ports.opened_mut(owner).filter(|opened| !opened.looking).ok_or(Code::Dedicated)?;
+        if !self.policy.borrow().permits(to) {
             return Err(Code::Denied);
         }
+        let target = Target { addresses: vec![to], timeout: connect_timeout(timeout_ms), name: None };
+        self.connect(engine, link, slot, owner, request, target)
+    }
+
+    /// Connects an opened port to the first of permitted addresses that takes it.
+    pub(crate) fn connect(
+        &mut self,
+        engine: &mut Engine,
+        link: Key,
+        slot: Slot,
+        owner: Key,
+        request: u16,
+        mut target: Target,
+    ) -> Result<(), Code> {
+        let Some(to) = target.addresses.pop() else { return Err(Code::NameNotFound) };
+        let congestion = self.config.congestion.clone();
+        let opened = self.ports.opened_mut(owner).ok_or(Code::Dedicated)?;
         let local = opened.local;
         let socket = match (opened.socket.take(), local) {
             (Some(socket), _) => socket,
@@ -233,22 +333,19 @@ impl Mediator {
             (None, Some(local)) => bind::tcp(local, congestion.as_deref()).map_err(|error| code_of(&error))?,
             (None, None) => unbound(to, congestion.as_deref()).map_err(|error| code_of(&error))?,
         };
-        let target = match (to, local) {
+        let address = match (to, local) {
             (SocketAddr::V4(v4), Some(SocketAddr::V6(_))) => {
                 SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port())
             }
             _ => to,
         };
         self.ports.forget(owner);
-        let stream = engine.connect_stream(socket, target, link, slot, 0);
+        let stream = engine.connect_stream(socket, address, link, slot, 0);
         let place = self.ports.connecting.vacant_key();
         let timer = engine.add_timer(TIMER_CONNECT + place as u32);
-        let timeout = match timeout_ms {
-            0 => CONNECT_TIMEOUT,
-            ms => Duration::from_millis(u64::from(ms)).min(CONNECT_TIMEOUT_MAX),
-        };
+        let Target { addresses: others, timeout, name } = target;
         engine.set_timer(timer, engine.now() + timeout);
-        self.ports.connecting.insert(Connecting { stream, request, timer, local });
+        self.ports.connecting.insert(Connecting { stream, request, timer, to: address, local, others, timeout, name });
         self.ports.by_stream.insert(stream, place);
         Ok(())
     }
@@ -269,14 +366,20 @@ impl Mediator {
             Ok(()) => Code::Ok,
             Err(error) => connect_code(error),
         };
+        self.audit.record_connect(slot, connecting.name.as_deref(), Some(connecting.to), local, code);
         if !code.is_ok() {
-            tracing::debug!(port = %slot.id(), reason = code.word(), "connect failed");
             // The port stays opened, unless it is an ephemeral one, or bytes came for it: a further connect
             // would begin in their middle.
-            let owner = self.ports.insert(Opened { socket: None, local: connecting.local });
+            let owner = self.ports.insert(Opened { socket: None, local: connecting.local, looking: false });
+            let Connecting { request, others, timeout, name, .. } = connecting;
+            let untouched = engine.link(link).is_some_and(|machine| !machine.has_received(slot));
+            let target = Target { addresses: others, timeout, name };
+            if untouched && self.connect(engine, link, slot, owner, request, target).is_ok() {
+                return;
+            }
             if let Some(machine) = engine.link(link) {
                 machine.set_owner(slot, owner.to_bits());
-                machine.answer(slot, RequestKind::Connect, connecting.request, code, None);
+                machine.answer(slot, RequestKind::Connect, request, code, None);
                 if machine.has_received(slot) {
                     machine.reset(slot, code);
                 }
@@ -284,6 +387,11 @@ impl Mediator {
             self.forget_ended(engine, link, slot, owner);
         } else if let Some(machine) = engine.link(link) {
             machine.answer(slot, RequestKind::Connect, connecting.request, code, local);
+            // The policy may have changed since the request.
+            if !self.permits(connecting.to) {
+                self.audit.record(Operation::Cut, slot, Some(connecting.to), local, Code::Denied);
+                engine.cut_stream(self, stream, Code::Denied);
+            }
         }
         engine.touch(link);
     }
@@ -291,6 +399,10 @@ impl Mediator {
     fn serve(&mut self, engine: &mut Engine, link: Key, slot: Slot, owner: Key) -> Outcome {
         let opened = self.ports.opened_mut(owner).ok_or(Code::Dedicated)?;
         let Some(local) = opened.local else { return Err(Code::Unsupported) };
+        // The policy may have changed since it was bound.
+        if self.policy.borrow().forbids_bound(local.ip()) {
+            return Err(Code::Denied);
+        }
         let socket = match opened.socket.take() {
             Some(socket) => socket,
             None => bind::tcp(local, None).map_err(|error| code_of(&error))?,
@@ -301,7 +413,7 @@ impl Mediator {
             return Err(code_of(&error));
         }
         self.ports.forget(owner);
-        let tag = self.ports.servers.insert(Server { link, slot, listener: None });
+        let tag = self.ports.servers.insert(Server { link, slot, local, listener: None });
         let listener = engine.add_listener(socket, tag as u32);
         self.ports.servers[tag].listener = Some(listener);
         if let Some(machine) = engine.link(link) {
@@ -319,7 +431,9 @@ impl Mediator {
         let Some(machine) = engine.link(link) else { return };
         match machine.accepted(parent, 0, peer, local, now) {
             Ok(slot) => {
-                engine.add_stream(socket, link, slot, 0);
+                self.audit.opened(slot, self.audit.asker(parent));
+                self.audit.record(Operation::Accept, slot, Some(peer), Some(local), Code::Ok);
+                engine.add_stream(socket, link, slot, TAG_ACCEPTED);
                 engine.touch(link);
             }
             Err(code) => {
@@ -351,6 +465,14 @@ impl Mediator {
         }
         engine.set_route(owner, route);
         Ok(engine.udp_addr(owner))
+    }
+}
+
+/// How long a connect may take that asks for so many milliseconds.
+pub(crate) fn connect_timeout(timeout_ms: u32) -> Duration {
+    match timeout_ms {
+        0 => CONNECT_TIMEOUT,
+        ms => Duration::from_millis(u64::from(ms)).min(CONNECT_TIMEOUT_MAX),
     }
 }
 

@@ -1,18 +1,20 @@
 //! Dialling the relay, the greeting, and the UDP channels of a new session.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use isthmus_engine::{Caller, Engine, Key};
 use isthmus_proto::Code;
 use isthmus_proto::hello::{self, Hello, Role, Welcome};
+use isthmus_proto::limits::FRAME_PAYLOAD_MAX;
 use isthmus_proto::link::{ChannelClock, Lifetime, LinkConfig, Maintain, Side};
 use isthmus_proto::record::{self, ClientHandshake, UdpSecret};
 use isthmus_proto::wire::Frame;
 use isthmus_ring::{Family, Socket, UdpOptions};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use crate::config::Trust;
 use crate::mediator::Mediator;
@@ -29,15 +31,16 @@ impl Mediator {
     }
 
     fn begin(&self, engine: &mut Engine, relay: SocketAddr) -> anyhow::Result<Key> {
+        let identity = self.config.identity.as_ref().map(|(cert, key)| identity(cert, key)).transpose()?;
         let caller = match &self.config.trust {
             Trust::Plaintext => Caller::Plaintext,
-            Trust::Pin(pin) => tls_caller(record::Trust::Pin(*pin))?,
+            Trust::Pin(pin) => tls_caller(record::Trust::Pin(*pin), identity)?,
             Trust::Ca(path) => {
                 let authorities: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
                     .with_context(|| format!("--ca: cannot read {}", path.display()))?
                     .collect();
                 let authorities = authorities.with_context(|| format!("--ca: {} is no PEM file", path.display()))?;
-                tls_caller(record::Trust::Ca(authorities))?
+                tls_caller(record::Trust::Ca(authorities), identity)?
             }
         };
         let socket = Socket::tcp(Family::from(relay)).context("cannot make a socket")?;
@@ -53,13 +56,24 @@ impl Mediator {
             Ok(token) => token,
             Err(error) => return engine.farewell(link, Code::BadToken, 0, &error.to_string()),
         };
-        let hello = Hello {
+        self.audit.set_mediator(token.mediator.as_str());
+        self.shown_token.clone_from(&token.text);
+        let mut hello = Hello {
             token: token.text,
             role: Role::Mediator { id: token.mediator, report: Box::new(self.report.clone()) },
             udp_channels: self.config.udp_channels,
+            instance: self.instance,
         };
         // Plain data: it always serialises.
-        let json = serde_json::to_vec(&hello).unwrap_or_default();
+        let mut json = serde_json::to_vec(&hello).unwrap_or_default();
+        // The version stands before it in the frame. A report by itself always fits.
+        self.offers_wait = json.len() + size_of::<u16>() > FRAME_PAYLOAD_MAX;
+        if self.offers_wait
+            && let Role::Mediator { report, .. } = &mut hello.role
+        {
+            report.offers.clear();
+            json = serde_json::to_vec(&hello).unwrap_or_default();
+        }
         engine.greet(link, &Frame::Hello { version: hello::VERSION, json: &json });
     }
 
@@ -80,6 +94,10 @@ impl Mediator {
         let maintain = Maintain::Caller { interval: millis(welcome.keepalive_tcp_ms), dead };
         engine.establish(link, LinkConfig { side: Side::Responder, ports_max: welcome.ports_max, maintain });
         self.succeeded();
+        if self.offers_wait {
+            self.send_report(engine);
+        }
+        self.watch_token(engine);
         tracing::info!(session = welcome.session, observed = %welcome.observed, channels = welcome.channels.len(), "tunnel up");
         let start = millis(welcome.keepalive_udp_ms);
         match self.open_channels(engine, link, &welcome, ChannelClock::new(start, dead)) {
@@ -130,8 +148,20 @@ fn channel_socket(relay: SocketAddr) -> anyhow::Result<Socket> {
     Ok(socket)
 }
 
-fn tls_caller(trust: record::Trust) -> anyhow::Result<Caller> {
-    let config = record::client_config(trust).context("the relay's authority cannot be used")?;
+/// The mediator's own certificate, read at each connection, so that it can be renewed in place.
+fn identity(cert: &Path, key: &Path) -> anyhow::Result<record::Identity> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(cert)
+        .with_context(|| format!("--cert: cannot read {}", cert.display()))?
+        .collect();
+    let chain = chain.with_context(|| format!("--cert: {} is no PEM file", cert.display()))?;
+    let key = PrivateKeyDer::from_pem_file(key)
+        .with_context(|| format!("--key: cannot read a private key (PEM) from {}", key.display()))?;
+    Ok(record::Identity { chain, key })
+}
+
+fn tls_caller(trust: record::Trust, identity: Option<record::Identity>) -> anyhow::Result<Caller> {
+    let config = record::client_config_with_identity(trust, identity)
+        .context("--ca, or --cert and --key, cannot be used (do the latter fit together?)")?;
     let name = ServerName::try_from(hello::SERVER_NAME).context("a relay's name is not valid")?;
     Ok(Caller::Tls(Box::new(ClientHandshake::new(config, name)?)))
 }

@@ -74,6 +74,10 @@ counts! {
     datagrams_unknown_port,
     /// Visitors' datagrams refused by the bound on flows.
     datagrams_refused_flows,
+    /// Fragments of SOCKS5 clients, dropped.
+    associations_fragments,
+    /// Other datagrams of SOCKS5 clients that were dropped: from elsewhere, malformed, or to where they may not go.
+    associations_refused,
     /// Datagrams that the system refused to send.
     datagrams_send_failed,
     /// Datagrams larger than the receive buffer, cut by the system, dropped.

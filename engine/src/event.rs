@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use isthmus_proto::Code;
 use isthmus_proto::link::Slot;
-use isthmus_proto::wire::{Frame, OpenFlags, RequestKind};
+use isthmus_proto::wire::{Frame, NamedTarget, OpenFlags, RequestKind};
 use isthmus_ring::Socket;
 
 use crate::Engine;
@@ -70,6 +70,21 @@ pub enum Event<'a> {
         /// For what.
         ask: Ask,
     },
+    /// A responder's link was asked to connect a port to a host by its name; answered as a connect.
+    RequestName {
+        /// The link.
+        link: Key,
+        /// The port.
+        slot: Slot,
+        /// Its owner.
+        owner: Key,
+        /// Number for the answer.
+        request: u16,
+        /// Where to.
+        to: NamedTarget<'a>,
+        /// Milliseconds; 0 for the default.
+        timeout_ms: u32,
+    },
     /// A requester's link was answered.
     Answered {
         /// The link.
@@ -133,6 +148,22 @@ pub enum Event<'a> {
         /// JSON.
         json: &'a [u8],
     },
+    /// A caller's new token, instead of the one that it greeted with.
+    Renew {
+        /// The link.
+        link: Key,
+        /// The token.
+        token: &'a str,
+    },
+    /// Who is meant by a number in [`Ask::Open`].
+    Asker {
+        /// The link.
+        link: Key,
+        /// The number.
+        asker: u16,
+        /// Who.
+        name: &'a str,
+    },
     /// A terminal's question.
     Query {
         /// The terminal's link.
@@ -160,6 +191,24 @@ pub enum Event<'a> {
         /// The number given with it.
         tag: u32,
         /// [`Code::Closed`] for an orderly end.
+        code: Code,
+    },
+    /// Bytes came from a guest ([`Engine::guest_bytes`]), or its end.
+    GuestBytes {
+        /// The guest.
+        guest: Key,
+        /// The number given with it.
+        tag: u32,
+        /// It sends no more.
+        ended: bool,
+    },
+    /// A guest is gone before it was admitted or dismissed.
+    GuestEnded {
+        /// The guest (gone).
+        guest: Key,
+        /// The number given with it.
+        tag: u32,
+        /// [`Code::TimedOut`], or [`Code::Reset`] when its connection failed.
         code: Code,
     },
     /// A datagram came from a visitor without a flow: call [`Engine::add_flow`] to give it one.
@@ -215,6 +264,8 @@ pub enum Ask {
         local: SocketAddr,
         /// Its only party.
         peer: Option<SocketAddr>,
+        /// On whose behalf, by a number that [`Event::Asker`] told; zero for untold.
+        asker: u16,
     },
     /// Connect it.
     Connect {

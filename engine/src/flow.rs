@@ -13,7 +13,7 @@ use crate::timers::TimerId;
 use crate::udp::{OutBatch, UdpRole};
 
 /// What a new flow needs to know.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct FlowSpec {
     /// The published socket.
     pub socket: Key,
@@ -25,6 +25,8 @@ pub struct FlowSpec {
     pub slot: Slot,
     /// Where the port sends to.
     pub target: SocketAddr,
+    /// Put before the first datagram's own bytes.
+    pub ahead: Box<[u8]>,
 }
 
 pub(crate) struct Flow {
@@ -37,6 +39,8 @@ pub(crate) struct Flow {
     pub(crate) opened: bool,
     /// Datagrams that came before that.
     pub(crate) unanswered: u64,
+    /// To go before the first datagram's own bytes.
+    pub(crate) ahead: Box<[u8]>,
     pub(crate) last_used: Instant,
     pub(crate) out: OutBatch,
     timer: TimerId,
@@ -46,7 +50,7 @@ impl Engine {
     /// Adds a flow; it ends by itself when idle.
     pub fn add_flow(&mut self, spec: FlowSpec) -> Key {
         let timer = self.timers.add(Key::control(0));
-        let FlowSpec { socket, visitor, link, slot, target } = spec;
+        let FlowSpec { socket, visitor, link, slot, target, ahead } = spec;
         let key = self.flows.insert(Flow {
             socket,
             visitor,
@@ -55,6 +59,7 @@ impl Engine {
             target,
             opened: false,
             unanswered: 0,
+            ahead,
             last_used: self.now,
             out: OutBatch::default(),
             timer,
@@ -80,6 +85,11 @@ impl Engine {
     /// Live flows of a published socket.
     pub fn flows_of(&self, socket: Key) -> usize {
         self.sockets.get(socket).map_or(0, |udp| udp.flows.len())
+    }
+
+    /// The live flows of a published socket.
+    pub fn flow_keys(&self, socket: Key) -> Vec<Key> {
+        self.sockets.get(socket).map(|udp| udp.flows.values().copied().collect()).unwrap_or_default()
     }
 
     pub(crate) fn on_flow_timer(&mut self, control: &mut impl Control, key: Key) {

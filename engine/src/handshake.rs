@@ -86,6 +86,7 @@ impl Engine {
             phase,
             session: None,
             udp_secret: None,
+            certificate: Rare::default(),
             timer,
             receive_op: None,
             partial: None,
@@ -186,7 +187,10 @@ impl Engine {
             Side::Undecided(_) => return,
         };
         match established {
-            Ok(Established { session, udp_secret }) => {
+            Ok(Established { session, udp_secret, caller }) => {
+                if let Some(certificate) = caller {
+                    *io.certificate = certificate.to_vec();
+                }
                 io.session = Some(Box::new(session));
                 io.udp_secret = Some(UdpSecret::new(udp_secret.into()));
             }
@@ -239,6 +243,12 @@ impl Engine {
     /// The secret of a link's UDP channels: the TLS exporter's, if it has TLS.
     pub fn udp_secret(&self, key: Key) -> Option<UdpSecret> {
         self.links.get(key)?.udp_secret.clone()
+    }
+
+    /// The verified certificate (DER) that a caller showed, once: an established link does not keep it. Ask before the
+    /// link is given to another thread.
+    pub fn take_caller_certificate(&mut self, key: Key) -> Option<Vec<u8>> {
+        self.links.get_mut(key).map(|io| io.certificate.take()).filter(|der| !der.is_empty())
     }
 
     /// Whether a link is in plaintext.

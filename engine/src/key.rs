@@ -24,8 +24,10 @@ pub enum What {
     BridgeB = 7,
     /// A descriptor that is only watched.
     Watch = 8,
+    /// A plain TCP connection that belongs to no port yet.
+    Guest = 9,
     /// A probe of the gateway's bindings, or the answer that is owed to one.
-    Probe = 9,
+    Probe = 10,
 }
 
 /// A thing's place and which use of the place it is: completions and frames for what is gone miss it.
@@ -70,7 +72,8 @@ impl Key {
             6 => What::BridgeA,
             7 => What::BridgeB,
             8 => What::Watch,
-            9 => What::Probe,
+            9 => What::Guest,
+            10 => What::Probe,
             _ => What::Control,
         };
         Self { what, generation: (bits >> 32) as u32 & ((1 << GENERATION_BITS) - 1), index: bits as u32 }

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod association;
 mod bridge;
 mod busy;
 mod channel;
@@ -20,6 +21,7 @@ mod counts;
 mod datagram;
 mod event;
 mod flow;
+mod guest;
 mod handshake;
 mod key;
 mod lifetime;
@@ -31,19 +33,23 @@ mod timers;
 mod turn;
 mod udp;
 
+use std::collections::HashMap;
 use std::time::Instant as Clock;
 
 use isthmus_proto::time::Instant;
 use isthmus_ring::{Piece, Ring};
 
+pub use association::AssociationSpec;
 pub use bridge::BridgeEnd;
 pub use counts::Counts;
 pub use event::{Ask, Control, Event};
 pub use flow::FlowSpec;
+pub use guest::{GUEST_BYTES_MAX, GUEST_REPLIES_MAX, TakenGuest};
 pub use handshake::{Caller, Detached};
 pub use key::{Key, KeyMap, What};
 pub use lifetime::MakeSocket;
 pub use link::LinkRole;
+pub use stream::StreamParty;
 pub use timers::TimerId;
 pub use udp::{PortRoute, UdpRole};
 
@@ -82,9 +88,11 @@ pub struct Engine {
     now: Instant,
     links: Table<link::LinkIo>,
     streams: Table<stream::Stream>,
+    guests: Table<guest::Guest>,
     listeners: Table<turn::Listener>,
     sockets: Table<udp::UdpSocket>,
     flows: Table<flow::Flow>,
+    associations: HashMap<Key, association::Association>,
     bridges: Table<bridge::Bridge>,
     watches: Table<turn::Watch>,
     channels: channel::Channels,
@@ -123,9 +131,11 @@ impl Engine {
             now: Instant(1),
             links: Table::new(What::Link),
             streams: Table::new(What::Stream),
+            guests: Table::new(What::Guest),
             listeners: Table::new(What::Listener),
             sockets: Table::new(What::Udp),
             flows: Table::new(What::Flow),
+            associations: HashMap::new(),
             bridges: Table::new(What::BridgeA),
             watches: Table::new(What::Watch),
             channels: channel::Channels::default(),
@@ -143,6 +153,12 @@ impl Engine {
             received: Vec::new(),
             counts: Counts::default(),
         }
+    }
+
+    /// Changes what [`EngineConfig`] says of time, for handshakes that begin and for all flows.
+    pub fn set_times(&mut self, handshake_timeout: std::time::Duration, flow_idle: std::time::Duration) {
+        self.config.handshake_timeout = handshake_timeout;
+        self.config.flow_idle = flow_idle;
     }
 
     /// This turn's time.

@@ -45,6 +45,8 @@ pub(crate) struct LinkIo {
     pub(crate) phase: Phase,
     pub(crate) session: Option<Box<Session>>,
     pub(crate) udp_secret: Option<UdpSecret>,
+    /// The caller's certificate in DER, until somebody takes it.
+    pub(crate) certificate: Rare<Vec<u8>>,
     pub(crate) timer: TimerId,
 
     pub(crate) receive_op: Option<OpId>,
@@ -231,12 +233,18 @@ impl Engine {
             What::Stream => self.abort_stream(control, owner, code),
             What::BridgeA | What::BridgeB => self.end_bridge(owner, code),
             What::Flow => self.end_flow(control, owner, false),
-            What::Udp => self.remove_udp(owner),
+            What::Udp => {
+                let association = self.associations.contains_key(&owner);
+                self.remove_udp(owner);
+                if association {
+                    control.on_event(self, Event::PortEnded { link, owner, code });
+                }
+            }
             What::Listener => {
                 self.remove_listener(owner);
                 control.on_event(self, Event::PortEnded { link, owner, code });
             }
-            What::Control | What::Link | What::Watch | What::Probe => {
+            What::Control | What::Link | What::Watch | What::Guest | What::Probe => {
                 control.on_event(self, Event::PortEnded { link, owner, code });
             }
         }

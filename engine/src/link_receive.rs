@@ -212,11 +212,14 @@ impl Engine {
             Input::Reset { owner, code } => {
                 return self.end_port_owner(control, key, NO_SLOT, Key::from_bits(owner), code);
             }
-            Input::Open { slot, request, flags, local, peer } => {
-                ask(slot, 0, request, Ask::Open { flags, local, peer })
+            Input::Open { slot, request, flags, local, peer, asker } => {
+                ask(slot, 0, request, Ask::Open { flags, local, peer, asker })
             }
             Input::Connect { owner, slot, request, to, timeout_ms } => {
                 ask(slot, owner, request, Ask::Connect { to, timeout_ms })
+            }
+            Input::ConnectName { owner, slot, request, to, timeout_ms } => {
+                Event::RequestName { link: key, slot, owner: Key::from_bits(owner), request, to, timeout_ms }
             }
             Input::Serve { owner, slot, request } => ask(slot, owner, request, Ask::Serve),
             Input::Close { owner, slot, request } => ask(slot, owner, request, Ask::Close),
@@ -231,6 +234,8 @@ impl Engine {
                 Event::UdpError { link: key, owner: Key::from_bits(owner), slot, code, remote }
             }
             Input::Report(json) => Event::Report { link: key, json },
+            Input::Renew(token) => Event::Renew { link: key, token },
+            Input::Asker { asker, name } => Event::Asker { link: key, asker, name },
             Input::Query { query, json } => Event::Query { link: key, query, json },
             Input::QueryAnswer { .. } => return,
             Input::Goodbye { code, retry_after_ms, text } => {

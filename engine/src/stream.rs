@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use isthmus_proto::Code;
-use isthmus_proto::limits::GATHER_MAX;
+use isthmus_proto::limits::{FRAME_PAYLOAD_MAX, GATHER_MAX};
 use isthmus_proto::link::Slot;
+use isthmus_proto::record::{RECORD_HEADER, RECORD_TAIL};
 use isthmus_proto::wire::{HEADER_LEN, write_data_header};
 use isthmus_ring::{OpId, Piece, PollEvents, PoolConfig, SendBatch, SendMode, Socket};
 
@@ -66,6 +67,8 @@ pub(crate) struct Stream {
     outgoing: Outgoing,
     queue: VecDeque<Piece>,
     queued: usize,
+    /// Of them, the first ones are our own replies: no credit is given for them.
+    replies: usize,
     send_op: Option<OpId>,
     /// The socket's buffer is full: waiting for room, with nothing of ours in the kernel's hands.
     stalled: Option<OpId>,
@@ -74,6 +77,34 @@ pub(crate) struct Stream {
     waiting: bool,
     /// Looks for the connection's failure once nothing is received any more.
     watch: Option<TimerId>,
+}
+
+/// A stream and its other party.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamParty {
+    /// The stream.
+    pub stream: Key,
+    /// The link of its port.
+    pub link: Key,
+    /// Its port.
+    pub slot: Slot,
+    /// The number given with it.
+    pub tag: u32,
+    /// Its socket's other party.
+    pub peer: SocketAddr,
+}
+
+/// What a guest leaves to the stream that it becomes.
+pub(crate) struct Inherited {
+    pub(crate) receive_op: Option<OpId>,
+    pub(crate) ended: bool,
+    pub(crate) send_op: Option<OpId>,
+    /// Bytes of that send.
+    pub(crate) sending: usize,
+    /// To be sent after it.
+    pub(crate) replies: Vec<u8>,
+    /// To go to the port first.
+    pub(crate) first: Vec<u8>,
 }
 
 impl Stream {
@@ -98,7 +129,7 @@ impl Stream {
 }
 
 /// A peer that vanished would hold its port for ever. Where it cannot be set, that is all that is lost.
-fn set_keepalive(socket: &Socket) {
+pub(crate) fn set_keepalive(socket: &Socket) {
     let _ = socket.set_keepalive(KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT);
 }
 
@@ -127,6 +158,16 @@ impl Engine {
         key
     }
 
+    /// Bytes of our own, ahead of all that comes for a stream's socket: to be called in the turn that made the stream.
+    pub fn send_ahead(&mut self, key: Key, bytes: &[u8]) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        stream.replies += bytes.len();
+        stream.queued += bytes.len();
+        self.queued += bytes.len();
+        stream.queue.push_back(Piece::copy_from(bytes, 0, 0));
+        self.touch_stream(key);
+    }
+
     fn insert_stream(&mut self, socket: Socket, link: Key, slot: Slot, tag: u32) -> Key {
         self.streams.insert(Stream {
             socket,
@@ -141,6 +182,7 @@ impl Engine {
             outgoing: Outgoing::Open,
             queue: VecDeque::new(),
             queued: 0,
+            replies: 0,
             send_op: None,
             stalled: None,
             dirty: false,
@@ -149,9 +191,78 @@ impl Engine {
         })
     }
 
+    /// A guest's connection becomes a stream, with what is under way on it.
+    pub(crate) fn inherit_stream(
+        &mut self,
+        socket: Socket,
+        link_key: Key,
+        slot: Slot,
+        tag: u32,
+        inherited: Inherited,
+    ) -> Key {
+        let key = self.insert_stream(socket, link_key, slot, tag);
+        let now = self.now;
+        let Inherited { receive_op, ended, send_op, sending, replies, first } = inherited;
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.send_op = send_op;
+            stream.replies = sending + replies.len();
+            stream.queued = stream.replies;
+            self.queued += stream.queued;
+            if !replies.is_empty() {
+                stream.queue.push_back(Piece::copy_from(&replies, 0, 0));
+            }
+            if let Some(op) = receive_op {
+                stream.incoming = Incoming::Armed(op);
+            }
+        }
+        if let Some(link) = self.link(link_key) {
+            link.set_owner(slot, key.to_bits());
+            for bytes in first.chunks(FRAME_PAYLOAD_MAX) {
+                let mut frame = Piece::copy_from(bytes, 2 * HEADER_LEN + RECORD_HEADER, RECORD_TAIL);
+                if let Some(header) = frame.prepend(HEADER_LEN).first_chunk_mut() {
+                    write_data_header(header, slot.id(), bytes.len() as u16);
+                }
+                link.enqueue(slot, frame, now);
+            }
+        }
+        self.counts.stream_bytes_in += first.len() as u64;
+        self.touch(link_key);
+        self.touch_stream(key);
+        if ended {
+            self.end_incoming(key);
+        } else {
+            self.receive_stream(key);
+        }
+        key
+    }
+
     /// The stream's local address.
     pub fn stream_local_addr(&self, key: Key) -> Option<SocketAddr> {
         self.streams.get(key)?.socket.local_addr().ok()
+    }
+
+    /// The number given with a stream, its link and port, and the address of its other party, where that is known.
+    pub fn stream_parties(&self) -> Vec<StreamParty> {
+        let party = |key| {
+            let stream = self.streams.get(key)?;
+            Some(StreamParty {
+                stream: key,
+                link: stream.link,
+                slot: stream.slot,
+                tag: stream.tag,
+                peer: stream.socket.peer_addr().ok()?,
+            })
+        };
+        self.streams.keys().filter_map(party).collect()
+    }
+
+    /// Cuts a stream, from the control: RST to the socket's peer, and the other end of the port is told why.
+    pub fn cut_stream(&mut self, control: &mut impl Control, key: Key, code: Code) {
+        if let Some(stream) = self.streams.get(key) {
+            // Where the socket is gone already there is nobody left to be told.
+            let _ = stream.socket.set_reset_on_close();
+            self.reset_stream(control, key, code);
+        }
     }
 
     /// Gives up a connect that takes too long: [`Event::Connected`] will tell.
@@ -224,14 +335,7 @@ impl Engine {
             Err(_) => return self.reset_stream(control, key, Code::Reset),
         };
         if length == 0 {
-            stream.incoming = Incoming::Ended;
-            let timer = self.timers.add(key);
-            self.timers.set(timer, self.now + HALF_CLOSED_INTERVAL);
-            stream.watch = Some(timer);
-            if let Some(link) = self.link(link_key) {
-                link.finish(slot);
-                self.touch(link_key);
-            }
+            self.end_incoming(key);
             return self.end_stream_if_over(control, key);
         }
         // With whole blocks only, a receive that met its limit may be up to a block shorter.
@@ -266,6 +370,20 @@ impl Engine {
         self.received = received;
         self.touch(link_key);
         self.receive_stream(key);
+    }
+
+    /// The socket's peer sends no more.
+    fn end_incoming(&mut self, key: Key) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        stream.incoming = Incoming::Ended;
+        let timer = self.timers.add(key);
+        self.timers.set(timer, self.now + HALF_CLOSED_INTERVAL);
+        stream.watch = Some(timer);
+        let (link_key, slot) = (stream.link, stream.slot);
+        if let Some(link) = self.link(link_key) {
+            link.finish(slot);
+            self.touch(link_key);
+        }
     }
 
     /// Bytes from the link for the stream's socket; they go out at the turn's end.
@@ -364,6 +482,8 @@ impl Engine {
         drop(batch);
         stream.queued -= sent;
         self.queued -= sent;
+        let own = sent.min(stream.replies);
+        stream.replies -= own;
         let (link_key, slot) = (stream.link, stream.slot);
         if !short && stream.queue.is_empty() && stream.queue.capacity() > 256 {
             stream.queue = VecDeque::new();
@@ -371,7 +491,7 @@ impl Engine {
         self.counts.stream_bytes_out += sent as u64;
         let now = self.now;
         if let Some(link) = self.link(link_key) {
-            link.consumed(slot, sent, now);
+            link.consumed(slot, sent - own, now);
             if link.wants_to_send() {
                 self.touch(link_key);
             }
@@ -432,6 +552,21 @@ impl Engine {
     /// Ends a stream and its port, from the control: RST to the socket's peer; the link is not told.
     pub fn drop_stream(&mut self, control: &mut impl Control, key: Key, code: Code) {
         self.abort_stream(control, key, code);
+    }
+
+    /// Ends a stream and its port, from the control: RST to both ends.
+    pub fn end_stream(&mut self, control: &mut impl Control, key: Key, code: Code) {
+        if let Some(stream) = self.streams.get(key) {
+            // Where the socket is gone already there is nobody left to be told.
+            let _ = stream.socket.set_reset_on_close();
+            self.reset_stream(control, key, code);
+        }
+    }
+
+    /// The streams that were given this number. It looks at all streams: for what an operator asks, not for traffic.
+    pub fn streams_of(&self, tag: u32) -> Vec<Key> {
+        let has_tag = |key: &Key| self.streams.get(*key).is_some_and(|stream| stream.tag == tag);
+        self.streams.keys().filter(has_tag).collect()
     }
 
     fn end_stream_if_over(&mut self, control: &mut impl Control, key: Key) {

@@ -148,6 +148,7 @@ impl Engine {
                 What::Link => self.on_link_timer(control, owner),
                 What::Flow => self.on_flow_timer(control, owner),
                 What::Stream => self.on_stream_timer(control, owner),
+                What::Guest => self.on_guest_timer(control, owner),
                 What::Udp => self.on_channel_timer(control, id, owner),
                 What::Probe => self.on_probe_timer(control, owner),
                 _ => {}
@@ -184,6 +185,7 @@ impl Engine {
             match key.what() {
                 What::Link => self.receive_link(key, false),
                 What::Stream => self.receive_stream(key),
+                What::Guest => self.receive_guest(key),
                 What::Udp => self.receive_udp(key),
                 What::Listener => self.accept_on(key),
                 _ => {}
@@ -214,10 +216,12 @@ impl Engine {
         match completion {
             Completion::Recv { user, result, .. } => match Key::from_bits(user) {
                 key if key.what() == What::Link => self.on_link_received(control, key, result),
+                key if key.what() == What::Guest => self.on_guest_received(control, key, result),
                 key => self.on_stream_received(control, key, result),
             },
             Completion::Send { user, batch, result } => match Key::from_bits(user) {
                 key if key.what() == What::Link => self.on_link_sent(control, key, batch, result),
+                key if key.what() == What::Guest => self.on_guest_sent(control, key, batch, result),
                 key => self.on_stream_sent(control, key, batch, result),
             },
             Completion::Connect { user, result } => match Key::from_bits(user) {
@@ -258,6 +262,16 @@ impl Engine {
             }
             self.graveyard.push(listener.socket);
         }
+    }
+
+    /// Takes a listener away without closing it: connections that come from now on wait in it for whoever accepts
+    /// there next.
+    pub fn take_listener(&mut self, key: Key) -> Option<Socket> {
+        let listener = self.listeners.remove(key)?;
+        if let Some(op) = listener.op {
+            self.ring.cancel(op);
+        }
+        Some(listener.socket)
     }
 
     fn accept_on(&mut self, key: Key) {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use isthmus_proto::Code;
+use isthmus_proto::limits::DATAGRAM_MAX;
 use isthmus_proto::link::Slot;
 use isthmus_ring::{DatagramBatch, Datagrams, OpId, Piece, Ring, Socket};
 
@@ -38,6 +39,8 @@ pub enum UdpRole {
     },
     /// Visitors; the control's number.
     Published(u32),
+    /// One client's of SOCKS5.
+    Association,
     /// A mediator's port.
     Port {
         /// The tunnel.
@@ -155,6 +158,11 @@ impl Engine {
         self.sockets.get(key).map(|udp| udp.role)
     }
 
+    /// Every UDP socket with its role.
+    pub fn udp_roles(&self) -> Vec<(Key, UdpRole)> {
+        self.sockets.keys().filter_map(|key| Some((key, self.udp_role(key)?))).collect()
+    }
+
     /// A socket's local address.
     pub fn udp_addr(&self, key: Key) -> Option<SocketAddr> {
         self.sockets.get(key)?.socket.local_addr().ok()
@@ -166,8 +174,20 @@ impl Engine {
             if let Some(op) = udp.op {
                 self.ring.cancel(op);
             }
+            if udp.role == UdpRole::Association {
+                self.associations.remove(&key);
+            }
             self.ring.close(udp.socket);
         }
+    }
+
+    /// Takes a socket away without closing it; its flows should have ended.
+    pub fn take_udp(&mut self, key: Key) -> Option<Socket> {
+        let udp = self.sockets.remove(key)?;
+        if let Some(op) = udp.op {
+            self.ring.cancel(op);
+        }
+        Some(udp.socket)
     }
 
     pub(crate) fn receive_udp(&mut self, key: Key) {
@@ -197,6 +217,7 @@ impl Engine {
                 UdpRole::Probe { channel, probe } => {
                     self.on_channel_datagrams(control, Some(channel), Some(probe), datagrams);
                 }
+                UdpRole::Association => self.on_client_datagrams(key, &datagrams),
                 UdpRole::Published(tag) => self.on_visitor_datagrams(control, key, tag, datagrams),
                 UdpRole::Port { link, slot, route, .. } => self.on_port_datagrams(link, slot, route, datagrams),
             },
@@ -246,7 +267,12 @@ impl Engine {
     /// A datagram for a mediator's port, out to a host.
     pub(crate) fn write_port(&mut self, key: Key, remote: Option<SocketAddr>, payload: Piece) {
         let Some(udp) = self.sockets.get_mut(key) else { return };
-        let UdpRole::Port { link, slot, peer, .. } = udp.role else { return };
+        let UdpRole::Port { link, slot, peer, .. } = udp.role else {
+            if let Some((to, payload)) = self.to_client(key, remote, payload) {
+                self.batch_udp(key, Some(to), payload);
+            }
+            return;
+        };
         let to = match (peer, remote) {
             (Some(_), _) => None,
             (None, Some(remote)) => Some(remote),
@@ -266,6 +292,12 @@ impl Engine {
             }
             udp.allowed = Some(remote);
         }
+        self.batch_udp(key, to, payload);
+    }
+
+    /// Puts a datagram into its socket's open batch.
+    fn batch_udp(&mut self, key: Key, to: Option<SocketAddr>, payload: Piece) {
+        let Some(udp) = self.sockets.get_mut(key) else { return };
         if udp.out_to != to || !udp.out.takes(payload.len(), udp.gso) {
             if udp.out.batch.is_some() {
                 self.flush_udp(key);
@@ -403,8 +435,18 @@ impl Engine {
         // Before the mediator has answered, a datagram over UDP could overtake the request for its port.
         let way = if flow.opened { Way::Channel { fallback: true } } else { Way::Tcp };
         let (link, slot, target) = (flow.link, flow.slot, flow.target);
+        let mut ahead = std::mem::take(&mut flow.ahead);
         for payload in segments(&datagrams) {
-            self.send_datagram(link, slot, way, target, payload);
+            if ahead.is_empty() {
+                self.send_datagram(link, slot, way, target, payload);
+                continue;
+            }
+            let joined = [&std::mem::take(&mut ahead), payload].concat();
+            if joined.len() <= DATAGRAM_MAX {
+                self.send_datagram(link, slot, way, target, &joined);
+            } else {
+                self.counts.datagrams_dropped_full += 1;
+            }
         }
     }
 }

@@ -57,6 +57,8 @@ codes! {
     PortExists = 19, "port-exists", "that port identifier is in use";
     MediatorAway = 20, "mediator-away", "the mediator is not connected to the relay";
     Failed = 21, "failed", "the mediator's system refused for another reason";
+    NameNotFound = 22, "name-not-found", "the mediator's name service knows no address of that name";
+    NameFailed = 23, "name-failed", "the mediator's name service did not answer; check the name servers of its machine";
 
     // Why a port ended.
     Closed = 32, "closed", "closed on request";
@@ -80,6 +82,7 @@ codes! {
     TlsFailed = 77, "tls-failed", "the TLS handshake failed";
     ConnectionLost = 78, "connection-lost", "the connection was lost";
     PeerClosed = 79, "peer-closed", "the other end went away in an orderly way";
+    Revoked = 80, "revoked", "the token or certificate was revoked at the relay; ask its operator for a new one";
 }
 
 impl Code {

@@ -19,13 +19,22 @@ pub const SERVER_NAME: &str = "isthmus-relay";
 /// Who is calling the relay, with what right.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Signed token (JWT) that names the caller.
+    /// Signed token (JWT) that names the caller; empty where its TLS certificate does.
+    #[serde(default)]
     pub token: String,
     /// In which role.
     pub role: Role,
     /// How many UDP channels the caller would like.
     #[serde(default)]
     pub udp_channels: u8,
+    /// A random number that the caller's process keeps while it runs; zero for none. It tells one that comes back
+    /// from another one that uses the same token.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub instance: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A caller's role.
@@ -64,6 +73,18 @@ pub struct Report {
     pub policy: Vec<AllowRule>,
     /// The service that it wishes to use, in its owner's words.
     pub service: String,
+    /// What it offers by name, for the relay's named routes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub offers: Vec<Offer>,
+}
+
+/// A host that a mediator offers under a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// The name, in lower case; `*` for every name that the relay leads to this mediator.
+    pub name: String,
+    /// The host.
+    pub target: SocketAddr,
 }
 
 /// One interface of a mediator.

@@ -7,6 +7,8 @@
 
 pub mod code;
 pub mod dialer;
+pub mod door;
+pub mod enroll;
 pub mod hello;
 pub mod id;
 pub mod limits;

@@ -49,6 +49,10 @@ pub const PORTS_MAX_MAX: u32 = 1 << 19;
 /// (by asking without reading the answers) is cut off.
 pub const CONTROL_QUEUE_MAX: usize = 4 * 1024 * 1024;
 
+/// No new port is opened on a link on which so many bytes of control frames wait: control goes before payload, so that
+/// visitors who come and go faster than the link can tell of them would starve it, and end it at [`CONTROL_QUEUE_MAX`].
+pub const CONTROL_QUEUE_HIGH: usize = 256 * 1024;
+
 /// Most UDP channels of one link.
 pub const CHANNELS_MAX: u8 = 16;
 

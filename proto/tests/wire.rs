@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use isthmus_proto::limits::FRAME_PAYLOAD_MAX;
 use isthmus_proto::wire::{
-    ADDR_LEN, ControlBuf, DecodeError, Frame, HEADER_LEN, InnerDatagrams, Kind, OpenFlags, RequestKind,
+    ADDR_LEN, ControlBuf, DecodeError, Frame, HEADER_LEN, InnerDatagrams, Kind, NamedTarget, OpenFlags, RequestKind,
     TRAILER_ADDR_LEN, read_header, write_data_header, write_datagram_header, write_trailer,
 };
 use isthmus_proto::{Code, PortId};
@@ -13,9 +13,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 /// The numbers of all kinds, as the protocol's table gives them.
-const KINDS: [u8; 21] = [
-    0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x10, 0x11, 0x12, 0x13, 0x14, 0x18, 0x19, 0x20, 0x21, 0x22, 0x23,
-    0x30, 0x31,
+const KINDS: [u8; 24] = [
+    0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0a, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x18, 0x19, 0x20,
+    0x21, 0x22, 0x23, 0x30, 0x31,
 ];
 
 const REQUESTS: [RequestKind; 5] =
@@ -51,9 +51,17 @@ impl Fields {
             Kind::Pong => Frame::Pong { opaque: a64 },
             Kind::Query => Frame::Query { query: a32, json },
             Kind::QueryAnswer => Frame::QueryAnswer { query: a32, json },
-            Kind::Open => Frame::Open { port, request, flags: OpenFlags(self.flags & 0x7f), local: addr, peer },
+            Kind::Renew => Frame::Renew { token: &self.text },
+            Kind::Asker => Frame::Asker { asker: a16, name: &self.text },
+            Kind::Open => {
+                Frame::Open { port, request, flags: OpenFlags(self.flags & 0x3f), local: addr, peer, asker: a32 as u16 }
+            }
             Kind::Connect => {
                 Frame::Connect { port, request, to: addr, timeout_ms: a32, unanswered: self.flags & 1 == 1 }
+            }
+            Kind::ConnectName => {
+                let to = NamedTarget { name: &self.text, port: a16, rules: &self.text };
+                Frame::ConnectName { port, request, to, timeout_ms: a32 }
             }
             Kind::Serve => Frame::Serve { port, request },
             Kind::Close => Frame::Close { port, request },
@@ -174,7 +182,7 @@ proptest! {
         let takes_all = matches!(
             kind,
             Kind::Hello | Kind::Welcome | Kind::Goodbye | Kind::Report | Kind::Query | Kind::QueryAnswer | Kind::Data
-                | Kind::Datagram
+                | Kind::Datagram | Kind::Renew | Kind::Asker
         );
         if !takes_all {
             prop_assert_eq!(decode(&bytes), Ok(fields.frame(kind)));
@@ -287,7 +295,8 @@ fn values_that_may_not_be_are_bad_payloads() {
 #[test]
 fn the_peer_bit_of_open_is_not_the_callers_to_set() {
     let local: SocketAddr = "10.0.0.1:1".parse().unwrap();
-    let open = |flags, peer| Frame::Open { port: PortId(2), request: 1, flags: OpenFlags(flags), local, peer };
+    let open =
+        |flags, peer| Frame::Open { port: PortId(2), request: 1, flags: OpenFlags(flags), local, peer, asker: 0 };
     let bytes = pushed(&open(OpenFlags::UDP, Some(local)));
     assert_eq!(bytes[1], OpenFlags::UDP | 0x80);
     assert_eq!(decode(&bytes), Ok(open(OpenFlags::UDP, Some(local))));

@@ -1,21 +1,28 @@
 //! The command line: what an operator may set, with its defaults and bounds.
 
+mod changes;
+
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use ipnet::IpNet;
 use isthmus_proto::MediatorId;
 use isthmus_proto::limits;
 use isthmus_proto::policy::AllowRule;
-use tracing_subscriber::EnvFilter;
+use isthmus_settings::Rules;
 
-use crate::publish::Publish;
-use crate::trust::{Glob, Operation};
+pub use changes::Change;
+
+use crate::expose::{EXPOSES_MAX, Expose};
+use crate::names::{NameRoute, Names};
+use crate::proxy::ProxyPort;
+use crate::publish::{Publish, PublishSpec};
+use crate::trust::{Glob, Operation, TrustOptions};
 
 /// Most shards of one relay. A shard's number travels in a byte of every UDP channel datagram.
 pub const SHARDS_MAX: i64 = 128;
@@ -33,6 +40,10 @@ pub enum Invocation {
     Run(Box<Config>),
     /// Issue a token.
     Token(TokenArgs),
+    /// Change or show the token keys and revocations.
+    Keys(KeyAction),
+    /// Print the line that sets a mediator up.
+    Enroll(EnrollArgs),
     /// Print the server certificate's fingerprint.
     Fingerprint(FingerprintArgs),
     /// Send a command to a running relay.
@@ -46,29 +57,28 @@ pub enum Invocation {
 pub fn parse<I>(words: I) -> Result<Invocation, clap::Error>
 where
     I: IntoIterator,
-    I::Item: Into<OsString> + Clone,
+    I::Item: Into<OsString>,
 {
-    let cli = Cli::try_parse_from(words)?;
+    let words: Vec<OsString> = words.into_iter().map(Into::into).collect();
+    let cli: Cli = isthmus_settings::parse(&words, Rules::default())?;
     match cli.command {
-        Some(Sub::Token(args)) => Ok(Invocation::Token(args)),
+        Some(Sub::Token(TokenCli { action: Some(action), .. })) => Ok(Invocation::Keys(action)),
+        Some(Sub::Token(TokenCli { issue: Some(args), .. })) => Ok(Invocation::Token(args)),
+        Some(Sub::Token(TokenCli { issue: None, .. })) => {
+            let text = "give --state DIR and --mediator ID, or --terminal NAME with --mediators GLOB";
+            Err(Cli::command().error(ErrorKind::MissingRequiredArgument, text))
+        }
+        Some(Sub::Enroll(args)) => Ok(Invocation::Enroll(args)),
         Some(Sub::Fingerprint(args)) => Ok(Invocation::Fingerprint(args)),
         Some(Sub::Ctl(args)) => Ok(Invocation::Ctl(args)),
         None => {
             let mut config = cli.config;
             config.state = cli.state.unwrap_or_default();
+            config.source = words;
             config.check(cores()).map_err(|text| Cli::command().error(ErrorKind::ValueValidation, text))?;
             Ok(Invocation::Run(Box::new(config)))
         }
     }
-}
-
-/// Starts logging to standard error; `filter` was checked by [`parse`].
-pub fn init_log(filter: &str) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let colours = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
-    // It fails only where a subscriber is set already, as in a test: that one is then the better one.
-    let _ = log.try_init();
 }
 
 #[derive(Debug, Parser)]
@@ -79,14 +89,19 @@ struct Cli {
     /// Directory of the keys; made on the first start, never overwritten
     #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE", required = true)]
     state: Option<PathBuf>,
+    /// Settings from this TOML file: a key for each flag, of its name; flags and environment count more
+    #[arg(long = "config", value_name = "FILE", env = "ISTHMUS_CONFIG")]
+    _file: Option<PathBuf>,
     #[command(flatten)]
     config: Config,
 }
 
 #[derive(Debug, Subcommand)]
 enum Sub {
-    /// Issue a token for a mediator or a terminal
-    Token(TokenArgs),
+    /// Issue a token for a mediator or a terminal; rotate and retire the keys that sign them; revoke
+    Token(TokenCli),
+    /// Print one line that sets a mediator up: `isthmus-agent enroll LINE`
+    Enroll(EnrollArgs),
     /// Print the server certificate's fingerprint, for --pin
     Fingerprint(FingerprintArgs),
     /// Send a command to the running relay and print its answer
@@ -96,6 +111,9 @@ enum Sub {
 /// All settings of a running relay.
 #[derive(Clone, Debug, Args)]
 pub struct Config {
+    /// The command line that it came from, to read all again.
+    #[arg(skip)]
+    pub source: Vec<OsString>,
     /// Directory of the keys (see [`crate::trust::State`]).
     #[arg(skip)]
     pub state: PathBuf,
@@ -106,15 +124,50 @@ pub struct Config {
     #[arg(long, value_name = "N", default_value_t = cores(), hide_default_value = true, env = "ISTHMUS_SHARDS",
           value_parser = shard_count)]
     pub shards: usize,
-    /// Lend a port of the relay to a host behind a mediator
+    /// Lend a port of the relay to a host behind a mediator; several: PROTO:ADDR,ADDR:PORT-PORT=MEDIATOR/HOST:PORT[-PORT]
     #[arg(long = "publish", value_name = "PROTO:ADDR:PORT=MEDIATOR/HOST:PORT")]
-    pub publishes: Vec<Publish>,
+    pub publish: Vec<PublishSpec>,
+    /// The other way: hosts that connect to a port of the mediator are led to a public address, told who they are with
+    /// ,proxy=v2 at the end. May be repeated
+    #[arg(long, value_name = "tcp:MEDIATOR/IP:PORT=HOST:PORT")]
+    pub expose: Vec<Expose>,
+    /// Lead visitors of this TCP port by the name that they ask for, in TLS or HTTP/1, as --name says. May be repeated
+    #[arg(long, value_name = "ADDR:PORT", env = "ISTHMUS_NAMES", value_delimiter = ',')]
+    pub names: Vec<SocketAddr>,
+    /// Where a name leads, on every --names port: www.example.net=cpe-1/10.0.0.5:443 or '*.example.net=*/127.0.0.1:443',
+    /// the label being the mediator's name. May be repeated
+    #[arg(long, value_name = "NAME=MEDIATOR[/HOST:PORT]")]
+    pub name: Vec<NameRoute>,
+    /// Load balancers in front: their connections to TCP ports of visitors have to begin with a PROXY header, which is
+    /// believed. May be repeated
+    #[arg(long, value_name = "CIDR", env = "ISTHMUS_PROXY_FROM", value_delimiter = ',', value_parser = network)]
+    pub proxy_from: Vec<IpNet>,
+    /// What may be published at run time: addresses and ports of the relay, as in 0.0.0.0:8000-8999 or *:2000-2999 [default:
+    /// anything]. May be repeated
+    #[arg(long, value_name = "CIDR[:PORTS]")]
+    pub publish_allow: Vec<AllowRule>,
+    /// What is published at run time comes back after a restart, as if each 'publish' said 'save'
+    #[arg(long, env = "ISTHMUS_KEEP_PUBLISHES")]
+    pub keep_publishes: bool,
+    /// SOCKS5 and HTTP CONNECT for clients without Isthmus: the user name is the mediator's, the password a terminal's
+    /// token. With =MEDIATOR for that one only, and on a loopback address without a token. May be repeated
+    #[arg(long, value_name = "ADDR:PORT[=MEDIATOR]", env = "ISTHMUS_SOCKS", value_delimiter = ',')]
+    pub socks: Vec<ProxyPort>,
+    /// Ask no token at a --socks port of one mediator, on whatever address it is: whoever reaches it may use the mediator
+    #[arg(long, env = "ISTHMUS_SOCKS_OPEN")]
+    pub socks_open: bool,
     /// Unix socket of the management plane [default: DIR/stats.sock]
     #[arg(long, value_name = "PATH", env = "ISTHMUS_STATS_SOCKET")]
     pub stats_socket: Option<PathBuf>,
     /// No TLS: for benchmarks and closed networks only; the other side must ask for it too
     #[arg(long)]
     pub plaintext: bool,
+    /// Tokens of another issuer are good too: its public keys (EdDSA, ES256), as a JWKS document
+    #[arg(long, value_name = "FILE", env = "ISTHMUS_JWKS")]
+    pub jwks: Option<PathBuf>,
+    /// Certificates that one of these authorities (PEM) signed are good in place of tokens; docs/tokens.md
+    #[arg(long, value_name = "FILE", env = "ISTHMUS_CLIENT_CA")]
+    pub client_ca: Option<PathBuf>,
     /// Time between maintain packets on an idle TCP channel
     #[arg(long, value_name = "TIME", default_value = "20s", env = "ISTHMUS_KEEPALIVE_TCP", value_parser = duration)]
     pub keepalive_tcp: Duration,
@@ -159,9 +212,20 @@ pub struct Config {
 }
 
 impl Config {
+    /// Every port to publish, by itself.
+    pub fn publishes(&self) -> impl Iterator<Item = &Publish> {
+        self.publish.iter().flat_map(|spec| spec.publishes())
+    }
+
     /// Where the stats socket is.
     pub fn stats_socket_path(&self) -> PathBuf {
         self.stats_socket.clone().unwrap_or_else(|| default_stats_socket(&self.state))
+    }
+
+    /// What of it decides whom to trust.
+    pub fn trust(&self) -> TrustOptions {
+        let Self { plaintext, jwks, client_ca, .. } = self;
+        TrustOptions { plaintext: *plaintext, jwks: jwks.clone(), client_ca: client_ca.clone() }
     }
 
     /// What no single flag's parser can see.
@@ -173,15 +237,108 @@ impl Config {
                  or leave --busy-poll off"
             ));
         }
+        Names::new(self.name.clone())?;
+        if self.names.is_empty() && !self.name.is_empty() {
+            return Err("--name: on which port? give --names ADDR:PORT too, as in --names 0.0.0.0:443".into());
+        }
         let mut seen = HashSet::new();
-        for publish in &self.publishes {
+        for publish in self.publishes() {
             // Port 0 means a free one each time, so two of them do not collide.
             if publish.listen.port() != 0 && !seen.insert((publish.proto, publish.listen)) {
                 return Err(format!("--publish names {}:{} twice", publish.proto, publish.listen));
             }
         }
+        let mut seen = HashSet::new();
+        if let Some(expose) = self.expose.iter().find(|expose| !seen.insert(&expose.server)) {
+            return Err(format!("--expose names {} twice", expose.server));
+        }
+        if self.expose.len() > EXPOSES_MAX {
+            return Err(format!("--expose: these are more than {EXPOSES_MAX} services"));
+        }
         Ok(())
     }
+}
+
+/// `token`: an action, or the arguments of a new one.
+#[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct TokenCli {
+    #[command(subcommand)]
+    action: Option<KeyAction>,
+    #[command(flatten)]
+    issue: Option<TokenArgs>,
+}
+
+/// What `token` does with the keys and the revocation list.
+#[derive(Clone, Debug, Subcommand)]
+pub enum KeyAction {
+    /// Make a new key that signs; the older ones go on verifying
+    Rotate(StateDir),
+    /// List the keys
+    Keys(StateDir),
+    /// Remove a key that verifies: what it signed is good no more, and its sessions end
+    Retire {
+        /// Where.
+        #[command(flatten)]
+        at: StateDir,
+        /// The key, as 'token keys' lists it
+        #[arg(value_name = "KID")]
+        kid: String,
+    },
+    /// Take back a token, or all that a mediator or a terminal was issued so far; their sessions end
+    Revoke(RevokeArgs),
+    /// Print the revocation list
+    Revoked(StateDir),
+}
+
+/// A state directory.
+#[derive(Clone, Debug, Args)]
+pub struct StateDir {
+    /// Directory of the keys
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE")]
+    pub state: PathBuf,
+}
+
+/// Arguments of `token revoke`.
+#[derive(Clone, Debug, Args)]
+#[command(group = clap::ArgGroup::new("revoked").required(true).args(["jti", "mediator", "terminal"]))]
+pub struct RevokeArgs {
+    /// Where.
+    #[command(flatten)]
+    pub at: StateDir,
+    /// The token's identifier, the token itself, or a certificate's SHA-256
+    #[arg(value_name = "JTI")]
+    pub jti: Option<String>,
+    /// All that this mediator was issued so far
+    #[arg(long, value_name = "ID")]
+    pub mediator: Option<MediatorId>,
+    /// All that this terminal was issued so far
+    #[arg(long, value_name = "NAME", value_parser = terminal_name)]
+    pub terminal: Option<String>,
+    /// Drop the entry after this time, when what it revokes has ended anyway [default: with the token that is given
+    /// whole, else never]
+    #[arg(long, value_name = "TIME", value_parser = time_to_live)]
+    pub keep: Option<Duration>,
+}
+
+/// Arguments of `enroll`.
+#[derive(Clone, Debug, Args)]
+pub struct EnrollArgs {
+    /// The mediator's name
+    #[arg(value_name = "MEDIATOR")]
+    pub mediator: MediatorId,
+    /// Directory of the keys; made if it is absent
+    #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE")]
+    pub state: PathBuf,
+    /// Where the mediator reaches this relay's service port
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_port)]
+    pub address: String,
+    /// What the mediator shall allow [default: the subnets that it is attached to]
+    #[arg(long, value_name = "CIDR[:PORTS]", value_delimiter = ',')]
+    pub allow: Vec<AllowRule>,
+    /// How long its token is good
+    #[arg(long, value_name = "TIME", default_value = "365d", value_parser = time_to_live)]
+    pub ttl: Duration,
 }
 
 /// Arguments of `token`.
@@ -247,6 +404,12 @@ fn default_stats_socket(state: &Path) -> PathBuf {
     state.join("stats.sock")
 }
 
+/// A network, or one address.
+fn network(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse().or_else(|_| address()).map_err(|_| "write an address or a network such as 192.0.2.0/24".into())
+}
+
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().min(SHARDS_MAX as usize))
 }
@@ -280,6 +443,21 @@ fn time_to_live(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn host_port(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((host, port))
+            if !host.is_empty()
+                && text.len() <= 261
+                && port.parse::<u16>().is_ok_and(|port| port > 0)
+                && !text.contains(|c: char| c.is_whitespace() || c.is_control())
+                && (!host.contains(':') || host.starts_with('[') && host.ends_with(']')) =>
+        {
+            Ok(text.to_owned())
+        }
+        _ => Err("write HOST:PORT; an IPv6 address stands in brackets: [2001:db8::1]:4470".into()),
+    }
+}
+
 fn terminal_name(text: &str) -> Result<String, String> {
     if (1..=64).contains(&text.len()) && !text.contains(char::is_control) {
         Ok(text.to_owned())
@@ -289,7 +467,7 @@ fn terminal_name(text: &str) -> Result<String, String> {
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
-    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+    crate::log::check(text).map(|_| text.to_owned())
 }
 
 #[cfg(test)]
@@ -305,6 +483,13 @@ mod tests {
             Ok(Invocation::Run(config)) => *config,
             other => panic!("{line}: {other:?}"),
         }
+    }
+
+    #[test]
+    fn example_names_every_setting_and_sets_the_defaults() {
+        let text = include_str!("../../examples/relay.toml");
+        let words = ["isthmus-relay", "--state", "/d"];
+        assert_eq!(isthmus_settings::check_example(&Cli::command(), &words, text, Rules::default()), Ok(()));
     }
 
     #[test]
@@ -340,7 +525,7 @@ mod tests {
              --udp-flows-max 8 --ports-max 9 --log debug --congestion cubic",
         );
         assert_eq!(config.listen, "127.0.0.1:1".parse().unwrap());
-        assert_eq!((config.shards, config.publishes.len()), (3, 2));
+        assert_eq!((config.shards, config.publishes().count()), (3, 2));
         assert_eq!(config.stats_socket_path(), Path::new("/s"));
         assert_eq!((config.half_open_max, config.udp_flows_max, config.ports_max), (7, 8, 9));
         assert_eq!((config.log.as_str(), config.congestion.as_deref()), ("debug", Some("cubic")));

@@ -6,10 +6,15 @@
 
 pub mod admin;
 pub mod config;
+pub mod expose;
+pub mod log;
+pub mod names;
+pub mod proxy;
 pub mod publish;
 pub mod run;
 pub mod shard;
 pub mod token_cmd;
 pub mod trust;
+pub mod upstream;
 
 pub use run::run;

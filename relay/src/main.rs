@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use isthmus_relay::config::{self, Invocation};
-use isthmus_relay::{admin, token_cmd};
+use isthmus_relay::{admin, log, token_cmd};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -11,10 +11,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let outcome = match config::parse(std::env::args_os()) {
         Ok(Invocation::Run(config)) => {
-            config::init_log(&config.log);
+            log::init(&config.log);
             isthmus_relay::run(*config).map(|()| ExitCode::SUCCESS)
         }
         Ok(Invocation::Token(args)) => token_cmd::token(&args).map(|()| ExitCode::SUCCESS),
+        Ok(Invocation::Keys(action)) => token_cmd::keys(&action).map(|()| ExitCode::SUCCESS),
+        Ok(Invocation::Enroll(args)) => token_cmd::enroll(&args).map(|()| ExitCode::SUCCESS),
         Ok(Invocation::Fingerprint(args)) => token_cmd::fingerprint(&args).map(|()| ExitCode::SUCCESS),
         Ok(Invocation::Ctl(args)) => admin::ctl::run(&args),
         Err(error) => error.exit(),

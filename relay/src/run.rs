@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use isthmus_proto::ShardId;
-use rustls::ServerConfig;
 use tokio::sync::oneshot;
 
 use crate::admin::command::COMMANDS_MAX;
 use crate::admin::{self, Admin, Command, Limits, RelayInfo, ShardCounters, ShardHandle, StatsSocket};
 use crate::config::Config;
-use crate::trust::{self, State, TokenKey};
+use crate::names::Names;
+use crate::publish::Kept;
+use crate::trust::{State, Trust, TrustSource};
 
 /// How long the shards may take to end their tunnels in an orderly way.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -22,12 +23,25 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// What all shards share, read-only.
 #[derive(Debug)]
 pub struct Shared {
-    /// The settings.
+    /// The settings. A reload gives the shards another one: those that matter at the start only do not differ in it.
     pub config: Config,
-    /// TLS for the service port; `None` in plaintext mode.
-    pub tls: Option<Arc<ServerConfig>>,
-    /// Checks tokens.
-    pub tokens: TokenKey,
+    /// The named routes that the relay started with.
+    pub names: Arc<Names>,
+    /// Whom to let in, at the start.
+    pub trust: Arc<Trust>,
+}
+
+impl Shared {
+    /// What a configuration and the state directory's keys give, at the start and at each reload; `before` is whom the
+    /// relay trusts until then.
+    ///
+    /// # Errors
+    /// Keys or settings that do not fit together.
+    pub fn new(config: Config, state: &State, before: Option<&Trust>) -> anyhow::Result<Self> {
+        let trust = Arc::new(Trust::load(state, &config.trust(), before)?);
+        let names = Arc::new(Names::new(config.name.clone()).map_err(anyhow::Error::msg)?);
+        Ok(Self { names, config, trust })
+    }
 }
 
 /// A shard's place: what one thread gets for its own. It keeps the seat until it ends.
@@ -90,11 +104,12 @@ pub fn run_with(
         tracing::warn!(%error, "the limit of descriptors stays as low as it is; set LimitNOFILE= in the unit");
     }
     let state = State::open(&config.state)?;
-    let tls = if config.plaintext { None } else { Some(trust::server_config(&state)?) };
+    let kept = Kept::load(&config.state)?;
+    let shared = Arc::new(Shared::new(config.clone(), &state, None)?);
+    let source = TrustSource::new(config.state.clone(), config.trust(), shared.trust.clone());
     let stats_socket = StatsSocket::bind(&config.stats_socket_path())?;
     let threads_max = config.shards + 1;
     let (ended_sender, ended) = crossbeam_channel::bounded(threads_max);
-    let shared = Arc::new(Shared { config, tls, tokens: state.tokens().clone() });
 
     let (seats, senders) = seats(shared.config.shards, &ended_sender);
     let shown: Vec<_> = seats.iter().map(|seat| seat.counters.clone()).collect();
@@ -115,7 +130,9 @@ pub fn run_with(
         tracing::warn!("plaintext: whoever is on the way can read and change everything, the tokens too");
     }
     let (stop, stopped) = oneshot::channel();
-    let admin = Admin { socket: stats_socket, shards: handles.clone(), info, limits: Limits::default() };
+    let limits = Limits::default();
+    let trust = Some(source);
+    let admin = Admin { socket: stats_socket, shards: handles.clone(), info, limits, trust, config, kept };
     let management = spawn_admin(admin, stopped, Ended(ended_sender))?;
 
     // Whichever thread ends first, by a signal, an error or a panic, ends the relay.

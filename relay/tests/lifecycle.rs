@@ -24,7 +24,7 @@ fn config(state: &Path) -> Config {
 /// Shards that run until they are told to stop; shard 1 fails at once if `failing`.
 fn spawn(failing: bool) -> impl FnOnce(Arc<Shared>, Vec<ShardSeat>) -> anyhow::Result<Shards> + Send {
     move |shared, seats| {
-        assert!(shared.tls.is_some());
+        assert!(shared.trust.tls.is_some());
         let start = |seat: ShardSeat| {
             let work = move || {
                 let ShardSeat { id, commands, counters: _, ended: _ended } = seat;

@@ -112,17 +112,23 @@ impl Channels {
         let len = write_trailer(&mut trailer, port, Some(remote), payload.len() as u16);
         let mut packet = [0; PACKET_MAX];
         let count = self.all.len();
-        for channel in (0..count).map(|n| &self.all[(port.index() + n) % count]) {
+        // From the port's own on, all of them.
+        for channel in self.all.iter().cycle().skip(port.index() % count.max(1)).take(count) {
             let sealed = {
                 let mut outgoing = channel.lock();
                 if !outgoing.clock.is_live(now) {
                     continue;
                 }
-                outgoing.keys.seal_into(channel.header(kind::DATA), payload, &trailer[..len], &mut packet)
+                outgoing.keys.seal_into(
+                    channel.header(kind::DATA),
+                    payload,
+                    trailer.get(..len).unwrap_or_default(),
+                    &mut packet,
+                )
             };
             // A used-up key is a channel that no longer works.
             let Ok(size) = sealed else { continue };
-            return channel.send(&packet[..size]).await.map(|()| true);
+            return channel.send(packet.get(..size).unwrap_or_default()).await.map(|()| true);
         }
         Ok(false)
     }
@@ -140,7 +146,10 @@ impl Channels {
                     }
                     for _ in 0..TURN_MAX {
                         match channel.socket.try_recv(&mut buffer) {
-                            Ok(len) => channel.on_packet(&shared, &mut incoming.keys, &mut buffer[..len]).await,
+                            Ok(len) => {
+                                let packet = buffer.get_mut(..len).unwrap_or_default();
+                                channel.on_packet(&shared, &mut incoming.keys, packet).await;
+                            }
                             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                             // An ICMP error: the clock finds out what it means.
                             Err(_) => break,
@@ -187,7 +196,7 @@ impl Channel {
             (size, outgoing.clock.deadline())
         };
         if let Some(size) = size
-            && let Err(error) = self.send(&packet[..size]).await
+            && let Err(error) = self.send(packet.get(..size).unwrap_or_default()).await
         {
             tracing::debug!(channel = self.id.0, %error, "cannot send a maintain packet");
         }
@@ -211,7 +220,7 @@ impl Channel {
         if !was_live {
             shared.channels.changed.notify_waiters();
         }
-        let plaintext = &packet[range];
+        let plaintext = packet.get(range).unwrap_or_default();
         match header.kind {
             kind::DATA => shared.with(|state| state.on_channel_plaintext(plaintext, now)),
             kind::PING if plaintext.len() <= CHANNEL_PLAINTEXT_MAX => {
@@ -219,7 +228,7 @@ impl Channel {
                 let sealed = self.lock().keys.seal_into(self.header(kind::PONG), plaintext, &[], &mut answer);
                 if let Ok(size) = sealed {
                     // A lost echo is asked for again.
-                    let _ = self.send(&answer[..size]).await;
+                    let _ = self.send(answer.get(..size).unwrap_or_default()).await;
                 }
             }
             _ => {}

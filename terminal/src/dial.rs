@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use isthmus_proto::hello::{Hello, Role, VERSION, Welcome};
 use isthmus_proto::record::{
-    self, ClientHandshake, Established, Opened, PLAINTEXT_MAX, RECORD_HEADER, RECORD_MAX, Session, Step, client_config,
+    self, ClientHandshake, Established, Opened, PLAINTEXT_MAX, RECORD_HEADER, RECORD_MAX, Session, Step,
+    client_config_with_identity,
 };
 use isthmus_proto::wire::{ControlBuf, Frame, HEADER_LEN, read_header};
 use isthmus_proto::{Code, MediatorId};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::{Config, Error, Trust};
 
@@ -45,12 +47,18 @@ async fn dial_untimed(config: &Config, mediator: Option<MediatorId>) -> Result<D
     let mut input = Vec::new();
     let (mut session, mut udp_secret) = match &config.trust {
         Trust::Plaintext => (Session::plaintext(), None),
-        Trust::Pin(pin) => handshake(&mut socket, record::Trust::Pin(*pin), &mut input).await?,
-        Trust::Ca(ca) => handshake(&mut socket, record::Trust::Ca(ca.clone()), &mut input).await?,
+        Trust::Pin(pin) => handshake(&mut socket, record::Trust::Pin(*pin), config, &mut input).await?,
+        Trust::Ca(ca) => handshake(&mut socket, record::Trust::Ca(ca.clone()), config, &mut input).await?,
     };
-    let hello =
-        Hello { token: config.token.clone(), role: Role::Terminal { mediator }, udp_channels: config.udp_channels };
-    send_hello(&mut socket, &mut session, &hello).await?;
+    let mut hello = Hello {
+        token: config.token.to_string(),
+        role: Role::Terminal { mediator },
+        udp_channels: config.udp_channels,
+        instance: 0,
+    };
+    let sent = send_hello(&mut socket, &mut session, &hello).await;
+    hello.token.zeroize();
+    sent?;
     let mut greeting = Greeting { socket: &mut socket, session: &mut session, input: &mut input };
     let (welcome, frames) = greeting.welcome().await?;
     if session.is_plaintext() {
@@ -82,9 +90,15 @@ async fn connect(relay: &str) -> Result<TcpStream, Error> {
 async fn handshake(
     socket: &mut TcpStream,
     trust: record::Trust,
+    settings: &Config,
     input: &mut Vec<u8>,
 ) -> Result<(Session, Option<[u8; 32]>), Error> {
-    let config = client_config(trust).map_err(|error| Error::Config(format!("the CA file cannot be used: {error}")))?;
+    let identity = settings
+        .identity
+        .as_ref()
+        .map(|identity| record::Identity { chain: identity.chain.clone(), key: identity.key.clone_key() });
+    let config = client_config_with_identity(trust, identity)
+        .map_err(|error| Error::Config(format!("the CA file, or certificate and key, cannot be used: {error}")))?;
     let name = ServerName::try_from(RELAY_NAME).map_err(|error| Error::Config(error.to_string()))?;
     let mut client = ClientHandshake::new(config, name)?;
     let mut output = Vec::new();
@@ -103,17 +117,18 @@ async fn handshake(
             Step::NeedMore => fill(socket, input).await?,
         }
     }
-    let Established { session, udp_secret } = client.into_session()?;
+    let Established { session, udp_secret, .. } = client.into_session()?;
     Ok((session, Some(udp_secret)))
 }
 
 async fn send_hello(socket: &mut TcpStream, session: &mut Session, hello: &Hello) -> Result<(), Error> {
     let json = serde_json::to_vec(hello).map_err(|error| Error::Config(error.to_string()))?;
+    let json = Zeroizing::new(json);
     let mut frames = ControlBuf::default();
     frames.push(&Frame::Hello { version: VERSION, json: &json });
     let frames = frames.take(PLAINTEXT_MAX);
-    let mut record = vec![0; RECORD_HEADER + frames.len() + session.tail()];
-    record[RECORD_HEADER..RECORD_HEADER + frames.len()].copy_from_slice(frames);
+    let mut record = [&[0; RECORD_HEADER], frames].concat();
+    record.resize(record.len() + session.tail(), 0);
     session.seal(&mut record).map_err(Error::protocol)?;
     socket.write_all(&record).await.map_err(broken)
 }
@@ -130,13 +145,15 @@ impl Greeting<'_> {
         loop {
             let plaintext = self.record().await?;
             let header = read_header(&plaintext).map_err(Error::protocol)?;
-            let end = HEADER_LEN + usize::from(header.len);
-            match Frame::decode(header, &plaintext[HEADER_LEN..end]).map_err(Error::protocol)? {
+            let Some((frame, rest)) = plaintext.split_at_checked(HEADER_LEN + usize::from(header.len)) else {
+                return Err(Error::protocol("the relay's greeting is cut off"));
+            };
+            match Frame::decode(header, frame.get(HEADER_LEN..).unwrap_or_default()).map_err(Error::protocol)? {
                 Frame::Welcome { version: VERSION, json } => {
                     let welcome = serde_json::from_slice(json).map_err(|error| {
                         Error::protocol(format_args!("the relay's welcome cannot be read: {error}"))
                     })?;
-                    return Ok((welcome, plaintext[end..].to_vec()));
+                    return Ok((welcome, rest.to_vec()));
                 }
                 Frame::Welcome { version, .. } => {
                     let text = format!("the relay speaks version {version}, we speak {VERSION}");
@@ -172,7 +189,7 @@ impl Greeting<'_> {
             };
             let mut record: Vec<u8> = self.input.drain(..len).collect();
             match self.session.open(&mut record).map_err(Error::protocol)? {
-                Opened::Data(range) => return Ok(record[range].to_vec()),
+                Opened::Data(range) => return Ok(record.get(range).unwrap_or_default().to_vec()),
                 Opened::KeyUpdate { .. } | Opened::Ignored => {}
                 Opened::CloseNotify => return Err(lost("the relay closed the connection instead of greeting")),
                 Opened::Alert(alert) => return Err(lost(&format!("the relay sent TLS alert {alert}"))),

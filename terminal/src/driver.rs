@@ -31,7 +31,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// [`Error::Io`] when the channels' sockets cannot be made.
-pub(crate) async fn start(config: &Config, dialled: Dialled) -> Result<Handle, Error> {
+pub(crate) async fn start(config: &Config, dialled: Dialled, generation: u64) -> Result<Handle, Error> {
     let Dialled { socket, session, welcome, udp_secret, frames, input } = dialled;
     let relay = socket.peer_addr().map_err(|source| Error::io("the relay's address is gone", source))?;
     let (channels, incoming) = match udp_secret {
@@ -43,7 +43,7 @@ pub(crate) async fn start(config: &Config, dialled: Dialled) -> Result<Handle, E
     let maintain = Maintain::Caller { interval: millis(welcome.keepalive_tcp_ms), dead: millis(welcome.dead_ms) };
     let link = LinkConfig { side: Side::Requester, ports_max: welcome.ports_max, maintain };
     let state = State::new(link, welcome.report.clone(), isthmus_proto::Instant::ZERO);
-    let shared = Arc::new(Shared::new(state, origin, channels, config.connect_timeout, &welcome));
+    let shared = Arc::new(Shared::new(state, origin, channels, config.connect_timeout, generation, &welcome));
     let driver =
         Driver { shared: shared.clone(), socket, session, egress: Egress::default(), input, filled: 0, alerted: false };
     tokio::spawn(driver.run(frames, incoming));
@@ -160,7 +160,7 @@ impl Driver {
     }
 
     fn read(&mut self) -> Result<(), Error> {
-        match self.socket.try_read(&mut self.input[self.filled..]) {
+        match self.socket.try_read(self.input.get_mut(self.filled..).unwrap_or_default()) {
             Ok(0) => {
                 let text = "the relay closed it without a word".to_owned();
                 Err(Error::Lost { code: Code::ConnectionLost, text })
@@ -180,13 +180,14 @@ impl Driver {
         let mut opened: Vec<Range<usize>> = Vec::new();
         let mut at = 0;
         let end = loop {
-            let bytes = &mut self.input[at..self.filled];
+            let bytes = self.input.get_mut(at..self.filled).unwrap_or_default();
             let len = match parse_header(bytes) {
-                Ok(Some(len)) if len <= bytes.len() => len,
-                Ok(_) => break Ok(()),
+                Ok(Some(len)) => len,
+                Ok(None) => break Ok(()),
                 Err(error) => break Err(self.refuse(error)),
             };
-            match self.session.open(&mut bytes[..len]) {
+            let Some(record) = bytes.get_mut(..len) else { break Ok(()) };
+            match self.session.open(record) {
                 Ok(Opened::Data(range)) => opened.push(at + range.start..at + range.end),
                 Ok(Opened::KeyUpdate { .. } | Opened::Ignored) => {}
                 Ok(Opened::CloseNotify) => break Err(Error::Lost { code: Code::PeerClosed, text: String::new() }),
@@ -201,7 +202,9 @@ impl Driver {
         if !opened.is_empty() {
             // What came before a bad record was good, and may say why.
             self.shared.with(|state| {
-                opened.iter().try_for_each(|range| state.on_frames(&input[range.clone()], now))?;
+                opened
+                    .iter()
+                    .try_for_each(|range| state.on_frames(input.get(range.clone()).unwrap_or_default(), now))?;
                 if state.link.is_overrun() { Err(overrun()) } else { Ok(()) }
             })?;
         }

@@ -29,11 +29,13 @@ impl Handle {
         &self.0.0
     }
 
-    /// Gives this share back and waits for the driver's end.
-    pub(crate) async fn close(self) {
-        let shared = self.0.0.clone();
-        drop(self);
-        shared.finished().await;
+    /// The connection without a share of it.
+    pub(crate) fn watch(&self) -> Arc<Shared> {
+        self.0.0.clone()
+    }
+
+    pub(crate) fn is_ended(&self) -> bool {
+        self.shared().is_ended()
     }
 }
 

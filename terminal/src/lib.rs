@@ -25,11 +25,56 @@
 //! | open and make server | [`Mediator::listen`], a [`TcpListener`] |
 //! | open UDP, redirect | [`Mediator::udp_bind`], [`Mediator::udp_redirect`], a [`UdpSocket`] |
 //! | each by itself | [`Mediator::open`], a [`Port`] |
+//! | what the relay knows | [`Mediator::info`], [`Relay::list`] |
 //!
-//! One background task drives a connection to the relay; it ends when the last handle and the last
-//! socket are dropped. Every future may be dropped at any time without losing bytes or ports.
+//! # A mediator, asked
+//!
+//! ```no_run
+//! # async fn example(mediator: isthmus_terminal::Mediator) -> Result<(), isthmus_terminal::Error> {
+//! let info = mediator.info().await?;
+//! println!("{} at {}, {} ports", info.summary.id, info.summary.observed, info.ports);
+//! for interface in &info.report.interfaces {
+//!     println!("{}: {:?}", interface.name, interface.addresses);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # When the connection to the relay is lost
+//!
+//! It comes back by itself, and listeners and UDP sockets with it; streams end with a typed error. The text
+//! of [`Mediator`] has the whole of it.
+//!
+//! # Tasks and futures
+//!
+//! Two background tasks serve a handle: one drives its connection, one brings that back; each UDP channel
+//! adds one. They end when the last handle and the last socket are dropped. Everything is
+//! `Send + Sync + 'static`, needs a tokio runtime with time and I/O, and every future may be dropped at any
+//! time: each method's text says what that means.
+//!
+//! # Features
+//!
+//! - `cli` (default): the program `isthmus`. A library user does without it: `default-features = false`.
+#![cfg_attr(feature = "hyper", doc = "- `hyper`: [`MediatorConnector`], HTTP clients through a mediator.")]
+#![cfg_attr(not(feature = "hyper"), doc = "- `hyper`: `MediatorConnector`, HTTP clients through a mediator.")]
+//!
+//! # Versions
+//!
+//! Enumerations and records that may grow are `#[non_exhaustive]`. The public surface is written down in
+//! `api.txt` beside this crate's manifest, and a test compares it, so that no change of it goes unseen.
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
+#![warn(missing_docs, missing_debug_implementations)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+// Nothing that a relay sends or a caller passes may panic.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable, clippy::indexing_slicing)
+)]
+
+/// Its examples are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
 
 mod channel;
 mod config;
@@ -37,6 +82,9 @@ mod dial;
 mod driver;
 mod error;
 mod handle;
+#[cfg(feature = "hyper")]
+mod hyper;
+mod line;
 mod listener;
 mod mediator;
 mod port;
@@ -46,12 +94,18 @@ mod tcp;
 mod transmit;
 mod udp;
 
-pub use config::{Config, Importance, Trust};
+pub use config::{Backoff, Config, Importance, Trust};
 pub use error::{Error, Unreachable};
-pub use isthmus_proto::hello::{MediatorInfo, MediatorSummary, Report};
+#[cfg(feature = "hyper")]
+#[cfg_attr(docsrs, doc(cfg(feature = "hyper")))]
+pub use hyper::{Connecting, MediatorConnector};
+pub use isthmus_proto::hello::{Interface, MediatorInfo, MediatorSummary, Report};
+pub use isthmus_proto::policy::AllowRule;
+pub use isthmus_proto::record::HandshakeError;
 pub use isthmus_proto::{Code, MediatorId, PortId};
 pub use listener::TcpListener;
 pub use mediator::{Mediator, Relay, Stats};
 pub use port::{OpenOptions, Port};
+pub use rustls::pki_types::CertificateDer;
 pub use tcp::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, TcpStream, WriteHalf};
 pub use udp::UdpSocket;

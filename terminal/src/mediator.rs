@@ -1,33 +1,63 @@
 //! The two things that a terminal attaches to: a mediator, or the relay alone.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use isthmus_proto::hello::{MediatorInfo, MediatorSummary, Query, QueryAnswer, Report};
-use isthmus_proto::wire::OpenFlags;
+use isthmus_proto::wire::{NAME_LEN_MAX, OpenFlags};
 use isthmus_proto::{Code, MediatorId};
 
-use crate::handle::{Handle, gone};
-use crate::port::{OpenOptions, Port};
-use crate::{Config, Error, Importance, TcpListener, TcpStream, UdpSocket, dial, driver};
+use crate::handle::gone;
+use crate::line::Line;
+use crate::port::{OpenOptions, Port, open_on};
+use crate::{Config, Error, Importance, TcpListener, TcpStream, UdpSocket};
 
 /// One mediator, by way of its relay. Cheap to clone; the clones share one connection, which ends when
 /// they and all their sockets are dropped.
+///
+/// # Losing the connection
+/// A connection to the relay that is lost comes back by itself: it is dialled again after waits that grow
+/// (see [`Backoff`](crate::Backoff)), until an error that waiting does not cure, such as an expired token
+/// ([`Error::is_transient`] tells). The first try, in [`Mediator::attach`], is not repeated.
+/// - Streams of the lost connection end with an error of [`std::io::ErrorKind::ConnectionAborted`] that has an
+///   [`Error`] within; so do requests that wait for their answer, with [`Error::Lost`] or [`Error::Goodbye`].
+/// - New requests wait for the connection up to [`Config::link_timeout`], and fail then with
+///   [`Error::NotConnected`].
+/// - Listeners and UDP sockets are opened again by themselves: [`TcpListener::accept`] and
+///   [`UdpSocket::recv_from`] just go on.
+///
+/// # Cancel safety
+/// Every method's future may be dropped at any time. What was asked for and not yet given is closed: a
+/// dropped `connect` leaves no connection, a dropped `listen` or `udp_bind` no port.
 #[derive(Clone)]
 pub struct Mediator {
     id: MediatorId,
-    handle: Handle,
+    line: Line,
 }
 
-/// The relay alone, for asking it what it knows. Cheap to clone.
+/// The relay alone, for asking it what it knows. Cheap to clone; comes back after a lost connection as a
+/// [`Mediator`] does.
+///
+/// ```no_run
+/// use isthmus_terminal::{Config, Error, Relay};
+///
+/// async fn names(config: &Config) -> Result<Vec<String>, Error> {
+///     let relay = Relay::connect(config).await?;
+///     Ok(relay.list().await?.into_iter().map(|mediator| mediator.id.to_string()).collect())
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Relay {
-    handle: Handle,
+    line: Line,
 }
 
-/// Figures of one connection.
+/// Figures of the present connection, or of the last one while it is lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Stats {
+    /// How often the connection was lost and came back.
+    pub reconnects: u64,
     /// Payload bytes sent over the TCP channel.
     pub bytes_out: u64,
     /// Payload bytes received.
@@ -56,7 +86,7 @@ impl Relay {
     /// # Errors
     /// Each text says cause and cure; see [`Error`].
     pub async fn connect(config: &Config) -> Result<Self, Error> {
-        Ok(Self { handle: driver::start(config, dial::dial(config, None).await?).await? })
+        Ok(Self { line: Line::start(config, None).await? })
     }
 
     /// The mediators that the token names and that are connected now, in the order of names.
@@ -64,12 +94,22 @@ impl Relay {
     /// # Errors
     /// [`Error::Refused`] with [`Code::NotPermitted`], or the connection's end.
     pub async fn list(&self) -> Result<Vec<MediatorSummary>, Error> {
-        list(&self.handle).await
+        list(&self.line).await
     }
 
     /// The relay's version.
-    pub fn version(&self) -> &str {
-        &self.handle.shared().relay_version
+    pub fn version(&self) -> String {
+        self.line.last().relay_version.clone()
+    }
+
+    /// Whether the connection stands.
+    pub fn is_connected(&self) -> bool {
+        self.line.is_connected()
+    }
+
+    /// Drops this handle and waits until the connection has ended in order; see [`Mediator::close`].
+    pub async fn close(self) {
+        self.line.close().await;
     }
 }
 
@@ -79,8 +119,7 @@ impl Mediator {
     /// # Errors
     /// Each text says cause and cure; see [`Error`]. [`Code::MediatorAway`] when it is not connected.
     pub async fn attach(config: &Config, id: MediatorId) -> Result<Self, Error> {
-        let dialled = dial::dial(config, Some(id.clone())).await?;
-        Ok(Self { id, handle: driver::start(config, dialled).await? })
+        Ok(Self { line: Line::start(config, Some(id.clone())).await?, id })
     }
 
     /// Its name.
@@ -90,17 +129,17 @@ impl Mediator {
 
     /// What it reported last of its state and environment, where the relay told.
     pub fn report(&self) -> Option<Report> {
-        self.handle.shared().with(|state| state.report.as_deref().cloned())
+        self.line.last().with(|state| state.report.as_deref().cloned())
     }
 
     /// Our own address as the relay sees it.
     pub fn observed(&self) -> SocketAddr {
-        self.handle.shared().observed
+        self.line.last().observed
     }
 
     /// The relay's number of this session, for comparing logs.
     pub fn session(&self) -> u64 {
-        self.handle.shared().session
+        self.line.last().session
     }
 
     /// All that the relay knows about the mediator.
@@ -108,7 +147,7 @@ impl Mediator {
     /// # Errors
     /// [`Error::Refused`] with [`Code::NotPermitted`] or [`Code::MediatorAway`], or the connection's end.
     pub async fn info(&self) -> Result<MediatorInfo, Error> {
-        match ask(&self.handle, &Query::Info).await? {
+        match ask(&self.line, &Query::Info).await? {
             QueryAnswer::Info(info) => Ok(*info),
             QueryAnswer::Error { code } => Err(refused(&code)),
             QueryAnswer::List { .. } => Err(Error::Refused(Code::ProtocolError)),
@@ -120,10 +159,31 @@ impl Mediator {
     /// # Errors
     /// As there.
     pub async fn list(&self) -> Result<Vec<MediatorSummary>, Error> {
-        list(&self.handle).await
+        list(&self.line).await
     }
 
     /// Connects to a host of the private network, from any of the mediator's addresses.
+    ///
+    /// ```no_run
+    /// # use isthmus_terminal::{Code, Error, Mediator};
+    /// # async fn example(mediator: Mediator) -> Result<(), Box<dyn std::error::Error>> {
+    /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    ///
+    /// match mediator.connect("10.0.0.5:80".parse()?).await {
+    ///     Ok(mut stream) => {
+    ///         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+    ///         let mut page = Vec::new();
+    ///         stream.read_to_end(&mut page).await?;
+    ///     }
+    ///     Err(Error::Refused(Code::Denied)) => println!("the mediator's owner does not allow that"),
+    ///     Err(error) => return Err(error.into()),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    /// A dropped future closes the port; the host may see a connection that is reset.
     ///
     /// # Errors
     /// [`Error::Refused`] with the reason: [`Code::Refused`], [`Code::HostUnreachable`],
@@ -143,12 +203,31 @@ impl Mediator {
         from: &OpenOptions,
         timeout: Option<Duration>,
     ) -> Result<TcpStream, Error> {
-        let timeout_ms = timeout_ms(timeout.unwrap_or(self.handle.shared().connect_timeout));
+        let handle = self.line.link().await?;
+        let timeout_ms = timeout_ms(timeout.unwrap_or(handle.shared().connect_timeout));
         // One round trip for both: the answer to the connect tells of the open as well.
-        let (port, _) = Port::request(&self.handle, from, OpenFlags::QUIET)?;
+        let (port, _) = Port::request(&handle, from, OpenFlags::QUIET)?;
         let reply = port.held().with(|state, key| state.connect(key, to, timeout_ms))?;
         port.held().answered(reply).await?;
         Ok(TcpStream::new(port.into_held()))
+    }
+
+    /// Connects to a host that the mediator finds by its name, in the private network's own DNS. Each of its addresses
+    /// has to be allowed, and they are tried in turn. [`TcpStream::peer_addr`] is unspecified then.
+    ///
+    /// # Errors
+    /// Those of [`Mediator::connect`], and [`Code::NameNotFound`], [`Code::NameFailed`]; the former also for a name of
+    /// no or more than 255 bytes.
+    pub async fn connect_name(&self, name: &str, port: u16) -> Result<TcpStream, Error> {
+        if name.is_empty() || name.len() > NAME_LEN_MAX {
+            return Err(Error::Refused(Code::NameNotFound));
+        }
+        let handle = self.line.link().await?;
+        let timeout_ms = timeout_ms(handle.shared().connect_timeout);
+        let (opened, _) = Port::request(&handle, &OpenOptions::tcp(), OpenFlags::QUIET)?;
+        let reply = opened.held().with(|state, key| state.connect_name(key, name, port, timeout_ms))?;
+        opened.held().answered(reply).await?;
+        Ok(TcpStream::new(opened.into_held()))
     }
 
     /// Makes a server of one of the mediator's ports: hosts of the private network connect to it.
@@ -159,8 +238,10 @@ impl Mediator {
     /// [`Error::Refused`] with [`Code::AddressInUse`], [`Code::AddressNotLocal`], [`Code::Privileged`],
     /// [`Code::NoFreePort`], [`Code::NotPermitted`] …; or the connection's end.
     pub async fn listen(&self, local: SocketAddr, importance: Importance) -> Result<TcpListener, Error> {
-        let port = self.open(&OpenOptions::tcp().local(local).importance(importance)).await?;
-        port.serve().await
+        let options = OpenOptions::tcp().local(local).importance(importance);
+        let port = self.open(&options).await?;
+        port.make_server().await?;
+        Ok(TcpListener::new(self.line.subscribe(options, port.into_held())))
     }
 
     /// Opens a UDP port of the mediator whose datagrams travel over the TCP channel: reliable and in
@@ -194,30 +275,28 @@ impl Mediator {
         if !options.is_udp() {
             return Err(Error::Refused(Code::NotUdp));
         }
-        Ok(UdpSocket::new(self.open(options).await?.into_held()))
+        let port = self.open(options).await?;
+        Ok(UdpSocket::new(self.line.subscribe(*options, port.into_held())))
     }
 
-    /// The single request *open* (or *redirect*, by the options): a port that is not dedicated yet.
+    /// The single request *open* (or *redirect*, by the options): a port that is not dedicated yet. It ends
+    /// with its connection to the relay.
     ///
     /// # Errors
     /// As [`Mediator::udp_redirect`].
     pub async fn open(&self, options: &OpenOptions) -> Result<Port, Error> {
-        if options.is_redirect() {
-            crate::udp::channel_works(self.handle.shared(), options.allows_fallback()).await?;
-        }
-        let (port, reply) = Port::request(&self.handle, options, 0)?;
-        port.held().answered(reply).await?;
-        Ok(port)
+        open_on(&self.line.link().await?, options).await
     }
 
-    /// Figures of this connection.
+    /// Figures of the present connection, or of the last one while it is lost.
     pub fn stats(&self) -> Stats {
-        let shared = self.handle.shared();
+        let shared = self.line.last();
         let now = shared.now();
         let (udp_channels, udp_channels_live) = (shared.channels.len(), shared.channels.live(now));
         shared.with(|state| {
             let (link, counts) = (state.link.stats(), state.counts);
             Stats {
+                reconnects: shared.generation,
                 bytes_out: link.bytes_out,
                 bytes_in: link.bytes_in,
                 ports: state.link.ports(),
@@ -233,27 +312,63 @@ impl Mediator {
     }
 
     /// Drops this handle and waits until the connection has ended in order: everything written has arrived at
-    /// the relay. Waits for the other clones and all sockets to be dropped; a program calls it before it ends.
+    /// the relay. Waits for the other clones and all sockets to be dropped (or for the connection to be lost);
+    /// a program calls it before it ends.
     pub async fn close(self) {
-        self.handle.close().await;
+        self.line.close().await;
     }
 
-    /// Whether the connection is gone.
+    /// Whether the connection stands.
+    pub fn is_connected(&self) -> bool {
+        self.line.is_connected()
+    }
+
+    /// Waits until the connection stands, however long that takes.
+    ///
+    /// # Errors
+    /// Why it is over for good.
+    pub async fn connected(&self) -> Result<(), Error> {
+        self.line.connected().await
+    }
+
+    /// Waits until the present connection is lost, and tells how; at once while none stands.
+    pub async fn disconnected(&self) -> Error {
+        self.line.disconnected().await
+    }
+
+    /// Whether the connection is over for good: lost in a way that waiting does not cure, or without
+    /// [`Config::reconnect`].
     pub fn is_closed(&self) -> bool {
-        self.handle.shared().with(|state| state.ended.is_some())
+        self.line.is_over()
     }
 
-    /// Waits until the connection is gone, and tells why.
+    /// Waits until the connection is over for good, and tells why.
     pub async fn closed(&self) -> Error {
-        self.handle.shared().ended().await
+        self.line.over().await
     }
 }
 
-async fn list(handle: &Handle) -> Result<Vec<MediatorSummary>, Error> {
+impl fmt::Debug for Mediator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mediator")
+            .field("id", &self.id)
+            .field("session", &self.session())
+            .field("connected", &self.is_connected())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay").field("connected", &self.is_connected()).finish_non_exhaustive()
+    }
+}
+
+async fn list(line: &Line) -> Result<Vec<MediatorSummary>, Error> {
     let mut all: Vec<MediatorSummary> = Vec::new();
     loop {
         let after = all.last().map(|last| last.id.clone());
-        match ask(handle, &Query::List { after: after.clone() }).await? {
+        match ask(line, &Query::List { after: after.clone() }).await? {
             QueryAnswer::List { mediators, more } => {
                 // A page that does not go on would be asked for again for ever.
                 let ahead = mediators.last().map(|last| &last.id) > after.as_ref();
@@ -268,7 +383,8 @@ async fn list(handle: &Handle) -> Result<Vec<MediatorSummary>, Error> {
     }
 }
 
-async fn ask(handle: &Handle, query: &Query) -> Result<QueryAnswer, Error> {
+async fn ask(line: &Line, query: &Query) -> Result<QueryAnswer, Error> {
+    let handle = line.link().await?;
     let shared = handle.shared();
     let answer = shared.with(|state| state.query(query))?;
     answer.await.map_err(|_| gone(shared))

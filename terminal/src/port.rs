@@ -1,5 +1,6 @@
 //! The requests one by one: open, connect, make server, switch, close.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -9,11 +10,24 @@ use isthmus_proto::{Code, PortId};
 use tokio::sync::oneshot;
 
 use crate::handle::{Handle, Held};
+use crate::line::Subscription;
 use crate::mediator::timeout_ms;
 use crate::state::Body;
 use crate::{Error, Importance, TcpListener, TcpStream, UdpSocket};
 
 /// What to open.
+///
+/// ```
+/// use isthmus_terminal::{Importance, OpenOptions};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // DNS questions to one server, from whatever port of the mediator is free, over UDP channels or else TCP.
+/// let dns = OpenOptions::udp().redirect(true).peer("10.0.0.1:53".parse()?);
+/// // Exactly that port number of that address, or an error.
+/// let server = OpenOptions::tcp().local("10.0.0.2:8080".parse()?).importance(Importance::Obligatory);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenOptions {
     flags: u8,
@@ -60,6 +74,18 @@ impl OpenOptions {
         Self { peer: Some(peer), ..self }
     }
 
+    /// In another mode of a UDP port.
+    pub(crate) fn switched(self, redirect: bool, fallback: bool) -> Self {
+        let flags = self.flags & !(OpenFlags::REDIRECT | OpenFlags::FALLBACK);
+        let fallback = if fallback { OpenFlags::FALLBACK } else { 0 };
+        Self { flags: flags | fallback | if redirect { OpenFlags::REDIRECT } else { 0 }, ..self }
+    }
+
+    /// At another number of the same address.
+    pub(crate) fn numbered(self, number: u16) -> Self {
+        Self { local: SocketAddr::new(self.local.ip(), number), ..self }
+    }
+
     pub(crate) fn is_udp(&self) -> bool {
         self.flags & OpenFlags::UDP != 0
     }
@@ -78,6 +104,13 @@ impl OpenOptions {
 ///
 /// The methods send the request whatever the port is by now, so that the answer is the mediator's: a
 /// second connect gives [`Code::Dedicated`], a connect of a UDP port [`Code::NotTcp`].
+///
+/// A port belongs to the connection that it was opened on: it, and listeners and sockets that are made of
+/// it, are **not** opened again after that was lost, other than those of [`crate::Mediator::listen`] and
+/// [`crate::Mediator::udp`].
+///
+/// Requests may be dropped while they wait for their answer; whether they were carried out is then not
+/// known, but the port is as usable as that leaves it.
 pub struct Port {
     held: Held,
 }
@@ -131,9 +164,13 @@ impl Port {
     /// [`Error::Refused`] with [`Code::UnknownPort`], [`Code::NotTcp`], [`Code::Dedicated`],
     /// [`Code::NotPermitted`]; or the connection's end.
     pub async fn serve(&self) -> Result<TcpListener, Error> {
+        self.make_server().await?;
+        Ok(TcpListener::new(Subscription::fixed(self.held.clone())))
+    }
+
+    pub(crate) async fn make_server(&self) -> Result<(), Error> {
         let reply = self.held.with(|state, key| state.serve(key))?;
-        self.held.answered(reply).await?;
-        Ok(TcpListener::new(self.held.clone()))
+        self.held.answered(reply).await
     }
 
     /// Switches a UDP port to redirect, or back.
@@ -152,7 +189,7 @@ impl Port {
     pub fn udp_socket(&self) -> Result<UdpSocket, Error> {
         let kind = self.held.with(|state, key| state.entries.get(key).map(|entry| entry.kind));
         if kind == Some(PortKind::Udp) {
-            Ok(UdpSocket::new(self.held.clone()))
+            Ok(UdpSocket::new(Subscription::fixed(self.held.clone())))
         } else {
             Err(Error::Refused(Code::NotUdp))
         }
@@ -166,6 +203,22 @@ impl Port {
         let reply = self.held.with(|state, key| state.close(key))?;
         self.held.answered(reply).await
     }
+}
+
+impl fmt::Debug for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Port").field("id", &self.id()).field("local_addr", &self.local_addr()).finish()
+    }
+}
+
+/// The request *open* on one connection.
+pub(crate) async fn open_on(handle: &Handle, options: &OpenOptions) -> Result<Port, Error> {
+    if options.is_redirect() {
+        crate::udp::channel_works(handle.shared(), options.allows_fallback()).await?;
+    }
+    let (port, reply) = Port::request(handle, options, 0)?;
+    port.held().answered(reply).await?;
+    Ok(port)
 }
 
 pub(crate) async fn switch(held: &Held, redirect: bool, fallback: bool) -> Result<(), Error> {
@@ -193,5 +246,7 @@ mod tests {
         let options = options.importance(Importance::Desired).redirect(false);
         assert_eq!(options.flags, OpenFlags::UDP | OpenFlags::REDIRECT);
         assert!(options.is_redirect() && !options.allows_fallback());
+        assert_eq!(options.switched(false, true).flags, OpenFlags::UDP | OpenFlags::FALLBACK);
+        assert_eq!(options.switched(true, true), options.redirect(true));
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct Shared {
     origin: tokio::time::Instant,
     pub(crate) channels: Channels,
     pub(crate) connect_timeout: Duration,
+    /// How many connections of the same line came before.
+    pub(crate) generation: u64,
     /// The relay's session number.
     pub(crate) session: u64,
     /// Our address as the relay sees it.
@@ -36,6 +38,7 @@ impl Shared {
         origin: tokio::time::Instant,
         channels: Channels,
         connect_timeout: Duration,
+        generation: u64,
         welcome: &Welcome,
     ) -> Self {
         Self {
@@ -45,6 +48,7 @@ impl Shared {
             origin,
             channels,
             connect_timeout,
+            generation,
             session: welcome.session,
             observed: welcome.observed,
             relay_version: welcome.version.clone(),
@@ -90,6 +94,10 @@ impl Shared {
     pub(crate) fn abandon(&self) {
         self.with(|state| state.abandoned = true);
         self.wake.notify_one();
+    }
+
+    pub(crate) fn is_ended(&self) -> bool {
+        self.with(|state| state.ended.is_some())
     }
 
     /// The connection is gone.

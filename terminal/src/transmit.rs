@@ -24,7 +24,7 @@ pub(crate) struct Egress {
 impl Egress {
     /// What the socket has not taken yet.
     pub(crate) fn unwritten(&self) -> &[u8] {
-        &self.out[self.written..]
+        self.out.get(self.written..).unwrap_or_default()
     }
 
     /// The socket took `n` bytes.
@@ -105,7 +105,8 @@ impl Egress {
     /// [`RecordError`]: the connection's end.
     pub(crate) fn seal(&mut self, session: &mut Session) -> Result<(), RecordError> {
         for range in self.records.drain(..) {
-            session.seal(&mut self.out[range])?;
+            // They were laid out in it a moment ago.
+            session.seal(self.out.get_mut(range).unwrap_or_default())?;
         }
         Ok(())
     }

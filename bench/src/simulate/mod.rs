@@ -312,9 +312,14 @@ impl Control for Simulator {
             | Event::PortEnded { .. }
             | Event::UdpError { .. }
             | Event::Report { .. }
+            | Event::Renew { .. }
+            | Event::Asker { .. }
             | Event::Query { .. }
             | Event::Visitor { .. }
             | Event::FlowEnded { .. }
+            | Event::GuestBytes { .. }
+            | Event::RequestName { .. }
+            | Event::GuestEnded { .. }
             | Event::ChannelsChanged { .. }
             | Event::Lifetime { .. }
             | Event::Watched { .. } => {}

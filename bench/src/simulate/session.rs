@@ -67,7 +67,7 @@ impl Simulator {
         };
         let report = Report { hostname: id.to_string(), ..self.report.clone() };
         let role = Role::Mediator { id, report: Box::new(report) };
-        let hello = Hello { token, role, udp_channels: self.settings.udp_channels };
+        let hello = Hello { token, role, udp_channels: self.settings.udp_channels, instance: 0 };
         // Plain data: it always serialises.
         let json = serde_json::to_vec(&hello).unwrap_or_default();
         engine.greet(link, &Frame::Hello { version: hello::VERSION, json: &json });

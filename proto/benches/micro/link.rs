@@ -47,7 +47,7 @@ impl Bridge {
         let (mut mediator, mut terminal) = (end(Side::Requester), end(Side::Responder));
         let near = mediator.open(1, 1, OpenFlags(flags), UNSPECIFIED, None, now).unwrap();
         let port = PortId::new(false, 1, 1);
-        let open = Frame::Open { port, request: 1, flags: OpenFlags(flags), local: UNSPECIFIED, peer: None };
+        let open = Frame::Open { port, request: 1, flags: OpenFlags(flags), local: UNSPECIFIED, peer: None, asker: 0 };
         let Ok(Input::Open { slot: far, .. }) = terminal.receive(open, now) else { panic!("refused") };
         // A host that reads all at once; what it grants does not end.
         terminal.receive(Frame::Credit { port, offset: u64::MAX / 2 }, now).unwrap();

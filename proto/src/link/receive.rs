@@ -7,7 +7,7 @@ use super::request::UNSPECIFIED;
 use super::{Link, Payload, Side};
 use crate::code::Code;
 use crate::time::Instant;
-use crate::wire::{Frame, OpenFlags, RequestKind};
+use crate::wire::{Frame, NamedTarget, OpenFlags, RequestKind};
 
 /// What a received frame means to the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +71,21 @@ pub enum Input<'a> {
         local: SocketAddr,
         /// Only party.
         peer: Option<SocketAddr>,
+        /// On whose behalf; zero for untold.
+        asker: u16,
+    },
+    /// Asked to connect to a host by its name.
+    ConnectName {
+        /// The port's owner.
+        owner: u64,
+        /// The port.
+        slot: Slot,
+        /// Number for the answer.
+        request: u16,
+        /// Where to.
+        to: NamedTarget<'a>,
+        /// Milliseconds; 0 for the default.
+        timeout_ms: u32,
     },
     /// Asked to connect.
     Connect {
@@ -157,6 +172,15 @@ pub enum Input<'a> {
     },
     /// JSON of a new report.
     Report(&'a [u8]),
+    /// A caller's new token.
+    Renew(&'a str),
+    /// Who is meant by a number in [`Input::Open`].
+    Asker {
+        /// The number.
+        asker: u16,
+        /// Who.
+        name: &'a str,
+    },
     /// A terminal's question.
     Query {
         /// Its number.
@@ -229,6 +253,7 @@ impl<P: Payload> Link<P> {
             }
             Frame::Open { .. }
             | Frame::Connect { .. }
+            | Frame::ConnectName { .. }
             | Frame::Serve { .. }
             | Frame::Close { .. }
             | Frame::Switch { .. } => {
@@ -255,6 +280,9 @@ impl<P: Payload> Link<P> {
             Frame::QueryAnswer { query, json } => {
                 self.expect(Side::Requester).map(|()| Input::QueryAnswer { query, json })
             }
+            // Only the relay can use it; another end passes it over, as if it did not know the kind.
+            Frame::Renew { token } => Ok(Input::Renew(token)),
+            Frame::Asker { asker, name } => self.expect(Side::Responder).map(|()| Input::Asker { asker, name }),
             Frame::Goodbye { code, retry_after_ms, text } => Ok(Input::Goodbye { code, retry_after_ms, text }),
             Frame::Hello { .. } | Frame::Welcome { .. } => Err(Violation::Role),
             Frame::Unknown => Ok(Input::None),

@@ -7,8 +7,9 @@ use super::receive::{Input, Violation};
 use super::{Link, Payload};
 use crate::code::Code;
 use crate::id::PortId;
+use crate::limits::CONTROL_QUEUE_HIGH;
 use crate::time::Instant;
-use crate::wire::{Frame, OpenFlags, RequestKind};
+use crate::wire::{Frame, NamedTarget, OpenFlags, RequestKind};
 
 /// "No address": any address, any number.
 pub const UNSPECIFIED: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
@@ -31,12 +32,33 @@ impl<P: Payload> Link<P> {
         peer: Option<SocketAddr>,
         now: Instant,
     ) -> Result<Slot, Code> {
+        self.open_as(0, owner, request, flags, local, peer, now)
+    }
+
+    /// [`Link::open`] on behalf of somebody whose number and name an [`Frame::Asker`] has told the other end before.
+    ///
+    /// # Errors
+    /// [`Code::TooManyPorts`]; [`Code::Overloaded`] while more than [`CONTROL_QUEUE_HIGH`] bytes of control frames wait.
+    #[allow(clippy::too_many_arguments, reason = "a frame's fields")]
+    pub fn open_as(
+        &mut self,
+        asker: u16,
+        owner: u64,
+        request: u16,
+        flags: OpenFlags,
+        local: SocketAddr,
+        peer: Option<SocketAddr>,
+        now: Instant,
+    ) -> Result<Slot, Code> {
         let kind = if flags.has(OpenFlags::UDP) { PortKind::Udp } else { PortKind::Tcp };
+        if self.control.len() > CONTROL_QUEUE_HIGH {
+            return Err(Code::Overloaded);
+        }
         let slot = self.ports.make(kind, owner)?;
         if let Some(port) = self.ports.get_mut(slot) {
             port.quiet = kind == PortKind::Tcp && flags.has(OpenFlags::QUIET);
         }
-        self.control.push(&Frame::Open { port: slot.id(), request, flags, local, peer });
+        self.control.push(&Frame::Open { port: slot.id(), request, flags, local, peer, asker });
         if kind == PortKind::Tcp {
             self.start_window(slot, now);
         }
@@ -52,6 +74,12 @@ impl<P: Payload> Link<P> {
     /// are never longer than [`Link::room`] leaves: that spares both ends a record.
     pub fn connect_unanswered(&mut self, slot: Slot, to: SocketAddr) {
         self.control.push(&Frame::Connect { port: slot.id(), request: 0, to, timeout_ms: 0, unanswered: true });
+    }
+
+    /// Asks to connect an opened TCP port to a host that the mediator finds by its name. Nothing may be sent on the port
+    /// before the answer, which is that to a connect.
+    pub fn connect_name(&mut self, slot: Slot, request: u16, to: NamedTarget<'_>, timeout_ms: u32) {
+        self.control.push(&Frame::ConnectName { port: slot.id(), request, to, timeout_ms });
     }
 
     /// Asks to make a server of an opened TCP port.
@@ -181,10 +209,15 @@ impl<P: Payload> Link<P> {
 
     pub(super) fn on_request<'a>(&mut self, frame: Frame<'a>, now: Instant) -> Result<Input<'a>, Violation> {
         let (port, to, request) = match frame {
-            Frame::Open { port, request, flags, local, peer } => {
-                return self.on_open(port, request, flags, local, peer, now);
+            Frame::Open { port, request, flags, local, peer, asker } => {
+                return Ok(match self.on_open(port, request, flags, now)? {
+                    Ok(slot) => Input::Open { slot, request, flags, local, peer, asker },
+                    Err(refused) => refused,
+                });
             }
-            Frame::Connect { port, request, .. } => (port, RequestKind::Connect, request),
+            Frame::Connect { port, request, .. } | Frame::ConnectName { port, request, .. } => {
+                (port, RequestKind::Connect, request)
+            }
             Frame::Serve { port, request } => (port, RequestKind::Serve, request),
             Frame::Close { port, request } => (port, RequestKind::Close, request),
             Frame::Switch { port, request, .. } => (port, RequestKind::Switch, request),
@@ -196,7 +229,7 @@ impl<P: Payload> Link<P> {
         };
         let (owner, kind) = (known.owner, known.kind);
         match frame {
-            Frame::Connect { .. } | Frame::Serve { .. } if kind != PortKind::Tcp => {
+            Frame::Connect { .. } | Frame::ConnectName { .. } | Frame::Serve { .. } if kind != PortKind::Tcp => {
                 Ok(self.refuse(port, to, request, Code::NotTcp))
             }
             Frame::Switch { .. } if kind != PortKind::Udp => Ok(self.refuse(port, to, request, Code::NotUdp)),
@@ -206,26 +239,28 @@ impl<P: Payload> Link<P> {
                 }
                 Ok(Input::Connect { owner, slot, request, to, timeout_ms })
             }
+            Frame::ConnectName { to, timeout_ms, .. } => {
+                Ok(Input::ConnectName { owner, slot, request, to, timeout_ms })
+            }
             Frame::Serve { .. } => Ok(Input::Serve { owner, slot, request }),
             Frame::Switch { flags, .. } => Ok(Input::Switch { owner, slot, request, flags }),
             _ => Ok(Input::Close { owner, slot, request }),
         }
     }
 
-    fn on_open<'a>(
+    /// Makes room for the port that the other end opens, or refuses it.
+    fn on_open(
         &mut self,
         port: PortId,
         request: u16,
         flags: OpenFlags,
-        local: SocketAddr,
-        peer: Option<SocketAddr>,
         now: Instant,
-    ) -> Result<Input<'a>, Violation> {
+    ) -> Result<Result<Slot, Input<'static>>, Violation> {
         let kind = if flags.has(OpenFlags::UDP) { PortKind::Udp } else { PortKind::Tcp };
         let slot = match self.ports.adopt(port, kind) {
             Ok(slot) => slot,
             Err(Code::ProtocolError) => return Err(Violation::Identifier),
-            Err(code) => return Ok(self.refuse(port, RequestKind::Open, request, code)),
+            Err(code) => return Ok(Err(self.refuse(port, RequestKind::Open, request, code))),
         };
         if kind == PortKind::Tcp {
             let quiet = flags.has(OpenFlags::QUIET);
@@ -239,7 +274,7 @@ impl<P: Payload> Link<P> {
                 self.start_window(slot, now);
             }
         }
-        Ok(Input::Open { slot, request, flags, local, peer })
+        Ok(Ok(slot))
     }
 
     fn refuse(&mut self, port: PortId, to: RequestKind, request: u16, code: Code) -> Input<'static> {

@@ -7,7 +7,7 @@ use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::NoServerSessionStorage;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, Error, RootCertStore, ServerConfig};
 
@@ -25,6 +25,15 @@ pub enum Trust {
     Ca(Vec<CertificateDer<'static>>),
 }
 
+/// A caller's own certificate, where that proves who it is.
+#[derive(Debug)]
+pub struct Identity {
+    /// The certificate, then what leads to an authority of the relay's.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Its private key.
+    pub key: PrivateKeyDer<'static>,
+}
+
 /// The relay's side. Callers prove who they are by token, not by certificate. No session tickets:
 /// a tunnel lives for days, and a ticket costs each side memory.
 ///
@@ -34,10 +43,33 @@ pub fn server_config(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 ) -> Result<Arc<ServerConfig>, Error> {
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&TLS13])?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
+    server_config_with_callers(chain, key, Vec::new())
+}
+
+/// [`server_config`], but a caller may show a certificate that one of `authorities` signed. It need not: without any
+/// it goes on as if none had been asked for. Without authorities none is asked for.
+///
+/// # Errors
+/// rustls's, when key and certificate do not fit together, or an authority's certificate cannot be read.
+pub fn server_config_with_callers(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    authorities: Vec<CertificateDer<'static>>,
+) -> Result<Arc<ServerConfig>, Error> {
+    let provider = provider();
+    let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13])?;
+    let builder = if authorities.is_empty() {
+        builder.with_no_client_auth()
+    } else {
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authorities)?), provider)
+            .allow_unauthenticated()
+            // Names of authorities would be sent to each caller, and a caller has one certificate anyway.
+            .clear_root_hint_subjects()
+            .build()
+            .map_err(|error| Error::General(error.to_string()))?;
+        builder.with_client_cert_verifier(verifier)
+    };
+    let mut config = builder.with_single_cert(chain, key)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.ignore_client_order = true;
     config.send_tls13_tickets = 0;
@@ -51,26 +83,42 @@ pub fn server_config(
 /// # Errors
 /// rustls's, when a CA certificate cannot be read or there is none.
 pub fn client_config(trust: Trust) -> Result<Arc<ClientConfig>, Error> {
+    client_config_with_identity(trust, None)
+}
+
+/// [`client_config`] of a caller that shows a certificate where the relay asks for one.
+///
+/// # Errors
+/// Also when the caller's key and certificate do not fit together.
+pub fn client_config_with_identity(trust: Trust, identity: Option<Identity>) -> Result<Arc<ClientConfig>, Error> {
     let provider = provider();
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13])?;
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
         Trust::Pin(pin) => Arc::new(PinVerifier { pin, provider }),
         Trust::Ca(certificates) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates {
-                roots.add(certificate)?;
-            }
-            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(certificates)?), provider)
                 .build()
                 .map_err(|error| Error::General(error.to_string()))?;
             Arc::new(CaVerifier(verifier))
         }
     };
-    let mut config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+    let mut config = match identity {
+        Some(Identity { chain, key }) => builder.with_client_auth_cert(chain, key)?,
+        None => builder.with_no_client_auth(),
+    };
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = Resumption::disabled();
     config.enable_secret_extraction = true;
     Ok(Arc::new(config))
+}
+
+fn roots(certificates: Vec<CertificateDer<'static>>) -> Result<RootCertStore, Error> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates {
+        roots.add(certificate)?;
+    }
+    Ok(roots)
 }
 
 /// AES-128-GCM first: it is the fastest, and strong enough. No post-quantum key exchange: it would

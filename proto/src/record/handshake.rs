@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
 use rustls::{
@@ -40,6 +40,8 @@ pub struct Established {
     pub session: Session,
     /// The secret of this connection's UDP channels, equal on both ends: see [`super::ChannelKeys::derive`].
     pub udp_secret: [u8; 32],
+    /// The caller's certificate, verified, at a relay that takes them and from a caller that has one.
+    pub caller: Option<CertificateDer<'static>>,
 }
 
 /// Why a handshake failed; each text tells cause and cure.
@@ -58,6 +60,12 @@ pub enum HandshakeError {
         "the relay's certificate is refused: {0}; renew it, call the relay by a name in it, or give its pin instead"
     )]
     BadCertificate(String),
+    /// The caller's certificate is no good.
+    #[error(
+        "the caller's certificate is refused: {0}; give it one that an authority of --client-ca signed, for client \
+         authentication, and that has not expired"
+    )]
+    BadCaller(String),
     /// What came is no TLS.
     #[error(
         "the peer does not speak TLS: check address and port, and that --plaintext is given on both sides or on none"
@@ -142,7 +150,12 @@ impl ServerHandshake {
     /// # Errors
     /// Any [`HandshakeError`]; `output` may then hold an alert that should still be sent.
     pub fn feed(&mut self, input: &mut Vec<u8>, output: &mut Vec<u8>) -> Result<Step, HandshakeError> {
-        self.progress.feed(&mut *self.connection, input, output)
+        self.progress.feed(&mut *self.connection, input, output).map_err(|error| match error {
+            // The only certificate that this end verifies is the caller's.
+            HandshakeError::UnknownCa => HandshakeError::BadCaller("its authority is unknown here".into()),
+            HandshakeError::BadCertificate(why) => HandshakeError::BadCaller(why),
+            other => other,
+        })
     }
 
     /// The established connection.
@@ -151,9 +164,11 @@ impl ServerHandshake {
     /// [`HandshakeError::Other`] before [`Step::Done`].
     pub fn into_session(self) -> Result<Established, HandshakeError> {
         self.progress.check_done()?;
+        let leaf = self.connection.peer_certificates().and_then(<[_]>::first);
+        let caller = leaf.map(|certificate| certificate.clone().into_owned());
         let (secrets, kernel) = self.connection.dangerous_into_kernel_connection()?;
         let suite = kernel.negotiated_cipher_suite();
-        establish(&secrets, false, suite, &self.capture)
+        establish(&secrets, false, suite, &self.capture).map(|established| Established { caller, ..established })
     }
 }
 
@@ -214,7 +229,7 @@ fn establish(
     let server = TrafficSecret::new(server.as_ref()).map_err(other)?;
     let (ours, theirs) = if is_client { (client, server) } else { (server, client) };
     let session = Session::tls(secrets, ours, theirs, is_client).map_err(other)?;
-    Ok(Established { session, udp_secret })
+    Ok(Established { session, udp_secret, caller: None })
 }
 
 /// What the two ends' connections have in common; rustls has the call on each, but not in a trait.

@@ -18,6 +18,7 @@ mod config;
 mod datagram;
 mod exporter;
 mod handshake;
+mod identity;
 mod keys;
 mod open;
 mod replay;
@@ -29,9 +30,12 @@ mod tests;
 mod verify;
 
 pub use channel::{ChannelKeys, UdpSecret};
-pub use config::{ALPN, Trust, client_config, server_config};
+pub use config::{
+    ALPN, Identity, Trust, client_config, client_config_with_identity, server_config, server_config_with_callers,
+};
 pub use datagram::{DATAGRAM_HEADER, DATAGRAM_OVERHEAD, DatagramError, DatagramHeader, End};
 pub use handshake::{ClientHandshake, Established, HandshakeError, ServerHandshake, Step};
+pub use identity::{BadIdentity, Certified, Holder};
 pub use session::{Opened, Session};
 pub use verify::{BadPin, fingerprint, format_pin, parse_pin};
 

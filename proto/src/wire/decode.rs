@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::encode::{CONNECT_UNANSWERED, DATAGRAM_FIRST, DATAGRAM_MORE, OPEN_PEER};
-use super::frame::{Frame, HEADER_LEN, Header, Kind, OpenFlags, RequestKind};
+use super::encode::{CONNECT_UNANSWERED, DATAGRAM_FIRST, DATAGRAM_MORE, OPEN_ASKER, OPEN_PEER};
+use super::frame::{Frame, HEADER_LEN, Header, Kind, NamedTarget, OpenFlags, RequestKind};
 use crate::code::Code;
 use crate::id::PortId;
 
@@ -56,12 +56,15 @@ impl<'a> Frame<'a> {
             Kind::Pong => Self::Pong { opaque: reader.u64()? },
             Kind::Query => Self::Query { query: port.0, json: payload },
             Kind::QueryAnswer => Self::QueryAnswer { query: port.0, json: payload },
+            Kind::Renew => Self::Renew { token: std::str::from_utf8(payload).ok()? },
+            Kind::Asker => Self::Asker { asker: u16::try_from(port.0).ok()?, name: std::str::from_utf8(payload).ok()? },
             Kind::Open => Self::Open {
                 port,
                 request: reader.u16()?,
-                flags: OpenFlags(header.flags & !OPEN_PEER),
+                flags: OpenFlags(header.flags & !(OPEN_PEER | OPEN_ASKER)),
                 local: reader.addr()?,
                 peer: if header.flags & OPEN_PEER != 0 { Some(reader.addr()?) } else { None },
+                asker: if header.flags & OPEN_ASKER != 0 { reader.u16()? } else { 0 },
             },
             Kind::Connect => Self::Connect {
                 port,
@@ -70,6 +73,14 @@ impl<'a> Frame<'a> {
                 timeout_ms: reader.u32()?,
                 unanswered: header.flags & CONNECT_UNANSWERED != 0,
             },
+            Kind::ConnectName => {
+                let (request, timeout_ms, number) = (reader.u16()?, reader.u32()?, reader.u16()?);
+                let name_len = reader.take::<1>()?[0];
+                let name = reader.text(usize::from(name_len))?;
+                let rules_len = reader.u16()?;
+                let rules = reader.text(usize::from(rules_len))?;
+                Self::ConnectName { port, request, to: NamedTarget { name, port: number, rules }, timeout_ms }
+            }
             Kind::Serve => Self::Serve { port, request: reader.u16()? },
             Kind::Close => Self::Close { port, request: reader.u16()? },
             Kind::Switch => Self::Switch { port, request: reader.u16()?, flags: OpenFlags(header.flags) },
@@ -109,6 +120,12 @@ impl<'a> Reader<'a> {
         let (front, rest) = self.0.split_first_chunk::<N>()?;
         self.0 = rest;
         Some(front)
+    }
+
+    fn text(&mut self, len: usize) -> Option<&'a str> {
+        let (front, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        std::str::from_utf8(front).ok()
     }
 
     /// Two bytes.

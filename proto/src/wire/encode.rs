@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::frame::{Frame, HEADER_LEN, Kind, OpenFlags};
+use super::frame::{Frame, HEADER_LEN, Kind, NAME_LEN_MAX, OpenFlags};
 use crate::code::Code;
 use crate::id::PortId;
 use crate::limits::FRAME_PAYLOAD_MAX;
@@ -11,6 +11,7 @@ use crate::limits::FRAME_PAYLOAD_MAX;
 pub const ADDR_LEN: usize = 18;
 
 pub(super) const OPEN_PEER: u8 = 0x80;
+pub(super) const OPEN_ASKER: u8 = 0x40;
 /// A CONNECT's flag.
 pub(super) const CONNECT_UNANSWERED: u8 = 1;
 pub(super) const DATAGRAM_FIRST: u8 = 1;
@@ -143,16 +144,35 @@ impl ControlBuf {
             Frame::Pong { opaque } => self.raw(&opaque.to_be_bytes()).done(Kind::Pong, 0, none),
             Frame::Query { query, json } => self.raw(json).done(Kind::Query, 0, PortId(query)),
             Frame::QueryAnswer { query, json } => self.raw(json).done(Kind::QueryAnswer, 0, PortId(query)),
-            Frame::Open { port, request, flags: OpenFlags(flags), local, peer } => {
+            Frame::Renew { token } => self.raw(token.as_bytes()).done(Kind::Renew, 0, none),
+            Frame::Asker { asker, name } => self.raw(name.as_bytes()).done(Kind::Asker, 0, PortId(asker.into())),
+            Frame::Open { port, request, flags: OpenFlags(flags), local, peer, asker } => {
                 self.u16(request).addr(local);
                 if let Some(peer) = peer {
                     self.addr(peer);
                 }
-                (Kind::Open, flags | if peer.is_some() { OPEN_PEER } else { 0 }, port)
+                if asker != 0 {
+                    self.u16(asker);
+                }
+                let has_peer = if peer.is_some() { OPEN_PEER } else { 0 };
+                let has_asker = if asker != 0 { OPEN_ASKER } else { 0 };
+                (Kind::Open, flags | has_peer | has_asker, port)
             }
             Frame::Connect { port, request, to, timeout_ms, unanswered } => {
                 let flags = if unanswered { CONNECT_UNANSWERED } else { 0 };
                 self.u16(request).addr(to).raw(&timeout_ms.to_be_bytes()).done(Kind::Connect, flags, port)
+            }
+            Frame::ConnectName { port, request, to, timeout_ms } => {
+                let (name, rules) = (to.name.as_bytes(), to.rules.as_bytes());
+                let name = &name[..name.len().min(NAME_LEN_MAX)];
+                // Between two rules: a part of one could allow more than the whole.
+                let rules = match FRAME_PAYLOAD_MAX - NAME_LEN_MAX - 11 {
+                    max if rules.len() <= max => rules,
+                    max => &rules[..rules[..max].iter().rposition(|&byte| byte == b',').unwrap_or(0)],
+                };
+                self.u16(request).raw(&timeout_ms.to_be_bytes()).u16(to.port);
+                self.raw(&[name.len() as u8]).raw(name);
+                self.u16(rules.len() as u16).raw(rules).done(Kind::ConnectName, 0, port)
             }
             Frame::Serve { port, request } => self.u16(request).done(Kind::Serve, 0, port),
             Frame::Close { port, request } => self.u16(request).done(Kind::Close, 0, port),

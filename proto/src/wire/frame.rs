@@ -28,6 +28,10 @@ pub enum Kind {
     Query = 0x07,
     /// JSON of [`crate::hello::QueryAnswer`].
     QueryAnswer = 0x08,
+    /// A new token of a caller whose link lives: text of the JWT.
+    Renew = 0x09,
+    /// Who is meant by a number in [`Kind::Open`]: text; the port field is the number.
+    Asker = 0x0a,
     /// Open a port (or redirect, by flag).
     Open = 0x10,
     /// Connect an opened TCP port.
@@ -38,6 +42,8 @@ pub enum Kind {
     Close = 0x13,
     /// Switch a live UDP port between open and redirect.
     Switch = 0x14,
+    /// Connect an opened TCP port to a host by its name.
+    ConnectName = 0x15,
     /// Answer to one of the five.
     Answer = 0x18,
     /// A host connected to a server port.
@@ -68,11 +74,14 @@ impl Kind {
             0x06 => Self::Pong,
             0x07 => Self::Query,
             0x08 => Self::QueryAnswer,
+            0x09 => Self::Renew,
+            0x0a => Self::Asker,
             0x10 => Self::Open,
             0x11 => Self::Connect,
             0x12 => Self::Serve,
             0x13 => Self::Close,
             0x14 => Self::Switch,
+            0x15 => Self::ConnectName,
             0x18 => Self::Answer,
             0x19 => Self::Accepted,
             0x20 => Self::Data,
@@ -152,6 +161,21 @@ impl RequestKind {
     }
 }
 
+/// A destination whose name the mediator resolves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamedTarget<'a> {
+    /// At most [`NAME_LEN_MAX`] bytes, UTF-8.
+    pub name: &'a str,
+    /// Port number.
+    pub port: u16,
+    /// Where the asker may go, beside the mediator's own list: allow rules, by commas. A terminal's are the relay's to
+    /// write. Empty: nowhere.
+    pub rules: &'a str,
+}
+
+/// Longest name of a host in bytes: what SOCKS5 can carry, and more than a domain name can have.
+pub const NAME_LEN_MAX: usize = 255;
+
 /// A decoded frame. Payloads are borrowed; stream bytes and datagrams are named by length only, since
 /// they stay in the driver's buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,6 +232,18 @@ pub enum Frame<'a> {
         /// JSON text.
         json: &'a [u8],
     },
+    /// See [`Kind::Renew`].
+    Renew {
+        /// The token.
+        token: &'a str,
+    },
+    /// See [`Kind::Asker`].
+    Asker {
+        /// The number; zero is nobody's.
+        asker: u16,
+        /// Who, for the mediator's audit.
+        name: &'a str,
+    },
     /// See [`Kind::Open`].
     Open {
         /// The new port.
@@ -220,6 +256,8 @@ pub enum Frame<'a> {
         local: SocketAddr,
         /// For UDP: the only party that this port talks to; its datagrams then need no address.
         peer: Option<SocketAddr>,
+        /// On whose behalf, by a number that [`Kind::Asker`] told; zero for untold.
+        asker: u16,
     },
     /// See [`Kind::Connect`].
     Connect {
@@ -234,6 +272,17 @@ pub enum Frame<'a> {
         /// On a port opened [`OpenFlags::QUIET`]: success is not answered, and no frame is longer than what credit is
         /// left, so that credit may come late.
         unanswered: bool,
+    },
+    /// See [`Kind::ConnectName`]. It is answered as a [`RequestKind::Connect`].
+    ConnectName {
+        /// An opened TCP port.
+        port: PortId,
+        /// Number of the request.
+        request: u16,
+        /// The destination, by name.
+        to: NamedTarget<'a>,
+        /// Milliseconds to wait for it, all its addresses together; 0 for the default.
+        timeout_ms: u32,
     },
     /// See [`Kind::Serve`].
     Serve {

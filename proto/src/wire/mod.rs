@@ -66,4 +66,4 @@ mod frame;
 pub use datagram::{Inner, InnerDatagrams, TRAILER_ADDR_LEN, TRAILER_LEN, write_trailer};
 pub use decode::{DecodeError, Reader, read_header};
 pub use encode::{ADDR_LEN, ControlBuf, write_data_header, write_datagram_header};
-pub use frame::{Frame, HEADER_LEN, Header, Kind, OpenFlags, RequestKind};
+pub use frame::{Frame, HEADER_LEN, Header, Kind, NAME_LEN_MAX, NamedTarget, OpenFlags, RequestKind};

@@ -44,7 +44,7 @@ fn refused_requests_without_reading_the_answers_are_cut_off() {
 fn opening_and_closing_without_reading_the_answers_is_cut_off() {
     flood(Pair::new(), false, |pair, n| {
         let (port, request) = (isthmus_proto::PortId::new(false, 1, n), n as u16);
-        let open = Frame::Open { port, request, flags: TCP, local: addr(0), peer: None };
+        let open = Frame::Open { port, request, flags: TCP, local: addr(0), peer: None, asker: 0 };
         let Ok(Input::Open { slot, .. }) = pair.responder.receive(open, pair.now) else { panic!("refused") };
         pair.responder.answer(slot, RequestKind::Open, request, Code::Ok, None);
         pair.responder.receive(Frame::Close { port, request }, pair.now).unwrap();

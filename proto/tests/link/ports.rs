@@ -209,7 +209,7 @@ fn frames_that_only_the_other_side_may_send_are_violations() {
     let port = pair.opened(TCP).0.id();
     let (request, local) = (1, addr(1));
     for frame in [
-        Frame::Open { port, request, flags: QUIET, local, peer: None },
+        Frame::Open { port, request, flags: QUIET, local, peer: None, asker: 0 },
         Frame::Connect { port, request, to: local, timeout_ms: 0, unanswered: false },
         Frame::Serve { port, request },
         Frame::Close { port, request },
@@ -238,7 +238,7 @@ fn frames_that_only_the_other_side_may_send_are_violations() {
 fn identifiers_of_the_wrong_maker_or_beyond_every_limit_are_violations() {
     let mut pair = Pair::with_ports(100, 100);
     let (_, server) = pair.opened(TCP);
-    let open = |port| Frame::Open { port, request: 1, flags: OpenFlags(0), local: addr(0), peer: None };
+    let open = |port| Frame::Open { port, request: 1, flags: OpenFlags(0), local: addr(0), peer: None, asker: 0 };
     assert_eq!(pair.responder.receive(open(PortId::new(true, 3, 1)), pair.now), Err(Violation::Identifier));
     assert_eq!(pair.responder.receive(open(PortId::new(false, 200, 1)), pair.now), Err(Violation::Identifier));
     assert!(matches!(pair.responder.receive(open(PortId::new(false, 199, 1)), pair.now), Ok(Input::Open { .. })));

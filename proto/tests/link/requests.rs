@@ -2,7 +2,7 @@
 
 use isthmus_proto::Code;
 use isthmus_proto::link::{Input, PortKind, Slot, UNSPECIFIED};
-use isthmus_proto::wire::{Frame, OpenFlags, RequestKind};
+use isthmus_proto::wire::{Frame, NamedTarget, OpenFlags, RequestKind};
 
 use crate::pair::{ASKER, DOER, End, Pair, QUIET, TCP, UDP, addr, data, deliver, emit};
 
@@ -27,7 +27,9 @@ fn open_carries_all_its_fields_and_its_answer_the_assigned_number() {
     let flags = OpenFlags(OpenFlags::UDP | OpenFlags::OBLIGATORY | OpenFlags::REDIRECT | OpenFlags::FALLBACK);
     let near = pair.requester.open(ASKER, 77, flags, addr(53), Some(addr(54)), pair.now).unwrap();
     let inputs = pair.tell_responder();
-    let [Input::Open { slot: far, request: 77, flags: got, local, peer }] = inputs[..] else { panic!("{inputs:?}") };
+    let [Input::Open { slot: far, request: 77, flags: got, local, peer, asker: 0 }] = inputs[..] else {
+        panic!("{inputs:?}")
+    };
     assert_eq!((got, local, peer), (flags, addr(53), Some(addr(54))));
     assert_eq!(far.id(), near.id());
     assert_eq!((pair.responder.kind(far), pair.requester.kind(near)), (Some(PortKind::Udp), Some(PortKind::Udp)));
@@ -63,31 +65,37 @@ fn connect_serve_and_switch_reach_the_owner_and_are_answered() {
     let (tcp, far_tcp) = pair.opened(TCP);
     let (server, far_server) = pair.opened(TCP);
     let (udp, far_udp) = pair.opened(UDP);
+    let (named, far_named) = pair.opened(TCP);
     let redirect = OpenFlags(OpenFlags::REDIRECT);
     pair.requester.connect(tcp, 2, addr(80), 1500);
     pair.requester.serve(server, 3);
     pair.requester.switch(udp, 4, redirect);
+    let host = NamedTarget { name: "printer.lan", port: 631, rules: "10.0.0.0/8" };
+    pair.requester.connect_name(named, 5, host, 700);
     assert_eq!(
         pair.tell_responder(),
         [
             Input::Connect { owner: DOER, slot: far_tcp, request: 2, to: addr(80), timeout_ms: 1500 },
             Input::Serve { owner: DOER, slot: far_server, request: 3 },
             Input::Switch { owner: DOER, slot: far_udp, request: 4, flags: redirect },
+            Input::ConnectName { owner: DOER, slot: far_named, request: 5, to: host, timeout_ms: 700 },
         ]
     );
     // In another order than asked: the numbers tell them apart.
     answer(&mut pair, far_udp, RequestKind::Switch, 4, Code::NoUdpChannel);
     answer(&mut pair, far_server, RequestKind::Serve, 3, Code::Ok);
     answer(&mut pair, far_tcp, RequestKind::Connect, 2, Code::TimedOut);
+    answer(&mut pair, far_named, RequestKind::Connect, 5, Code::NameNotFound);
     assert_eq!(
         answers(&pair.tell_requester()),
         [
             (RequestKind::Switch, 4, Code::NoUdpChannel, false),
             (RequestKind::Serve, 3, Code::Ok, false),
-            (RequestKind::Connect, 2, Code::TimedOut, false)
+            (RequestKind::Connect, 2, Code::TimedOut, false),
+            (RequestKind::Connect, 5, Code::NameNotFound, false)
         ]
     );
-    assert_eq!(pair.ports(), (3, 3), "a failed connect leaves an opened port opened");
+    assert_eq!(pair.ports(), (4, 4), "a failed connect leaves an opened port opened");
 }
 
 #[test]
@@ -146,7 +154,7 @@ fn every_request_for_a_port_that_is_gone_is_answered_unknown() {
 fn identifier_in_use_is_refused_and_its_port_lives_on() {
     let mut pair = Pair::new();
     let (near, far) = pair.opened(TCP);
-    let open = Frame::Open { port: near.id(), request: 5, flags: TCP, local: UNSPECIFIED, peer: None };
+    let open = Frame::Open { port: near.id(), request: 5, flags: TCP, local: UNSPECIFIED, peer: None, asker: 0 };
     assert_eq!(pair.responder.receive(open, pair.now), Ok(Input::None));
     assert_eq!(only_answer_code(&mut pair.responder), Code::PortExists);
     assert_eq!(pair.responder.owner(far), Some(DOER));

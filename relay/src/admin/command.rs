@@ -7,12 +7,16 @@ use std::sync::Arc;
 use crossbeam_channel::{Sender, TrySendError};
 use isthmus_proto::hello::Report;
 use isthmus_proto::{MediatorId, ShardId};
+use isthmus_ring::Socket;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::counters::ShardCounters;
-use crate::publish::Publish;
-use crate::trust::Glob;
+use crate::expose::{Expose, ServerPort};
+use crate::names::Names;
+use crate::publish::{Bound, Origin, Proto, Publish};
+use crate::run::Shared;
+use crate::trust::{Glob, Trust};
 
 /// Commands that may wait for a shard; one more is refused, and the operator told that the shard is busy.
 pub const COMMANDS_MAX: usize = 256;
@@ -33,6 +37,13 @@ pub enum Command {
         /// Takes at most `filter.limit` rows.
         reply: oneshot::Sender<Vec<TunnelRow>>,
     },
+    /// Where do names lead?
+    Names {
+        /// Takes the table.
+        reply: oneshot::Sender<Arc<Names>>,
+    },
+    /// From now on names lead there; visitors who are in stay.
+    SetNames(Arc<Names>),
     /// End a mediator's tunnel ([`isthmus_proto::Code::Killed`]).
     Kill {
         /// Whose; only its owner shard is asked.
@@ -49,6 +60,57 @@ pub enum Command {
     Publishes {
         /// Takes all of them.
         reply: oneshot::Sender<Vec<PublishRow>>,
+    },
+    /// Let in whom this names from now on, and end the sessions that it would not.
+    Trust {
+        /// What is trusted.
+        trust: Arc<Trust>,
+        /// Takes how many sessions were ended.
+        reply: oneshot::Sender<usize>,
+    },
+    /// From now on these are settings, trust and names; whoever is still let in stays.
+    Reload {
+        /// What the shard has read so far, anew.
+        shared: Arc<Shared>,
+        /// Takes that it is done.
+        reply: oneshot::Sender<()>,
+    },
+    /// Serve these ports as well: all, or none of them.
+    Publish {
+        /// Bound already, all of mediators that this shard owns.
+        ports: Vec<Bound>,
+        /// Takes why not, if not.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// Serve these ports no more; those that this shard does not serve are passed over.
+    Unpublish {
+        /// By protocol and address, the real one or the one asked for.
+        ports: Vec<(Proto, SocketAddr)>,
+        /// What becomes of visitors and socket.
+        how: Unpublish,
+        /// Takes what was served, as it was, with the sockets if they were asked for.
+        reply: oneshot::Sender<Vec<Unpublished>>,
+    },
+    /// What is exposed by this shard's mediators.
+    Exposes {
+        /// Takes all of them.
+        reply: oneshot::Sender<Vec<ExposeRow>>,
+    },
+    /// Expose these as well, or lead those that are exposed already elsewhere: all, or none of them.
+    Expose {
+        /// All of mediators that this shard owns.
+        services: Vec<(Expose, Origin)>,
+        /// Takes why not, if not.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// Expose these no more; those that are not this shard's are passed over.
+    Unexpose {
+        /// By their server ports.
+        servers: Vec<ServerPort>,
+        /// Connections end, too.
+        now: bool,
+        /// Takes what was exposed, as it was.
+        reply: oneshot::Sender<Vec<ExposeRow>>,
     },
     /// End every tunnel in an orderly way ([`isthmus_proto::Code::Draining`]) and the thread.
     Stop,
@@ -113,6 +175,82 @@ pub struct TunnelRow {
     pub report: Report,
 }
 
+/// What becomes of a port that is unpublished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unpublish {
+    /// Nobody else comes in; who is in stays.
+    Gently,
+    /// Visitors' connections and flows end.
+    Now,
+    /// As [`Unpublish::Gently`] for connections; flows end, and the socket is handed out, still receiving, so that
+    /// nobody who comes in the meantime is sent away.
+    HandOut,
+}
+
+/// A port that was unpublished.
+#[derive(Debug)]
+pub struct Unpublished {
+    /// As it was just before.
+    pub row: PublishRow,
+    /// The address that had been asked for.
+    pub asked: SocketAddr,
+    /// With [`Unpublish::HandOut`].
+    pub socket: Option<Socket>,
+}
+
+/// How far an exposed service's server port is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExposeState {
+    /// The mediator is not connected.
+    Away,
+    /// The mediator is asked.
+    Opening,
+    /// Hosts can connect.
+    Open,
+    /// The mediator refused; it is asked again later.
+    Refused,
+}
+
+impl ExposeState {
+    /// In one word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Away => "away",
+            Self::Opening => "opening",
+            Self::Open => "open",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// One exposed service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExposeRow {
+    /// What is exposed.
+    pub expose: Expose,
+    /// The shard that owns the mediator.
+    pub shard: ShardId,
+    /// Who exposed it.
+    pub origin: Origin,
+    /// How far it is.
+    pub state: ExposeState,
+    /// The mediator's address that hosts reach it at, with the real port number.
+    pub bound: Option<SocketAddr>,
+    /// Why it was refused, in one word ([`isthmus_proto::Code::word`]).
+    pub reason: Option<String>,
+    /// The same for a person, with the cure.
+    pub cure: Option<String>,
+    /// Seconds to the next try after a refusal.
+    pub retry_s: Option<u64>,
+    /// Hosts' connections now.
+    pub connections_live: u64,
+    /// Hosts' connections since it was exposed.
+    pub connections_total: u64,
+    /// Of them, those that the public address did not take.
+    pub connections_failed: u64,
+}
+
 /// One published port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishRow {
@@ -120,6 +258,12 @@ pub struct PublishRow {
     pub publish: Publish,
     /// The shard that listens.
     pub shard: ShardId,
+    /// The address that was asked for; its port may be 0.
+    pub asked: SocketAddr,
+    /// Who published it.
+    pub origin: Origin,
+    /// It was unpublished, and has visitors or flows still.
+    pub leaving: bool,
     /// Whether the mediator is connected now.
     pub connected: bool,
     /// TCP visitors now.

@@ -50,6 +50,8 @@ counters! {
     TunnelsLive = "tunnels_live", Gauge, "Mediators connected now";
     TunnelsTotal = "tunnels_total", Total, "Tunnels established";
     GhostsReplaced = "ghosts_replaced", Total, "Tunnels replaced by a newer session of the same mediator";
+    MediatorsContended = "mediators_contended", Total, "Replacements in which two mediators with one token alternate";
+    RenewalsRefused = "renewals_refused", Total, "Newer tokens of live sessions that were refused";
     TerminalsLive = "terminals_live", Gauge, "Terminals connected now";
     TerminalsTotal = "terminals_total", Total, "Terminals that connected";
 
@@ -68,7 +70,31 @@ counters! {
     VisitorsTotal = "visitors_total", Total, "TCP visitors of published ports";
     VisitorsRefusedAway = "visitors_refused_away", Total, "Visitors refused since the mediator was not connected";
     VisitorsRefusedLimit = "visitors_refused_limit", Total, "Visitors refused at a limit";
+    NamesLed = "names_led", Total, "Visitors led to a mediator by the name that they asked for";
+    NamesUnknown = "names_unknown", Total, "Visitors refused since they asked for no name, or for one that leads nowhere";
+    NamesBad = "names_bad", Total, "Visitors of a name listener refused: their first bytes were no valid TLS or HTTP/1";
+    NewcomersLive = "newcomers_live", Gauge, "Visitors of whom something has to be read before they are led on, now";
+    NewcomersSlow = "newcomers_slow", Total, "Visitors cut off since they did not say in time what they want";
+    ProxyHeadersBad = "proxy_headers_bad", Total, "Connections of load balancers refused: no valid PROXY header";
     ConnectFailed = "connect_failed", Total, "Connections that the host or the mediator refused";
+
+    SocksLive = "socks_live", Gauge, "Streams of SOCKS5 and HTTP CONNECT clients now";
+    SocksTotal = "socks_total", Total, "Streams of SOCKS5 and HTTP CONNECT clients";
+    SocksAssociationsLive = "socks_associations_live", Gauge, "UDP associations of SOCKS5 clients now";
+    SocksRefusedLogin = "socks_refused_login", Total, "SOCKS5 and HTTP clients without a good token";
+    SocksRefusedProtocol = "socks_refused_protocol", Total, "SOCKS5 and HTTP clients that asked for what is not understood or not known";
+    SocksRefusedRules = "socks_refused_rules", Total, "Requests of SOCKS5 and HTTP clients that a token or a mediator's list forbids";
+    SocksRefusedAway = "socks_refused_away", Total, "Requests of SOCKS5 and HTTP clients for mediators that are not connected";
+    SocksRefusedLimit = "socks_refused_limit", Total, "SOCKS5 and HTTP clients refused at a limit";
+    SocksFailed = "socks_failed", Total, "Requests of SOCKS5 and HTTP clients that the host or the mediator refused";
+    SocksFragments = "socks_datagrams_dropped_fragment", Total, "Fragments of SOCKS5 clients' datagrams, dropped";
+    SocksDatagramsRefused = "socks_datagrams_refused", Total, "SOCKS5 clients' datagrams dropped: from elsewhere, malformed, to a name, or forbidden";
+
+    ExposedLive = "exposed_live", Gauge, "Connections of hosts to exposed services now";
+    ExposedTotal = "exposed_total", Total, "Connections of hosts to exposed services";
+    ExposedFailed = "exposed_failed", Total, "Of them, those that the public address did not take";
+    ExposedRefusedLimit = "exposed_refused_limit", Total, "Connections of hosts to exposed services refused at a limit";
+    ExposesRefused = "exposes_refused", Total, "Times that a mediator refused the port of an exposed service";
 
     BytesToMediators = "bytes_to_mediators", Total, "Payload bytes to mediators";
     BytesFromMediators = "bytes_from_mediators", Total, "Payload bytes from mediators";

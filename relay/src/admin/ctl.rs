@@ -35,7 +35,7 @@ pub fn run(args: &CtlArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Sends one line of commands and reads all answers, blank lines included.
-fn ask(path: &Path, command: &str) -> anyhow::Result<String> {
+pub(crate) fn ask(path: &Path, command: &str) -> anyhow::Result<String> {
     let shown = path.display();
     ensure!(!command.contains('\n'), "a command is one line; separate commands with ';'");
     let mut stream = match UnixStream::connect(path) {

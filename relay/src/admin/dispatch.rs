@@ -4,7 +4,10 @@ use isthmus_proto::MediatorId;
 
 use super::answer::phrase;
 use super::command::{ROWS_MAX, TunnelFilter};
-use crate::trust::Glob;
+use crate::expose::{BadExpose, Expose, ServerPort};
+use crate::names::{BadNameRoute, NameRoute, Pattern};
+use crate::publish::{BadPublish, Ports, PublishSpec};
+use crate::trust::{Glob, Target, token_named};
 
 /// Most rows of one page: one more is asked for, to know whether there are more.
 const LIMIT_MAX: usize = ROWS_MAX - 1;
@@ -16,7 +19,22 @@ show info [json]                                           the relay itself
 show stat [json]                                           every counter, in total and per shard
 show tunnels [id=GLOB] [after=ID] [limit=N] [json]         connected mediators, by name
 show publishes [json]                                      published ports
+publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]          lend a port; [save] keeps it over a restart
+unpublish PROTO:ADDR:PORT [now]                            close it; visitors stay, but for [now]
+show exposes [json]                                        ports of mediators that lead to public addresses
+expose tcp:MEDIATOR/IP:PORT=HOST:PORT                      lead hosts there, until the relay ends
+unexpose tcp:MEDIATOR/IP:PORT [now]                        lead them no more; who is connected stays, but for [now]
+show names [json]                                          where names lead
+name NAME=MEDIATOR/HOST:PORT                               lead visitors of a name there, until the relay ends
+unname NAME                                                lead them no more; visitors stay
+reload                                                     read configuration and keys again, as SIGHUP does
+set log FILTER                                             log level or filter, until the next reload
 check tunnels                                              an operation through each; 'show stat' counts the answers
+show trust [json]                                          token keys, issuers, authorities, revocations
+reload trust                                               read them again; sessions that they do not cover end
+revoke token JTI                                           end what that token (or certificate's SHA-256) let in
+revoke mediator ID                                         end what that mediator was issued so far
+revoke terminal NAME                                       end what that terminal was issued so far
 kill tunnel ID                                             end a mediator's tunnel; it may connect again
 help                                                       this list
 quit                                                       end this connection
@@ -40,6 +58,29 @@ pub(super) enum Request {
     /// The filter's limit is the page's.
     Tunnels(TunnelFilter, Format),
     Publishes(Format),
+    Trust(Format),
+    ReloadTrust,
+    /// With the end of what is revoked, if it tells.
+    Revoke(Target, Option<u64>),
+    Publish {
+        spec: PublishSpec,
+        save: bool,
+    },
+    Unpublish {
+        ports: Ports,
+        now: bool,
+    },
+    Exposes(Format),
+    Expose(Expose),
+    Unexpose {
+        server: ServerPort,
+        now: bool,
+    },
+    Names(Format),
+    Name(NameRoute),
+    Unname(Pattern),
+    Reload,
+    SetLog(String),
     Kill(MediatorId),
     Check,
 }
@@ -55,9 +96,61 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         ["show", "publishes", rest @ ..] => format_only(rest).map(Request::Publishes),
         ["show", "tunnels", rest @ ..] => tunnels(rest),
         ["kill", "tunnel", id] => id.parse().map(Request::Kill).map_err(|error| format!("'{}': {error}", phrase(id))),
+        ["show", "exposes", rest @ ..] => format_only(rest).map(Request::Exposes),
+        ["expose", service] => service.parse().map(Request::Expose).map_err(|error: BadExpose| bad(service, &error)),
+        ["unexpose", server, rest @ ..] => Ok(Request::Unexpose {
+            server: server.parse().map_err(|error: BadExpose| bad(server, &error))?,
+            now: option(rest, "now")?,
+        }),
+        ["expose", ..] => Err("write: expose tcp:MEDIATOR/IP:PORT=HOST:PORT".to_owned()),
+        ["unexpose"] => Err("write: unexpose tcp:MEDIATOR/IP:PORT [now]".to_owned()),
+        ["show", "names", rest @ ..] => format_only(rest).map(Request::Names),
+        ["name", route] => route.parse().map(Request::Name).map_err(|error: BadNameRoute| bad(route, &error)),
+        ["unname", name] => name.parse().map(Request::Unname).map_err(|error: BadNameRoute| bad(name, &error)),
+        ["name", ..] => Err("write: name NAME=MEDIATOR/HOST:PORT".to_owned()),
+        ["unname", ..] => Err("write: unname NAME".to_owned()),
+        ["show", "trust", rest @ ..] => format_only(rest).map(Request::Trust),
+        ["reload", "trust"] => Ok(Request::ReloadTrust),
+        ["revoke", "token", text] => token_named(text).map(|(target, until)| Request::Revoke(target, until)),
+        ["revoke", "mediator", id] => match id.parse() {
+            Ok(id) => Ok(Request::Revoke(Target::Mediator(id), None)),
+            Err(error) => Err(format!("'{}': {error}", phrase(id))),
+        },
+        // A terminal's name may have spaces.
+        ["revoke", "terminal", first, rest @ ..] => {
+            let name = [&[*first], rest].concat().join(" ");
+            Ok(Request::Revoke(Target::Terminal(name), None))
+        }
+        ["revoke", ..] => Err("write: revoke token JTI, revoke mediator ID, or revoke terminal NAME".to_owned()),
+        ["publish", spec, rest @ ..] => Ok(Request::Publish {
+            spec: spec.parse().map_err(|e: BadPublish| bad(spec, &e))?,
+            save: option(rest, "save")?,
+        }),
+        ["unpublish", ports, rest @ ..] => Ok(Request::Unpublish {
+            ports: ports.parse().map_err(|e: BadPublish| bad(ports, &e))?,
+            now: option(rest, "now")?,
+        }),
+        ["publish"] => Err("write: publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]".to_owned()),
+        ["unpublish"] => Err("write: unpublish PROTO:ADDR:PORT [now]".to_owned()),
+        ["reload"] => Ok(Request::Reload),
+        ["set", "log", filter] => Ok(Request::SetLog((*filter).to_owned())),
+        ["set", ..] => Err("write: set log FILTER".to_owned()),
         ["check", "tunnels"] => Ok(Request::Check),
         ["kill", "tunnel", ..] => Err("write: kill tunnel ID".to_owned()),
         _ => Err(format!("unknown command '{}'; 'help' lists them", phrase(command.trim()))),
+    }
+}
+
+fn bad(word: &str, error: &dyn std::error::Error) -> String {
+    format!("'{}': {}", phrase(word), error.to_string().replace(char::is_control, "?"))
+}
+
+/// Whether the one optional word is there.
+fn option(words: &[&str], name: &str) -> Result<bool, String> {
+    match words {
+        [] => Ok(false),
+        [word] if *word == name => Ok(true),
+        [word, ..] => Err(format!("'{}' is not understood here; only '{name}' is", phrase(word))),
     }
 }
 
@@ -101,12 +194,21 @@ mod tests {
     fn every_command_of_the_help_is_understood() {
         let commands: Vec<&str> = HELP.lines().filter_map(|line| line.split("  ").next()).collect();
         for command in &commands[..commands.len() - 1] {
-            let full = command.replace("GLOB", "*").replace("ID", "cpe-1").replace("=N", "=5");
+            let full = command
+                .replace("PROTO:ADDR:PORT", "tcp:0.0.0.0:1-2")
+                .replace("IP:PORT", "10.0.0.2:1")
+                .replace("HOST:PORT", "10.0.0.5:1")
+                .replace("MEDIATOR", "m")
+                .replace("GLOB", "*")
+                .replace("ID", "cpe-1")
+                .replace("JTI", "00ff")
+                .replace("NAME", "desk")
+                .replace("=N", "=5");
             assert!(parse(&full.replace(['[', ']'], "")).is_ok(), "{command}");
             let short = full.split(" [").next().unwrap();
             assert!(parse(short).is_ok(), "{command}");
         }
-        assert_eq!(commands.len(), 9);
+        assert_eq!(commands.len(), 24);
     }
 
     #[test]
@@ -131,7 +233,23 @@ mod tests {
             ("show tunnels id=a/b", "pattern"),
             ("show tunnels after=-", "name"),
             ("show tunnels order=age", "id=GLOB"),
+            ("publish", "write: publish"),
+            ("publish tcp:0.0.0.0:80", "no '='"),
+            ("publish tcp:0.0.0.0:80=m/10.0.0.5:80 now", "only 'save'"),
+            ("unpublish", "write: unpublish"),
+            ("unpublish tcp:0.0.0.0", "port number"),
+            ("unpublish tcp:0.0.0.0:80 save", "only 'now'"),
+            ("expose", "write: expose"),
+            ("expose udp:m/10.0.0.2:1=192.0.2.1:1", "only TCP"),
+            ("unexpose", "write: unexpose"),
+            ("unexpose tcp:m/10.0.0.2:1 save", "only 'now'"),
+            ("name", "write: name"),
+            ("name a.b", "no '='"),
+            ("unname", "write: unname"),
+            ("unname a_*", "'a_*'"),
             ("kill tunnel", "kill tunnel ID"),
+            ("revoke", "revoke mediator ID"),
+            ("revoke mediator a/b", "'a/b'"),
             ("kill tunnel a b", "kill tunnel ID"),
             ("kill tunnel a/b", "'a/b'"),
             ("\u{1b}[2J", "'?[2J'"),

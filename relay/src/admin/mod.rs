@@ -8,13 +8,20 @@ pub mod command;
 pub mod counters;
 pub mod ctl;
 mod dispatch;
+mod exposing;
 mod listener;
+mod naming;
+mod publishing;
+mod reload;
 mod serve;
 mod session;
 mod show;
 mod stats;
+mod trust;
 
-pub use command::{Command, PublishRow, ShardHandle, TunnelFilter, TunnelRow};
+pub use command::{
+    Command, ExposeRow, ExposeState, PublishRow, ShardHandle, TunnelFilter, TunnelRow, Unpublish, Unpublished,
+};
 pub use counters::{Counter, Counters, ShardCounters};
 pub use listener::StatsSocket;
 pub use serve::{Admin, Limits, RelayInfo, Stop, serve};

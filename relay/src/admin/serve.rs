@@ -16,8 +16,11 @@ use tokio_uring::net::UnixStream;
 
 use super::command::{Command, ShardHandle};
 use super::listener::StatsSocket;
-use super::session;
-use crate::trust::Fingerprint;
+use super::publishing::{self, KeptLock};
+use super::{reload, session};
+use crate::config::Config;
+use crate::publish::Kept;
+use crate::trust::{Fingerprint, TrustSource};
 
 /// How long sessions may take to end when the relay stops.
 const SESSIONS_END: Duration = Duration::from_secs(1);
@@ -36,6 +39,12 @@ pub struct Admin {
     pub info: RelayInfo,
     /// The bounds.
     pub limits: Limits,
+    /// Where to read whom to trust; none where that never changes, as in tests.
+    pub trust: Option<TrustSource>,
+    /// The settings that the relay started with.
+    pub config: Config,
+    /// The published ports that come back with the relay.
+    pub kept: Kept,
 }
 
 /// The relay itself.
@@ -97,7 +106,7 @@ impl fmt::Display for Stop {
 }
 
 /// Runs the management plane on the calling thread, until SIGTERM, SIGINT or `stop` (its loss counts too).
-/// SIGHUP keeps its default action.
+/// SIGHUP reads the configuration again.
 ///
 /// # Errors
 /// io_uring or the signals are not to be had.
@@ -110,16 +119,35 @@ pub fn serve(admin: Admin, stop: oneshot::Receiver<()>) -> anyhow::Result<Stop> 
 async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<Stop> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     // `tokio_uring::net::UnixListener::bind` fails on current kernels; an ordinary listener's connections do not.
     let listener = admin.socket.listener().and_then(UnixListener::from_std).context("cannot use the stats socket")?;
-    let Admin { socket, shards, info, limits } = admin;
-    let plane = Rc::new(Plane { shards, info, limits, tally: Tally::default(), streams: RefCell::default() });
+    let Admin { socket, shards, info, limits, trust, config, kept } = admin;
+    let plane = Rc::new(Plane {
+        shards,
+        info: RefCell::new(info),
+        limits,
+        trust,
+        config: RefCell::new(config),
+        kept: KeptLock::new(kept),
+        tally: Tally::default(),
+        streams: RefCell::default(),
+    });
+    publishing::restore(&plane).await;
     let mut sessions = JoinSet::new();
     let reason = loop {
         tokio::select! {
             _ = terminate.recv() => break Stop::Signal("SIGTERM"),
             _ = interrupt.recv() => break Stop::Signal("SIGINT"),
             _ = &mut stop => break Stop::Asked,
+            _ = hangup.recv() => {
+                let plane = plane.clone();
+                sessions.spawn_local(async move {
+                    if let Err(error) = reload::reload(&plane).await {
+                        tracing::error!(error, "SIGHUP: the configuration is not reloaded");
+                    }
+                });
+            }
             Some(ended) = sessions.join_next() => {
                 if let Err(error) = ended {
                     tracing::error!(%error, "a management session failed");
@@ -156,8 +184,11 @@ fn into_uring(stream: tokio::net::UnixStream) -> std::io::Result<UnixStream> {
 /// What the sessions share; one thread's.
 pub(super) struct Plane {
     pub(super) shards: Vec<ShardHandle>,
-    pub(super) info: RelayInfo,
+    pub(super) info: RefCell<RelayInfo>,
     pub(super) limits: Limits,
+    pub(super) trust: Option<TrustSource>,
+    pub(super) config: RefCell<Config>,
+    pub(super) kept: KeptLock,
     pub(super) tally: Tally,
     /// The sessions' sockets, so that the end of the relay can end their waits.
     pub(super) streams: RefCell<Slab<Rc<UnixStream>>>,

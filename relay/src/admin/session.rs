@@ -15,7 +15,7 @@ use tokio_uring::net::UnixStream;
 use super::answer::ERROR;
 use super::dispatch::{self, HELP, Request};
 use super::serve::{Plane, Tally};
-use super::{show, stats};
+use super::{exposing, naming, publishing, reload, show, stats, trust};
 
 /// Serves one connection to its end.
 pub(super) async fn serve(plane: Rc<Plane>, stream: UnixStream) {
@@ -102,7 +102,20 @@ async fn execute(plane: &Plane, request: Request) -> Result<String, String> {
         Request::Stat(format) => stats::stat(plane, format),
         Request::Tunnels(filter, format) => show::tunnels(plane, filter, format).await,
         Request::Publishes(format) => show::publishes(plane, format).await,
+        Request::Publish { spec, save } => publishing::publish(plane, &spec, save).await,
+        Request::Unpublish { ports, now } => publishing::unpublish(plane, &ports, now).await,
+        Request::Exposes(format) => exposing::show(plane, format).await,
+        Request::Expose(expose) => exposing::expose(plane, expose).await,
+        Request::Unexpose { server, now } => exposing::unexpose(plane, server, now).await,
+        Request::Names(format) => naming::show(plane, format).await,
+        Request::Name(route) => naming::add(plane, route).await,
+        Request::Unname(pattern) => naming::remove(plane, &pattern).await,
+        Request::Reload => reload::reload(plane).await,
+        Request::SetLog(filter) => reload::set_log(&filter),
         Request::Check => show::check(plane).await,
+        Request::Trust(format) => trust::show(plane, format),
+        Request::ReloadTrust => trust::reload(plane).await,
+        Request::Revoke(target, until) => trust::revoke(plane, target, until).await,
         Request::Kill(mediator) => show::kill(plane, mediator).await,
     }
 }

@@ -90,7 +90,8 @@ pub(super) async fn publishes(plane: &Plane, format: Format) -> Result<String, S
     match format {
         Format::Json => json(&json!({ "publishes": rows })),
         Format::Text => {
-            let header = ["publish", "shard", "mediator", "visitors", "visitors_total", "flows", "flows_total"];
+            let header =
+                ["publish", "origin", "shard", "mediator", "visitors", "visitors_total", "flows", "flows_total"];
             let cells: Vec<Vec<String>> = rows.iter().map(publish_cells).collect();
             Ok(table(&header, &cells))
         }
@@ -100,6 +101,7 @@ pub(super) async fn publishes(plane: &Plane, format: Format) -> Result<String, S
 fn publish_cells(row: &PublishRow) -> Vec<String> {
     vec![
         row.publish.to_string(),
+        if row.leaving { "leaving" } else { row.origin.word() }.to_owned(),
         row.shard.0.to_string(),
         if row.connected { "connected" } else { "away" }.to_owned(),
         row.visitors_live.to_string(),
@@ -141,7 +143,10 @@ pub(super) async fn check(plane: &Plane) -> Result<String, String> {
 }
 
 /// Asks every shard at once, and puts the rows together.
-async fn ask_all<T>(plane: &Plane, command: impl Fn(oneshot::Sender<Vec<T>>) -> Command) -> Result<Vec<T>, String> {
+pub(super) async fn ask_all<T>(
+    plane: &Plane,
+    command: impl Fn(oneshot::Sender<Vec<T>>) -> Command,
+) -> Result<Vec<T>, String> {
     let deadline = plane.reply_deadline();
     let mut answers = Vec::with_capacity(plane.shards.len());
     for shard in 0..plane.shards.len() {
@@ -156,7 +161,8 @@ async fn ask_all<T>(plane: &Plane, command: impl Fn(oneshot::Sender<Vec<T>>) -> 
     Ok(rows)
 }
 
-fn answer_of<T>(
+/// A shard's answer; the error is a text for the operator.
+pub(super) fn answer_of<T>(
     plane: &Plane,
     shard: usize,
     answer: oneshot::Receiver<T>,

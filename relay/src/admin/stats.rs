@@ -12,7 +12,7 @@ use super::serve::Plane;
 
 /// The relay itself: one `name: value` a line, or one object.
 pub(super) fn info(plane: &Plane, format: Format) -> Result<String, String> {
-    let info = &plane.info;
+    let info = plane.info.borrow();
     let sum = |counter| plane.shards.iter().map(|shard| shard.counters.get(counter)).sum::<u64>();
     let mut fields: Vec<(&str, Value)> = vec![
         ("name", json!("isthmus-relay")),

@@ -4,7 +4,7 @@ use isthmus_engine::Engine;
 use isthmus_proto::{Code, MediatorId};
 
 use super::{Party, Shard};
-use crate::admin::{Command, PublishRow, TunnelFilter, TunnelRow};
+use crate::admin::{Command, TunnelFilter, TunnelRow};
 
 /// Mediators that are told to go come back within this many milliseconds, spread evenly.
 const DRAIN_SPREAD_MS: u64 = 5_000;
@@ -18,11 +18,43 @@ impl Shard {
             Command::Kill { mediator, reply } => {
                 let _ = reply.send(self.kill(engine, &mediator));
             }
+            Command::Names { reply } => {
+                let _ = reply.send(self.names.clone());
+            }
+            Command::SetNames(names) => {
+                self.names = names;
+                self.name_turns = Vec::new();
+            }
             Command::Publishes { reply } => {
                 let _ = reply.send(self.publish_rows());
             }
+            Command::Reload { shared, reply } => {
+                self.names = shared.names.clone();
+                self.take_trust(engine, shared.trust.clone());
+                engine.set_times(shared.config.handshake_timeout, shared.config.udp_idle);
+                self.shared = shared;
+                let _ = reply.send(());
+            }
+            Command::Publish { ports, reply } => {
+                let _ = reply.send(self.publish(engine, ports));
+            }
+            Command::Unpublish { ports, how, reply } => {
+                let _ = reply.send(self.unpublish(engine, &ports, how));
+            }
+            Command::Exposes { reply } => {
+                let _ = reply.send(self.expose_rows(engine));
+            }
+            Command::Expose { services, reply } => {
+                let _ = reply.send(self.expose(engine, services));
+            }
+            Command::Unexpose { servers, now, reply } => {
+                let _ = reply.send(self.unexpose(engine, &servers, now));
+            }
             Command::Check { reply } => {
                 let _ = reply.send(self.begin_checks());
+            }
+            Command::Trust { trust, reply } => {
+                let _ = reply.send(self.take_trust(engine, trust));
             }
             Command::Stop => self.stop(engine),
         }
@@ -44,21 +76,6 @@ impl Shard {
         engine.farewell(link, Code::Killed, 0, "ended by the operator");
         engine.end_link_after_farewell(self, link, Code::Killed);
         true
-    }
-
-    fn publish_rows(&self) -> Vec<PublishRow> {
-        self.published
-            .iter()
-            .map(|published| PublishRow {
-                publish: published.publish.clone(),
-                shard: self.seat.id,
-                connected: self.mediators.contains_key(&published.publish.mediator),
-                visitors_live: published.visitors_live,
-                visitors_total: published.visitors_total,
-                flows_live: published.flows_live,
-                flows_total: published.flows_total,
-            })
-            .collect()
     }
 
     fn stop(&mut self, engine: &mut Engine) {

@@ -3,17 +3,27 @@
 //!
 //! **Invariant:** shards share nothing that is written while they run, but their queues.
 
+mod asker;
 mod check;
 mod commands;
+mod contest;
+mod expose;
 mod handover;
+mod lead;
+mod names;
+mod newcomer;
+mod publish;
 mod query;
 mod service;
+mod session;
+mod socks;
 mod spawn;
+mod tag;
 mod terminal;
 mod tunnel;
 mod visitor;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
@@ -21,20 +31,24 @@ use isthmus_engine::{Control, Engine, Event, Key, KeyMap, What};
 use isthmus_proto::{Code, MediatorId};
 
 use crate::admin::{Counter, Counters};
+use crate::names::Names;
 use crate::run::{ShardSeat, Shared};
+use crate::trust::Trust;
 use handover::{Message, Peer};
+use newcomer::Newcomer;
+use publish::Published;
 pub use spawn::spawn;
+use tag::{Door, TagTable};
 use terminal::Terminal;
 use tunnel::Tunnel;
-use visitor::Published;
-
-/// The service listener's number; published ones have their place in the table, plus one.
-const SERVICE_TAG: u32 = 0;
 
 /// One shard's decisions.
 struct Shard {
     seat: ShardSeat,
     shared: Arc<Shared>,
+    /// Whom to let in, now.
+    trust: Arc<Trust>,
+    expiries: session::Expiries,
     mail: Receiver<Message>,
     peers: Vec<Peer>,
     counters: Counters,
@@ -43,7 +57,15 @@ struct Shard {
     links: KeyMap<Party>,
     /// This shard's mediators that are connected.
     mediators: BTreeMap<MediatorId, Key>,
-    published: Vec<Published>,
+    published: TagTable<Published>,
+    /// Where names lead.
+    names: Arc<Names>,
+    /// By route: how many visitors it has led.
+    name_turns: Vec<u32>,
+    /// Visitors of whom something is still to be read.
+    newcomers: HashMap<Key, Newcomer>,
+    proxies: socks::Proxies,
+    exposes: expose::Exposes,
     queries: query::Queries,
     checks: check::Checks,
     sessions: u64,
@@ -64,8 +86,13 @@ enum Party {
 impl Control for Shard {
     fn on_event(&mut self, engine: &mut Engine, event: Event<'_>) {
         match event {
-            Event::Accepted { tag: SERVICE_TAG, socket, peer } => self.on_caller(engine, socket, peer),
-            Event::Accepted { tag, socket, peer } => self.on_visitor(engine, tag, socket, peer),
+            Event::Accepted { tag, socket, peer } => match Door::of(tag) {
+                Some(Door::Service) => self.on_caller(engine, socket, peer),
+                Some(Door::Published) => self.on_visitor(engine, tag, socket, peer),
+                Some(Door::Led) => self.add_newcomer(engine, tag, socket, peer),
+                Some(Door::Proxy) => self.on_client(engine, tag, socket, peer),
+                Some(Door::Exposed) | None => {}
+            },
             Event::Greeting { link, frame } => self.on_greeting(engine, link, frame),
             Event::LinkEnded { link, code, text, .. } => self.on_link_ended(engine, link, code, &text),
             Event::Request { link, slot, owner, request, ask } => {
@@ -77,22 +104,63 @@ impl Control for Shard {
                 What::BridgeA | What::BridgeB => {
                     terminal::forward_answer(engine, owner, to, request, code, local, over);
                 }
+                What::Guest => self.on_client_answer(engine, owner, to, code, local, over),
+                What::Udp => self.on_association_answer(engine, owner, code, over),
+                What::Control if is_exposed(owner) => {
+                    self.on_expose_answer(engine, link, slot, owner.index(), to, code, local);
+                }
                 What::Control => self.on_check_answer(engine, link, slot, owner, to, code),
                 _ => {}
             },
+            Event::PortAccepted { link, owner, slot, peer, .. } if owner.what() == What::Guest => {
+                self.on_bind_accepted(engine, link, owner, slot, peer);
+            }
+            Event::PortAccepted { link, owner, slot, peer, local, .. } if is_exposed(owner) => {
+                self.on_exposed_host(engine, link, owner.index(), slot, peer, local);
+            }
             Event::PortAccepted { link, owner, slot, peer, local, .. } => {
                 terminal::forward_accepted(engine, link, owner, slot, peer, local);
             }
             Event::UdpError { owner, code, remote, .. } => terminal::forward_udp_error(engine, owner, code, remote),
             Event::Report { link, json } => self.on_report(link, json),
+            Event::Renew { link, token } => self.on_renew(engine, link, token),
+            Event::Timer { number: session::TIMER_EXPIRY } => self.on_expiry_timer(engine),
+            Event::Timer { number: expose::TIMER_RETRY } => self.on_expose_retry(engine),
+            Event::Timer { number: expose::TIMER_CONNECTS } => self.on_exposed_timeout(engine),
+            Event::Connected { stream, link, slot, result } => {
+                self.on_exposed_connected(engine, stream, link, slot, result);
+            }
             Event::Query { link, query, json } => self.on_query(engine, link, query, json),
-            Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(tag, code),
+            Event::GuestBytes { guest, tag, ended } if Door::of(tag) == Some(Door::Proxy) => {
+                self.on_client_bytes(engine, guest, tag, ended);
+            }
+            Event::GuestEnded { guest, tag, .. } if Door::of(tag) == Some(Door::Proxy) => {
+                self.on_client_ended(engine, guest);
+            }
+            Event::StreamEnded { stream, tag, .. } if Door::of(tag) == Some(Door::Exposed) => {
+                self.on_exposed_ended(stream, tag);
+            }
+            Event::StreamEnded { stream, tag, .. } if Door::of(tag) == Some(Door::Proxy) => {
+                self.on_client_stream_ended(stream);
+            }
+            Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(engine, tag, code),
+            Event::GuestBytes { guest, tag, ended } => self.on_newcomer_bytes(engine, guest, tag, ended),
+            Event::GuestEnded { guest, code, .. } => self.on_newcomer_ended(guest, code),
             Event::Visitor { socket, tag, visitor } => self.on_new_flow(engine, socket, tag, visitor),
+            Event::RequestName { link, slot, owner, request, to, timeout_ms } => {
+                self.on_request_name(engine, link, slot, owner, request, to, timeout_ms);
+            }
+            Event::PortEnded { owner, code, .. } if matches!(owner.what(), What::Guest | What::Udp) => {
+                self.on_client_port_ended(engine, owner, code);
+            }
+            Event::PortEnded { link, owner, code } if is_exposed(owner) => {
+                self.on_expose_ended(engine, link, owner.index(), code);
+            }
             Event::PortEnded { owner, .. } => self.on_check_ended(owner),
-            Event::FlowEnded { tag } => self.on_flow_ended(tag),
-            // The relay dials nobody, connects no stream and watches nothing.
+            Event::FlowEnded { tag } => self.on_flow_ended(engine, tag),
+            // The relay dials no link and watches nothing.
             Event::LinkReady { .. }
-            | Event::Connected { .. }
+            | Event::Asker { .. }
             | Event::ChannelsChanged { .. }
             | Event::Lifetime { .. }
             | Event::Timer { .. }
@@ -116,6 +184,11 @@ impl Control for Shard {
         let leaving = self.stopping && self.links.is_empty();
         leaving || self.checks.has_work() || !self.mail.is_empty() || !self.seat.commands.is_empty()
     }
+}
+
+/// Whether a port belongs to an exposed service, whose number its owner then is.
+fn is_exposed(owner: Key) -> bool {
+    owner.what() == What::Control && Door::of(owner.index()) == Some(Door::Exposed)
 }
 
 impl Shard {
@@ -148,6 +221,8 @@ impl Shard {
             (Counter::DatagramsQueueFull, counts.datagrams_dropped_full),
             (Counter::DatagramsToMediators, counts.datagrams_in),
             (Counter::DatagramsFromMediators, counts.datagrams_out),
+            (Counter::SocksFragments, counts.associations_fragments),
+            (Counter::SocksDatagramsRefused, counts.associations_refused),
             (Counter::BytesToMediators, counts.stream_bytes_in),
             (Counter::BytesFromMediators, counts.stream_bytes_out),
             (Counter::Roamed, counts.channels_roamed),
@@ -157,6 +232,7 @@ impl Shard {
             (Counter::AcceptErrors, counts.accept_errors),
             (Counter::Loops, counts.turns),
             (Counter::RingEnters, counts.turns),
+            (Counter::NewcomersLive, self.newcomers.len() as u64),
             (Counter::HalfOpen, u64::from(self.half_open)),
             (Counter::TunnelsLive, self.mediators.len() as u64),
             (Counter::ChannelsLive, engine.channel_count() as u64),

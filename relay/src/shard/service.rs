@@ -1,7 +1,6 @@
 //! The service port: connections, handshakes, and who may come in.
 
 use std::net::SocketAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use isthmus_engine::{Engine, Key};
 use isthmus_proto::hello::{self, Hello, Role, Welcome};
@@ -13,9 +12,10 @@ use isthmus_proto::{Code, ShardId};
 use isthmus_ring::Socket;
 
 use super::handover::Message;
+use super::tunnel::Caller;
 use super::{Party, Shard};
 use crate::admin::Counter;
-use crate::trust::Grant;
+use crate::trust::{Grant, unix_now};
 
 impl Shard {
     /// A connection to the service port.
@@ -27,7 +27,7 @@ impl Shard {
             let _ = socket.set_reset_on_close();
             return;
         }
-        let link = engine.accept_link(socket, peer, self.shared.tls.clone());
+        let link = engine.accept_link(socket, peer, self.trust.tls.clone());
         self.half_open += 1;
         self.links.insert(link, Party::HalfOpen);
     }
@@ -43,7 +43,7 @@ impl Shard {
         let counter = match code {
             Code::TlsFailed => Counter::HandshakesFailedTls,
             Code::HandshakeTimeout => Counter::HandshakesFailedTimeout,
-            Code::BadToken | Code::TokenExpired | Code::TokenMismatch => Counter::HandshakesFailedToken,
+            Code::BadToken | Code::TokenExpired | Code::TokenMismatch | Code::Revoked => Counter::HandshakesFailedToken,
             Code::BadVersion => Counter::HandshakesFailedVersion,
             Code::PlaintextRefused => Counter::HandshakesFailedPlaintext,
             Code::BadHello | Code::ProtocolError => Counter::HandshakesFailedHello,
@@ -58,7 +58,8 @@ impl Shard {
         if !matches!(self.links.get(&link), Some(Party::HalfOpen)) {
             return;
         }
-        let (hello, grant) = match self.check_hello(frame) {
+        let certificate = engine.take_caller_certificate(link);
+        let (hello, grant) = match self.check_hello(frame, certificate.as_deref()) {
             Ok(pair) => pair,
             Err((code, text)) => return self.refuse(engine, link, code, &text),
         };
@@ -83,7 +84,7 @@ impl Shard {
         }
     }
 
-    fn check_hello(&self, frame: Frame<'_>) -> Result<(Hello, Grant), (Code, String)> {
+    fn check_hello(&self, frame: Frame<'_>, certificate: Option<&[u8]>) -> Result<(Hello, Grant), (Code, String)> {
         let Frame::Hello { version, json } = frame else {
             return Err((Code::BadHello, "the first frame must be a hello".into()));
         };
@@ -93,7 +94,7 @@ impl Shard {
         }
         let hello: Hello = serde_json::from_slice(json)
             .map_err(|error| (Code::BadHello, format!("the hello is not valid: {error}")))?;
-        let grant = self.shared.tokens.verify(&hello, unix_now()).map_err(|code| (code, code.text().to_owned()))?;
+        let grant = self.trust.admit(&hello, certificate, unix_now())?;
         Ok((hello, grant))
     }
 
@@ -116,8 +117,15 @@ impl Shard {
         if self.stopping {
             return self.refuse(engine, link, Code::Draining, "the relay is shutting down");
         }
+        // It may have been handed over while what is trusted changed.
+        if let Err(code) = self.trust.still(grant.holder, &grant.name, &grant.credential, unix_now()) {
+            return self.refuse(engine, link, code, code.text());
+        }
         match hello.role {
-            Role::Mediator { id, report } => self.attach_mediator(engine, link, id, *report, hello.udp_channels),
+            Role::Mediator { id, report } => {
+                let caller = Caller { proof: grant.credential, instance: hello.instance };
+                self.attach_mediator(engine, link, id, *report, hello.udp_channels, caller);
+            }
             Role::Terminal { mediator } => self.attach_terminal(engine, link, mediator, grant, hello.udp_channels),
         }
     }
@@ -177,10 +185,6 @@ fn mediator_of(hello: &Hello) -> Option<&isthmus_proto::MediatorId> {
         Role::Mediator { id, .. } => Some(id),
         Role::Terminal { mediator } => mediator.as_ref(),
     }
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 fn random_secret() -> Option<[u8; 32]> {

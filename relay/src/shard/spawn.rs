@@ -1,6 +1,7 @@
 //! Starting the shards: sockets first, in order, then the threads.
 
 use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -10,13 +11,12 @@ use isthmus_engine::{Engine, EngineConfig, KeyMap, UdpRole, What};
 use isthmus_ring::{PoolConfig, Ring, RingConfig, Socket, UdpOptions, Waker};
 
 use super::handover::{MAIL_MAX, Message, Peer};
-use super::visitor::{Published, PublishedSocket};
-use super::{SERVICE_TAG, Shard};
+use super::tag::TagTable;
+use super::{Shard, tag};
 use crate::admin::Counters;
+use crate::proxy::ProxyPort;
+use crate::publish::{Bound, Origin, retry_in_use, tcp_listener};
 use crate::run::{RunningShard, ShardSeat, Shards, Shared};
-
-/// Connections that may wait to be accepted; the kernel cuts it to `somaxconn`.
-pub(super) const BACKLOG: u32 = 4096;
 
 /// Tries to find a number that is free for TCP and for UDP where any was asked for.
 const FREE_PORT_TRIES: u32 = 32;
@@ -31,7 +31,9 @@ type Started = anyhow::Result<Waker>;
 pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shards> {
     let count = seats.len();
     let (listen, sockets) = service_sockets(shared.config.listen, count, shared.config.congestion.as_deref())?;
-    let mut published = published_sockets(&shared, count)?;
+    let mut published = published_ports(&shared, count)?;
+    let mut names = super::names::listeners(&shared.config, count)?;
+    let mut proxies = proxy_ports(&shared, count)?;
     let (senders, mail): (Vec<Sender<Message>>, Vec<Receiver<Message>>) =
         (0..count).map(|_| crossbeam_channel::bounded(MAIL_MAX)).unzip();
 
@@ -43,6 +45,8 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
         let (started, wait_started) = crossbeam_channel::bounded::<Started>(1);
         let (give_peers, peers) = crossbeam_channel::bounded::<Vec<Peer>>(1);
         let mine = std::mem::take(&mut published[usize::from(seat.id.0)]);
+        let names = std::mem::take(&mut names[usize::from(seat.id.0)]);
+        let clients = std::mem::take(&mut proxies[usize::from(seat.id.0)]);
         let (shared, id) = (shared.clone(), seat.id);
         let thread = std::thread::Builder::new()
             .name(format!("shard-{}", id.0))
@@ -58,7 +62,7 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
                 };
                 let _ = started.send(Ok(ring.waker()));
                 let Ok(peers) = peers.recv() else { return Ok(()) };
-                run_shard(seat, shared, mail, peers, ring, tcp, udp, mine)
+                run_shard(seat, shared, mail, peers, ring, tcp, udp, mine, names, clients)
             })
             .context("cannot start a shard's thread")?;
         let waker = wait_started.recv().context("a shard ended while it started")??;
@@ -95,8 +99,11 @@ fn run_shard(
     ring: Ring,
     tcp: Socket,
     udp: Socket,
-    published: Vec<(Published, PublishedSocket)>,
+    published: Vec<Bound>,
+    names: Vec<Socket>,
+    proxies: Vec<(ProxyPort, Socket)>,
 ) -> anyhow::Result<()> {
+    let shards = peers.len();
     let config = EngineConfig {
         handshake_timeout: shared.config.handshake_timeout,
         flow_idle: shared.config.udp_idle,
@@ -105,18 +112,19 @@ fn run_shard(
     };
     let mut engine = Engine::new(ring, config);
     let service_udp = engine.add_udp(udp, UdpRole::Service);
-    engine.add_listener(tcp, SERVICE_TAG);
-    let mut table = Vec::new();
-    for (mut publish, socket) in published {
-        let tag = table.len() as u32 + 1;
-        publish.key = Some(match socket {
-            PublishedSocket::Tcp(socket) => engine.add_listener(socket, tag),
-            PublishedSocket::Udp(socket) => engine.add_udp(socket, UdpRole::Published(tag)),
-        });
-        table.push(publish);
+    engine.add_listener(tcp, tag::SERVICE);
+    for socket in names {
+        engine.add_listener(socket, tag::LED);
     }
+    let exposes = super::expose::Exposes::new(&mut engine);
+    let expiries = super::session::Expiries::new(&mut engine);
     let mut shard = Shard {
         seat,
+        trust: shared.trust.clone(),
+        expiries,
+        names: shared.names.clone(),
+        name_turns: Vec::new(),
+        newcomers: HashMap::new(),
         shared,
         mail,
         peers,
@@ -124,13 +132,21 @@ fn run_shard(
         service_udp,
         links: KeyMap::new(What::Link),
         mediators: BTreeMap::new(),
-        published: table,
+        published: TagTable::new(tag::Door::Published),
+        proxies: super::socks::Proxies::new(),
+        exposes,
         queries: Default::default(),
         checks: Default::default(),
         sessions: 0,
         half_open: 0,
         stopping: false,
     };
+    for (port, socket) in proxies {
+        shard.add_proxy(&mut engine, port, socket);
+    }
+    shard.publish(&mut engine, published).map_err(anyhow::Error::msg)?;
+    let exposes: Vec<_> = shard.exposes_of_config(shards);
+    shard.expose(&mut engine, exposes).map_err(anyhow::Error::msg)?;
     while !(shard.stopping && shard.links.is_empty()) {
         engine.turn(&mut shard).context("the ring failed")?;
     }
@@ -148,7 +164,7 @@ fn service_sockets(
     if asked.port() != 0 {
         // The shards share the number among themselves, and the system would let another relay of the same
         // user share it as well: a socket that shares with nobody finds out.
-        let alone = super::visitor::retry_in_use(|| Socket::tcp_listener(asked, false, BACKLOG));
+        let alone = retry_in_use(|| tcp_listener(asked, false, None));
         drop(alone.with_context(|| {
             format!("--listen: cannot listen on TCP {asked}; is another relay or program there? Stop it, or give another --listen")
         })?);
@@ -188,25 +204,43 @@ fn service_sockets_once(
     Ok((listen, sockets))
 }
 
-pub(super) fn tcp_listener(addr: SocketAddr, reuse_port: bool, congestion: Option<&str>) -> std::io::Result<Socket> {
-    let socket = Socket::tcp_listener(addr, reuse_port, BACKLOG)?;
-    if let Some(name) = congestion {
-        // Accepted connections inherit it.
-        socket.set_congestion(name)?;
+/// The proxies' ports: a mediator's own on the shard that owns it, the others on every shard.
+fn proxy_ports(shared: &Shared, shards: usize) -> anyhow::Result<Vec<Vec<(ProxyPort, Socket)>>> {
+    let mut lists: Vec<Vec<_>> = (0..shards).map(|_| Vec::new()).collect();
+    let congestion = shared.config.congestion.as_deref();
+    for asked in &shared.config.socks {
+        let cannot = || format!("--socks {asked}: cannot listen there; is another program there? Choose another port");
+        // As for the service port: another relay of the same user must not share it.
+        let first = retry_in_use(|| tcp_listener(asked.listen, false, congestion)).with_context(cannot)?;
+        let mut port = asked.clone();
+        port.listen = first.local_addr().with_context(cannot)?;
+        tracing::info!(listen = %port.listen, mediator = port.mediator.as_ref().map(tracing::field::display), "SOCKS5 and HTTP CONNECT");
+        match &port.mediator {
+            Some(id) => {
+                let owner = usize::from(id.shard(shards).0);
+                lists.get_mut(owner).context("a mediator's shard is out of range")?.push((port, first));
+            }
+            None => {
+                drop(first);
+                for list in &mut lists {
+                    let socket = tcp_listener(port.listen, true, congestion).with_context(cannot)?;
+                    list.push((port.clone(), socket));
+                }
+            }
+        }
     }
-    Ok(socket)
+    Ok(lists)
 }
 
-/// Each published port's socket, with the shard that owns its mediator.
-fn published_sockets(shared: &Shared, shards: usize) -> anyhow::Result<Vec<Vec<(Published, PublishedSocket)>>> {
+/// The configuration's published ports, each for the shard that owns its mediator.
+fn published_ports(shared: &Shared, shards: usize) -> anyhow::Result<Vec<Vec<Bound>>> {
     let mut lists: Vec<Vec<_>> = (0..shards).map(|_| Vec::new()).collect();
-    for publish in &shared.config.publishes {
-        let (published, socket) = Published::bind(publish, shared.config.congestion.as_deref())?;
+    for publish in shared.config.publishes() {
+        let bound = Bound::bind_patiently(publish, Origin::Config, shared.config.congestion.as_deref())?;
         let Some(list) = lists.get_mut(usize::from(publish.mediator.shard(shards).0)) else {
             bail!("a mediator's shard is out of range");
         };
-        tracing::info!(publish = %published.publish, "published");
-        list.push((published, socket));
+        list.push(bound);
     }
     Ok(lists)
 }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use isthmus_engine::{Ask, BridgeEnd, Engine, Key};
 use isthmus_proto::link::{Side, Slot};
-use isthmus_proto::wire::{OpenFlags, RequestKind};
+use isthmus_proto::wire::{NamedTarget, OpenFlags, RequestKind};
 use isthmus_proto::{Code, MediatorId};
 
 use super::{Party, Shard};
@@ -54,11 +54,13 @@ impl Shard {
         if let Some(Party::Tunnel(tunnel)) = tunnel_link.and_then(|key| self.links.get_mut(&key)) {
             tunnel.terminals.push(link);
         }
+        self.watch_expiry(engine, link, &grant.credential);
         self.links.insert(link, Party::Terminal(Box::new(Terminal { grant, mediator, tunnel: tunnel_link })));
     }
 
     pub(super) fn on_terminal_ended(&mut self, link: Key, terminal: &Terminal, code: Code, text: &str) {
         tracing::info!(terminal = terminal.grant.name, reason = code.word(), text, "terminal left");
+        self.forget_expiry(link, &terminal.grant.credential);
         self.counters.sub(Counter::TerminalsLive, 1);
         if let Some(Party::Tunnel(tunnel)) = terminal.tunnel.and_then(|key| self.links.get_mut(&key)) {
             tunnel.terminals.retain(|&other| other != link);
@@ -67,7 +69,8 @@ impl Shard {
 
     /// A terminal is sent away with its mediator's tunnel.
     pub(super) fn counters_terminal_left(&mut self, link: Key) {
-        if let Some(Party::Terminal(_)) = self.links.insert(link, Party::Leaving) {
+        if let Some(Party::Terminal(terminal)) = self.links.insert(link, Party::Leaving) {
+            self.forget_expiry(link, &terminal.grant.credential);
             self.counters.sub(Counter::TerminalsLive, 1);
         }
     }
@@ -107,12 +110,14 @@ impl Shard {
         }
         let tunnel = terminal.tunnel.ok_or(refused(Code::MediatorAway))?;
         let now = engine.now();
-        if let Ask::Open { flags, local, peer } = ask {
+        if let Ask::Open { flags, local, peer, .. } = ask {
             if engine.is_overcommitted() {
                 return Err(refused(Code::NoResources));
             }
+            let name = terminal.grant.clone();
+            let asker = self.asker(engine, tunnel, &format!("terminal {}", name.name));
             let machine = engine.link(tunnel).ok_or(refused(Code::MediatorAway))?;
-            let far = machine.open(0, request, flags, local, peer, now).map_err(refused)?;
+            let far = machine.open_as(asker, 0, request, flags, local, peer, now).map_err(refused)?;
             let bridge = engine.add_bridge(BridgeEnd { link, slot }, BridgeEnd { link: tunnel, slot: far });
             engine.ask_bridge_fallback(bridge, flags.has(OpenFlags::FALLBACK));
             engine.touch(tunnel);
@@ -143,6 +148,44 @@ impl Shard {
         }
         engine.touch(far.link);
         Ok(())
+    }
+}
+
+impl Shard {
+    /// A terminal asks to connect to a host by its name. The mediator checks the name's addresses against what the
+    /// token allows, since only it knows them.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn on_request_name(
+        &mut self,
+        engine: &mut Engine,
+        link: Key,
+        slot: Slot,
+        owner: Key,
+        request: u16,
+        to: NamedTarget<'_>,
+        timeout_ms: u32,
+    ) {
+        let asked = match self.links.get(&link) {
+            Some(Party::Terminal(terminal)) if !terminal.grant.permits(Operation::Connect) => Err(Code::NotPermitted),
+            Some(Party::Terminal(terminal)) => Ok(super::socks::rules_of(&terminal.grant)),
+            _ => Err(Code::MediatorAway),
+        };
+        let asked = asked.and_then(|rules| {
+            let far = engine.bridge_other(owner).ok_or(Code::UnknownPort)?;
+            let machine = engine.link(far.link).filter(|machine| machine.kind(far.slot).is_some());
+            machine.ok_or(Code::UnknownPort)?.connect_name(
+                far.slot,
+                request,
+                NamedTarget { rules: &rules, ..to },
+                timeout_ms,
+            );
+            engine.touch(far.link);
+            Ok(())
+        });
+        if let (Err(code), Some(machine)) = (asked, engine.link(link)) {
+            machine.answer(slot, RequestKind::Connect, request, code, None);
+        }
+        engine.touch(link);
     }
 }
 

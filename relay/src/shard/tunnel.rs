@@ -3,14 +3,18 @@
 use std::net::SocketAddr;
 
 use isthmus_engine::{Engine, Key};
-use isthmus_proto::hello::{MediatorInfo, MediatorSummary, Report};
+use isthmus_proto::door::name::HostName;
+use isthmus_proto::hello::{MediatorInfo, MediatorSummary, Offer, Report};
 use isthmus_proto::link::Side;
 use isthmus_proto::time::Instant;
 use isthmus_proto::{Code, MediatorId};
 use serde::Deserialize;
 
+use super::asker::Askers;
+use super::contest::Contest;
 use super::{Party, Shard};
 use crate::admin::{Counter, TunnelRow};
+use crate::trust::Credential;
 
 pub(super) struct Tunnel {
     pub(super) id: MediatorId,
@@ -20,6 +24,17 @@ pub(super) struct Tunnel {
     pub(super) since: Instant,
     /// Attached terminals' links.
     pub(super) terminals: Vec<Key>,
+    /// By what right it is here.
+    pub(super) proof: Credential,
+    contest: Contest,
+    /// On whose behalf it was asked.
+    pub(super) askers: Option<Box<Askers>>,
+}
+
+/// What of a greeting a mediator's tunnel keeps beside its report.
+pub(super) struct Caller {
+    pub(super) proof: Credential,
+    pub(super) instance: u64,
 }
 
 impl Tunnel {
@@ -27,6 +42,18 @@ impl Tunnel {
     pub(super) fn report(&self) -> Report {
         // It was written, or read once, by this program.
         serde_json::from_slice(&self.report).unwrap_or_default()
+    }
+
+    /// The host that it offers under a name.
+    pub(super) fn offered(&self, name: &HostName) -> Option<SocketAddr> {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Offers {
+            offers: Vec<Offer>,
+        }
+        let Offers { offers } = serde_json::from_slice(&self.report).unwrap_or_default();
+        let own = offers.iter().find(|offer| offer.name == name.as_str());
+        own.or_else(|| offers.iter().find(|offer| offer.name == "*")).map(|offer| offer.target)
     }
 
     /// Of its report, the service that it wishes to use, without making the rest of it.
@@ -57,12 +84,9 @@ impl Shard {
         id: MediatorId,
         report: Report,
         udp_channels: u8,
+        caller: Caller,
     ) {
-        if let Some(ghost) = self.mediators.remove(&id) {
-            self.counters.add(Counter::GhostsReplaced, 1);
-            engine.farewell(ghost, Code::Replaced, 0, "a newer session of the same mediator took over");
-            engine.end_link_after_farewell(self, ghost, Code::Replaced);
-        }
+        let contest = self.replace_ghost(engine, link, &id, caller.instance);
         let session = self.welcome(engine, link, Side::Requester, udp_channels, None);
         let observed = engine.link_peer(link).unwrap_or_else(nowhere);
         let now = engine.now();
@@ -72,12 +96,53 @@ impl Shard {
         tracing::info!(mediator = %id, session, %observed, "tunnel attached");
         self.counters.add(Counter::TunnelsTotal, 1);
         self.mediators.insert(id.clone(), link);
-        let tunnel = Tunnel { id, session, report: packed(&report), since: engine.now(), terminals: Vec::new() };
+        self.watch_expiry(engine, link, &caller.proof);
+        let name = id.clone();
+        let tunnel = Tunnel {
+            id,
+            session,
+            report: packed(&report),
+            since: engine.now(),
+            terminals: Vec::new(),
+            proof: caller.proof,
+            contest,
+            askers: None,
+        };
         self.links.insert(link, Party::Tunnel(Box::new(tunnel)));
+        self.open_exposes_of(engine, &name, link);
+    }
+
+    /// Ends the session that a mediator had before. If two take turns at that, the one that goes is told to wait.
+    fn replace_ghost(&mut self, engine: &mut Engine, link: Key, id: &MediatorId, instance: u64) -> Contest {
+        let now = engine.now();
+        let Some(ghost) = self.mediators.remove(id) else { return Contest::new(instance, now) };
+        self.counters.add(Counter::GhostsReplaced, 1);
+        let contest = match self.links.get(&ghost) {
+            Some(Party::Tunnel(tunnel)) => tunnel.contest.replaced_by(instance, now),
+            _ => Contest::new(instance, now),
+        };
+        let mut text = "a newer session of the same mediator took over";
+        if !contest.wait().is_zero() {
+            self.counters.add(Counter::MediatorsContended, 1);
+            text = "another mediator uses the same token; give each one a token of its own";
+            let (one, other) = (engine.link_peer(link), engine.link_peer(ghost));
+            tracing::warn!(
+                mediator = %id,
+                one = one.map(tracing::field::display),
+                other = other.map(tracing::field::display),
+                rounds = contest.rounds(),
+                wait_s = contest.wait().as_secs(),
+                "two mediators with one token take the tunnel from each other; give each one a token of its own"
+            );
+        }
+        engine.farewell(ghost, Code::Replaced, contest.wait().as_millis() as u32, text);
+        engine.end_link_after_farewell(self, ghost, Code::Replaced);
+        contest
     }
 
     pub(super) fn on_tunnel_ended(&mut self, engine: &mut Engine, link: Key, tunnel: &Tunnel, code: Code, text: &str) {
         tracing::info!(mediator = %tunnel.id, session = tunnel.session, reason = code.word(), text, "tunnel ended");
+        self.forget_expiry(link, &tunnel.proof);
         if self.mediators.get(&tunnel.id) == Some(&link) {
             self.mediators.remove(&tunnel.id);
         }

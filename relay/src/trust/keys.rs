@@ -27,15 +27,20 @@ pub(super) fn generate() -> anyhow::Result<[(&'static str, String); 5]> {
     let server = server_params()?
         .signed_by(&server_key, &Issuer::new(ca_params, ca_key))
         .context("cannot sign the server's certificate")?;
-    let mut secret = [0; 32];
-    getrandom::fill(&mut secret).context("the system gives no random bytes")?;
     Ok([
         (CA_PEM, ca.pem()),
         (CA_KEY, ca_key_pem),
         (SERVER_PEM, server.pem()),
         (SERVER_KEY, server_key.serialize_pem()),
-        (TOKEN_KEY, hex(&secret) + "\n"),
+        (TOKEN_KEY, generate_token_key()?),
     ])
+}
+
+/// A new token key's file.
+pub(super) fn generate_token_key() -> anyhow::Result<String> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).context("the system gives no random bytes")?;
+    Ok(hex(&secret) + "\n")
 }
 
 /// Reads a token key's file: 64 hex digits and a line's end.

@@ -1,17 +1,33 @@
 //! Who may do what: the keys in the state directory, tokens, TLS.
 
 mod glob;
+mod grant;
+mod jwks;
 mod keys;
 mod operation;
+mod revoked;
+mod ring;
+mod set;
 mod state_dir;
 mod tls;
 mod token;
 
+#[cfg(test)]
+mod tests;
+
 pub use glob::{BadGlob, Glob};
+pub use grant::{Credential, Grant, Holder};
 pub use operation::{BadOperation, Operation, Operations};
+pub use revoked::{Entry, Revoked, Target, token_named};
+pub use set::{Trust, TrustOptions, TrustSource};
 pub use state_dir::{Fingerprint, State};
 pub use tls::{SERVER_NAME, server_config};
-pub use token::{Grant, TerminalScope, TokenKey};
+pub use token::{TerminalScope, TokenKey};
+
+/// The wall clock in seconds since 1970; 0 before that.
+pub fn unix_now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
 
 /// Lower-case hexadecimal digits.
 fn hex(bytes: &[u8]) -> String {

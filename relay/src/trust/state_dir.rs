@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! DIR (0700)   ca.pem ca.key   server.pem server.key   token.key   (0600 each)
+//!              token-KID.key   older token keys, which verify only
+//!              revoked         see `revoked.rs`
 //! ```
 //!
-//! Made at the first start, then only read. Every start takes the directory's lock while it looks, so of two
+//! Made at the first start, then only read, but for what `ring.rs` changes. Every start takes the directory's lock while it looks, so of two
 //! first starts one makes the keys and the other loads them.
 
 use std::fmt;
@@ -18,7 +20,7 @@ use aws_lc_rs::digest;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::{TokenKey, hex, keys};
+use super::{Revoked, TokenKey, hex, keys, ring};
 
 /// Largest file that is read: a key or certificate has about 1 KiB.
 const FILE_LEN_MAX: u64 = 64 * 1024;
@@ -29,7 +31,9 @@ pub struct State {
     path: PathBuf,
     certificate: CertificateDer<'static>,
     private_key: PrivateKeyDer<'static>,
-    tokens: TokenKey,
+    /// The first one signs.
+    tokens: Vec<TokenKey>,
+    revoked: Revoked,
 }
 
 impl State {
@@ -39,17 +43,15 @@ impl State {
     /// Part of the files is missing; a key can be read by others; a file is damaged; the system refuses (full
     /// disk, no permission). Each says which file, and the cure. What a failed first start made, it removes.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .with_context(|| format!("cannot make the state directory {}", path.display()))?;
-        let dir = File::open(path).with_context(|| format!("cannot open the state directory {}", path.display()))?;
-        check_directory(path, &dir)?;
-        dir.lock().with_context(|| format!("cannot lock the state directory {}", path.display()))?;
+        let dir = lock(path)?;
+        Self::open_locked(path, &dir)
+        // The lock ends with `dir`.
+    }
+
+    pub(super) fn open_locked(path: &Path, dir: &File) -> anyhow::Result<Self> {
         let missing = missing_files(path)?;
         if missing.len() == keys::FILES.len() {
-            create(path, &dir)?;
+            create(path, dir)?;
         } else if !missing.is_empty() {
             bail!(
                 "the state directory {} is incomplete: {} missing; restore from a backup, or, if nobody holds a token \
@@ -59,7 +61,6 @@ impl State {
             );
         }
         load(path)
-        // The lock ends with `dir`.
     }
 
     /// The directory.
@@ -77,9 +78,20 @@ impl State {
         self.private_key.clone_key()
     }
 
-    /// The key of the tokens.
+    /// The key that signs tokens.
     pub fn tokens(&self) -> &TokenKey {
+        // `load` puts it there.
+        &self.tokens[0]
+    }
+
+    /// The keys that verify tokens; the first one signs.
+    pub fn token_keys(&self) -> &[TokenKey] {
         &self.tokens
+    }
+
+    /// What is revoked.
+    pub fn revoked(&self) -> &Revoked {
+        &self.revoked
     }
 
     /// What mediators and terminals pin.
@@ -98,6 +110,19 @@ impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SHA256:{}", hex(&self.0))
     }
+}
+
+/// The directory, made where there is none, and locked as long as the handle lives.
+pub(super) fn lock(path: &Path) -> anyhow::Result<File> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("cannot make the state directory {}", path.display()))?;
+    let dir = File::open(path).with_context(|| format!("cannot open the state directory {}", path.display()))?;
+    check_directory(path, &dir)?;
+    dir.lock().with_context(|| format!("cannot lock the state directory {}", path.display()))?;
+    Ok(dir)
 }
 
 fn check_directory(path: &Path, dir: &File) -> anyhow::Result<()> {
@@ -145,7 +170,7 @@ fn create(path: &Path, dir: &File) -> anyhow::Result<()> {
 }
 
 /// Writes a file whole or not at all, and never over another one.
-fn write_new(path: &Path, name: &str, content: &[u8]) -> anyhow::Result<()> {
+pub(super) fn write_new(path: &Path, name: &str, content: &[u8]) -> anyhow::Result<()> {
     let (target, draft) = (path.join(name), path.join(format!(".{name}.new")));
     let write = || {
         // Only a start that died has left one, since we hold the directory's lock.
@@ -176,11 +201,21 @@ fn load(path: &Path) -> anyhow::Result<State> {
     let secret = keys::parse_token_key(&read(path, keys::TOKEN_KEY)?).with_context(|| damaged(keys::TOKEN_KEY))?;
     // Not used while running, and checked all the same: a CA key that others read is everybody's CA.
     read(path, keys::CA_KEY)?;
-    Ok(State { path: path.to_owned(), certificate, private_key, tokens: TokenKey::new(&secret) })
+    let mut tokens = vec![TokenKey::new(&secret)];
+    for name in ring::older_keys(path)? {
+        let secret = keys::parse_token_key(&read(path, &name)?).with_context(|| damaged(&name))?;
+        let key = TokenKey::new(&secret);
+        // A rotation that was cut off leaves the signing key under both names.
+        if tokens.iter().all(|known| known.kid() != key.kid()) {
+            tokens.push(key);
+        }
+    }
+    let revoked = ring::read_revoked(path)?;
+    Ok(State { path: path.to_owned(), certificate, private_key, tokens, revoked })
 }
 
 /// Reads one file; a key only if nobody else can.
-fn read(path: &Path, name: &str) -> anyhow::Result<Vec<u8>> {
+pub(super) fn read(path: &Path, name: &str) -> anyhow::Result<Vec<u8>> {
     let path = path.join(name);
     let shown = path.display();
     let file = File::open(&path).with_context(|| format!("cannot open {shown}"))?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use isthmus_proto::record;
 use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
 
 use super::State;
 
@@ -19,15 +20,23 @@ pub use isthmus_proto::hello::SERVER_NAME;
 /// # Errors
 /// The server's key does not fit its certificate.
 pub fn server_config(state: &State) -> anyhow::Result<Arc<ServerConfig>> {
-    record::server_config(vec![state.certificate().clone()], state.private_key())
+    server_config_with(state, Vec::new())
+}
+
+/// [`server_config`], but callers may show a certificate of one of these authorities.
+pub(super) fn server_config_with(
+    state: &State,
+    authorities: Vec<CertificateDer<'static>>,
+) -> anyhow::Result<Arc<ServerConfig>> {
+    record::server_config_with_callers(vec![state.certificate().clone()], state.private_key(), authorities)
         .with_context(|| format!("server.pem and server.key in {} do not fit together", state.path().display()))
 }
 
 #[cfg(test)]
 mod tests {
     use rustls::crypto::aws_lc_rs;
+    use rustls::pki_types::ServerName;
     use rustls::pki_types::pem::PemObject;
-    use rustls::pki_types::{CertificateDer, ServerName};
     use rustls::{ClientConfig, ClientConnection, ProtocolVersion, RootCertStore, ServerConnection};
 
     use super::*;

@@ -1,30 +1,43 @@
-//! Tokens: JWT (RFC 7519) signed with HMAC-SHA-256 by the key in the state directory.
+//! Tokens: JWT (RFC 7519), signed with HMAC-SHA-256 by a key of the state directory, or with EdDSA or ES256 by somebody
+//! whose public keys are in a JWKS file. docs/tokens.md tells the claims.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
 use ipnet::{Ipv4Net, Ipv6Net};
-use isthmus_proto::hello::{Hello, Role};
-use isthmus_proto::policy::{self, AllowRule};
+use isthmus_proto::policy::AllowRule;
 use isthmus_proto::{Code, MediatorId};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 
-use super::{Glob, Operation, Operations};
+use super::grant::{Credential, Grant, Holder, digest64};
+use super::{Glob, Operation, Operations, hex};
 
 /// How far a token's issuer's clock may be ahead of ours, in seconds. An expiry has no such leeway: it is
 /// ours to enforce.
 const ISSUED_AHEAD_MAX_S: u64 = 30;
 
 /// Longest token in bytes: room for hundreds of rules.
-const TOKEN_LEN_MAX: usize = 4096;
+pub(super) const TOKEN_LEN_MAX: usize = 4096;
 
-/// The key that signs and checks tokens.
+/// The audience that a token names, if it names any.
+const AUDIENCE: &str = "isthmus";
+
+/// A key of the state directory, which signs and checks tokens.
 #[derive(Clone)]
 pub struct TokenKey {
+    kid: Box<str>,
     encoding: EncodingKey,
+    pub(super) verifier: Verifier,
+}
+
+/// The half of a key that checks, and the one algorithm that it takes.
+#[derive(Clone)]
+pub(super) struct Verifier {
+    /// Its number in [`Credential::key`].
+    pub(super) id: u64,
+    pub(super) algorithm: Algorithm,
     decoding: DecodingKey,
     validation: Validation,
 }
@@ -42,45 +55,31 @@ pub struct TerminalScope {
     pub destinations: Option<Vec<AllowRule>>,
 }
 
-/// What the holder of a checked token may do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Claims {
     /// The mediator's or terminal's name.
-    pub name: String,
-    /// What it may ask for; a mediator asks for nothing.
-    pub operations: Operations,
-    /// Where it may go; a mediator goes nowhere.
-    pub destinations: Vec<AllowRule>,
-    /// The mediators that it may use; a mediator's own name.
-    pub mediators: Glob,
-    /// When the token ends, in seconds since 1970.
-    pub expires: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sub: Option<String>,
+    #[serde(flatten)]
+    rights: Rights,
+    /// The same in an object of its own, for issuers whose `sub` is not theirs to choose. It counts instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    isthmus: Option<Named>,
+    #[serde(default, skip_serializing)]
+    aud: Option<Audience>,
+    #[serde(default)]
+    iat: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    nbf: Option<u64>,
+    exp: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    jti: Option<String>,
 }
 
-impl Grant {
-    /// Whether the holder may ask for `op`.
-    pub fn permits(&self, op: Operation) -> bool {
-        self.operations.contains(op)
-    }
-
-    /// Whether the holder may go to `to` through a mediator.
-    pub fn permits_destination(&self, to: SocketAddr) -> bool {
-        policy::allows(&self.destinations, to)
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Holder {
-    Mediator,
-    Terminal,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Claims {
-    /// The mediator's or terminal's name.
-    sub: String,
-    role: Holder,
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Rights {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    role: Option<Holder>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mediators: Option<Glob>,
     /// Words, not [`Operation`]s: one that a later version knows is passed over, which grants less, never more.
@@ -88,19 +87,46 @@ struct Claims {
     allow: Option<Vec<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     to: Option<Vec<AllowRule>>,
-    iat: u64,
-    exp: u64,
-    jti: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Named {
+    name: String,
+    #[serde(flatten)]
+    rights: Rights,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Audience {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Audience {
+    fn is_ours(&self) -> bool {
+        match self {
+            Self::One(name) => name == AUDIENCE,
+            Self::Several(names) => names.iter().any(|name| name == AUDIENCE),
+        }
+    }
 }
 
 impl TokenKey {
     /// The key of this secret.
     pub fn new(secret: &[u8; 32]) -> Self {
-        let mut validation = Validation::new(Algorithm::HS256);
-        // The library would read the clock itself; `verify` compares with the time that it is given.
-        validation.validate_exp = false;
-        validation.required_spec_claims.clear();
-        Self { encoding: EncodingKey::from_secret(secret), decoding: DecodingKey::from_secret(secret), validation }
+        // The name tells nothing of the secret but that two files hold the same one.
+        let id = digest64(&[b"isthmus token key".as_slice(), secret].concat());
+        Self {
+            kid: hex(&id.to_be_bytes()).into(),
+            encoding: EncodingKey::from_secret(secret),
+            verifier: Verifier::new(id, Algorithm::HS256, DecodingKey::from_secret(secret)),
+        }
+    }
+
+    /// Its name, 16 hexadecimal digits, which every token that it signs carries (`kid`).
+    pub fn kid(&self) -> &str {
+        &self.kid
     }
 
     /// Issues a token to a mediator.
@@ -108,16 +134,8 @@ impl TokenKey {
     /// # Errors
     /// The system gives no random bytes, or the signing fails.
     pub fn issue_mediator(&self, id: &MediatorId, ttl: Duration, now_unix: u64) -> anyhow::Result<String> {
-        self.issue(Claims {
-            sub: id.to_string(),
-            role: Holder::Mediator,
-            mediators: None,
-            allow: None,
-            to: None,
-            iat: now_unix,
-            exp: now_unix.saturating_add(ttl.as_secs()),
-            jti: token_id()?,
-        })
+        let rights = Rights { role: Some(Holder::Mediator), ..Rights::default() };
+        self.issue(id.to_string(), rights, ttl, now_unix)
     }
 
     /// Issues a token to a terminal.
@@ -125,21 +143,28 @@ impl TokenKey {
     /// # Errors
     /// The scope makes the token too long, the system gives no random bytes, or the signing fails.
     pub fn issue_terminal(&self, scope: &TerminalScope, ttl: Duration, now_unix: u64) -> anyhow::Result<String> {
-        self.issue(Claims {
-            sub: scope.name.clone(),
-            role: Holder::Terminal,
+        let rights = Rights {
+            role: Some(Holder::Terminal),
             mediators: Some(scope.mediators.clone()),
             allow: scope.operations.as_ref().map(|ops| ops.iter().map(Operation::to_string).collect()),
             to: scope.destinations.clone(),
-            iat: now_unix,
-            exp: now_unix.saturating_add(ttl.as_secs()),
-            jti: token_id()?,
-        })
+        };
+        self.issue(scope.name.clone(), rights, ttl, now_unix)
     }
 
-    fn issue(&self, claims: Claims) -> anyhow::Result<String> {
-        let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.encoding)
-            .context("cannot sign the token")?;
+    fn issue(&self, name: String, rights: Rights, ttl: Duration, now_unix: u64) -> anyhow::Result<String> {
+        let claims = Claims {
+            sub: Some(name),
+            rights,
+            iat: now_unix,
+            exp: now_unix.saturating_add(ttl.as_secs()),
+            jti: Some(token_id()?),
+            ..Claims::default()
+        };
+        // As little as will do: SOCKS5 has room for 255 bytes of password. `typ` is optional (RFC 7519 section 5.1), and
+        // `nbf` would say what `iat` says.
+        let header = Header { kid: Some(self.kid.to_string()), typ: None, ..Header::new(Algorithm::HS256) };
+        let token = jsonwebtoken::encode(&header, &claims, &self.encoding).context("cannot sign the token")?;
         anyhow::ensure!(
             token.len() <= TOKEN_LEN_MAX,
             "the token would be {} bytes, and {TOKEN_LEN_MAX} is the limit; give fewer or wider --to rules",
@@ -147,52 +172,85 @@ impl TokenKey {
         );
         Ok(token)
     }
+}
 
-    /// Checks `hello.token`, and that it was issued for what `hello` asks.
-    ///
-    /// # Errors
-    /// [`Code::BadToken`]: not signed by this key with HS256, not to be understood, or issued in the future;
-    /// [`Code::TokenExpired`]; [`Code::TokenMismatch`]: for another role or mediator.
-    pub fn verify(&self, hello: &Hello, now_unix: u64) -> Result<Grant, Code> {
-        let claims = self.claims(&hello.token)?;
-        if claims.exp <= now_unix {
-            return Err(Code::TokenExpired);
-        }
-        if claims.iat > now_unix.saturating_add(ISSUED_AHEAD_MAX_S) {
-            return Err(Code::BadToken);
-        }
-        match (claims.role, &hello.role) {
-            (Holder::Mediator, Role::Mediator { id, .. }) if claims.sub == id.as_str() => Ok(Grant {
-                name: claims.sub,
-                operations: Operations::NONE,
-                destinations: Vec::new(),
-                mediators: Glob::exactly(id),
-                expires: claims.exp,
-            }),
-            (Holder::Terminal, Role::Terminal { mediator }) => {
-                // A terminal's token always names mediators; one without was not made by `issue_terminal`.
-                let mediators = claims.mediators.ok_or(Code::BadToken)?;
-                if mediator.as_ref().is_some_and(|id| !mediators.matches(id)) {
-                    return Err(Code::TokenMismatch);
-                }
-                Ok(Grant {
-                    name: claims.sub,
-                    operations: claims.allow.map_or(Operations::ALL, |words| known_operations(&words)),
-                    destinations: claims.to.unwrap_or_else(everywhere),
-                    mediators,
-                    expires: claims.exp,
-                })
-            }
-            (Holder::Mediator, _) | (Holder::Terminal, _) => Err(Code::TokenMismatch),
-        }
+impl Verifier {
+    pub(super) fn new(id: u64, algorithm: Algorithm, decoding: DecodingKey) -> Self {
+        let mut validation = Validation::new(algorithm);
+        // The library would read the clock itself; `Claims::grant` compares with the time that it is given.
+        validation.validate_exp = false;
+        validation.validate_aud = false;
+        validation.required_spec_claims.clear();
+        Self { id, algorithm, decoding, validation }
     }
 
-    fn claims(&self, token: &str) -> Result<Claims, Code> {
-        if token.len() > TOKEN_LEN_MAX {
+    /// The claims of a token, if this key signed them.
+    pub(super) fn claims(&self, token: &str) -> Option<Claims> {
+        jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation).ok().map(|data| data.claims)
+    }
+}
+
+impl Claims {
+    /// What verified claims grant now.
+    ///
+    /// # Errors
+    /// [`Code::TokenExpired`]; [`Code::BadToken`]: issued or valid in the future, for another audience, without what a
+    /// role needs.
+    pub(super) fn grant(self, token: &str, key: u64, now_unix: u64) -> Result<Grant, Code> {
+        if self.exp <= now_unix {
+            return Err(Code::TokenExpired);
+        }
+        let soon = now_unix.saturating_add(ISSUED_AHEAD_MAX_S);
+        if self.iat > soon || self.nbf.is_some_and(|begin| begin > soon) {
             return Err(Code::BadToken);
         }
-        let data = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation);
-        data.map(|data| data.claims).map_err(|_| Code::BadToken)
+        if self.aud.is_some_and(|audience| !audience.is_ours()) {
+            return Err(Code::BadToken);
+        }
+        let credential = Credential {
+            // Without an identifier of its own a token is named by all of it.
+            id: digest64(self.jti.as_deref().unwrap_or(token).as_bytes()),
+            key,
+            issued: self.iat,
+            expires: self.exp,
+        };
+        let (name, rights) = match self.isthmus {
+            Some(named) => (named.name, named.rights),
+            None => (self.sub.ok_or(Code::BadToken)?, self.rights),
+        };
+        rights.grant(name, credential)
+    }
+}
+
+impl Rights {
+    fn grant(self, name: String, credential: Credential) -> Result<Grant, Code> {
+        match self.role.ok_or(Code::BadToken)? {
+            Holder::Mediator => {
+                let id: MediatorId = name.parse().map_err(|_| Code::BadToken)?;
+                Ok(mediator_grant(&id, credential))
+            }
+            Holder::Terminal => Ok(Grant {
+                holder: Holder::Terminal,
+                name,
+                operations: self.allow.map_or(Operations::ALL, |words| known_operations(&words)),
+                destinations: self.to.unwrap_or_else(everywhere),
+                // A terminal's token always names mediators.
+                mediators: self.mediators.ok_or(Code::BadToken)?,
+                credential,
+            }),
+        }
+    }
+}
+
+/// What a mediator may: be itself.
+pub(super) fn mediator_grant(id: &MediatorId, credential: Credential) -> Grant {
+    Grant {
+        holder: Holder::Mediator,
+        name: id.to_string(),
+        operations: Operations::NONE,
+        destinations: Vec::new(),
+        mediators: Glob::exactly(id),
+        credential,
     }
 }
 
@@ -202,25 +260,33 @@ impl fmt::Debug for TokenKey {
     }
 }
 
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verifier").field("algorithm", &self.algorithm).finish_non_exhaustive()
+    }
+}
+
 fn known_operations(words: &[String]) -> Operations {
     words.iter().filter_map(|word| word.parse().ok()).collect()
 }
 
-fn everywhere() -> Vec<AllowRule> {
+pub(super) fn everywhere() -> Vec<AllowRule> {
     vec![AllowRule::network(Ipv4Net::default().into()), AllowRule::network(Ipv6Net::default().into())]
 }
 
-/// A random name for the token, so that logs can tell two tokens of one holder apart.
+/// A random name for the token, so that one of a holder's tokens can be revoked.
 fn token_id() -> anyhow::Result<String> {
-    let mut bytes = [0; 16];
+    // As long as what is kept of it.
+    let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).context("the system gives no random bytes")?;
-    Ok(super::hex(&bytes))
+    Ok(hex(&bytes))
 }
 
 #[cfg(test)]
 mod tests {
-    use isthmus_proto::hello::Report;
+    use isthmus_proto::hello::{Hello, Report, Role};
 
+    use super::super::Trust;
     use super::*;
 
     const NOW: u64 = 1_800_000_000;
@@ -228,6 +294,13 @@ mod tests {
 
     fn key() -> TokenKey {
         TokenKey::new(&[7; 32])
+    }
+
+    impl TokenKey {
+        /// What a relay with this key alone says.
+        fn verify(&self, hello: &Hello, now: u64) -> Result<Grant, Code> {
+            Trust::of_keys(vec![self.clone()]).verify(hello, now)
+        }
     }
 
     fn id(text: &str) -> MediatorId {
@@ -239,15 +312,23 @@ mod tests {
             token: token.into(),
             role: Role::Mediator { id: id(name), report: Box::<Report>::default() },
             udp_channels: 0,
+            instance: 0,
         }
     }
 
     fn as_terminal(token: &str, mediator: Option<&str>) -> Hello {
-        Hello { token: token.into(), role: Role::Terminal { mediator: mediator.map(id) }, udp_channels: 0 }
+        Hello { token: token.into(), role: Role::Terminal { mediator: mediator.map(id) }, udp_channels: 0, instance: 0 }
     }
 
     fn scope() -> TerminalScope {
         TerminalScope { name: "desk".into(), mediators: "cpe-*".parse().unwrap(), operations: None, destinations: None }
+    }
+
+    #[test]
+    fn token_without_bounds_fits_a_socks_password() {
+        let scope = TerminalScope { name: "a-terminal".into(), ..scope() };
+        let token = key().issue_terminal(&scope, HOUR, NOW).unwrap();
+        assert!(token.len() <= 255, "{}", token.len());
     }
 
     /// A token with these claims, signed by the right key with `algorithm`.
@@ -259,7 +340,7 @@ mod tests {
     fn mediators_token_is_good_for_its_own_name_only() {
         let token = key().issue_mediator(&id("cpe-1"), HOUR, NOW).unwrap();
         let grant = key().verify(&as_mediator(&token, "cpe-1"), NOW).unwrap();
-        assert_eq!((grant.name.as_str(), grant.expires), ("cpe-1", NOW + 3600));
+        assert_eq!((grant.name.as_str(), grant.credential.expires), ("cpe-1", NOW + 3600));
         assert_eq!(grant.operations, Operations::NONE);
         assert!(!grant.permits_destination("10.0.0.1:80".parse().unwrap()));
         assert_eq!(key().verify(&as_mediator(&token, "cpe-2"), NOW), Err(Code::TokenMismatch));
@@ -360,10 +441,29 @@ mod tests {
             serde_json::json!({ "sub": "cpe-1", "role": "terminal", "mediators": "a/b", "iat": NOW, "exp": NOW + 9, "jti": "x" }),
             serde_json::json!({ "sub": "cpe-1", "role": "terminal", "mediators": "*", "to": ["x"], "iat": NOW, "exp": NOW + 9, "jti": "x" }),
             serde_json::json!({ "sub": "cpe-1", "role": "terminal", "mediators": "*", "iat": NOW, "jti": "x" }),
+            serde_json::json!({ "sub": "cpe-1", "role": "terminal", "mediators": "*", "nbf": NOW + 31, "exp": NOW + 99 }),
+            serde_json::json!({ "sub": "cpe-1", "role": "terminal", "mediators": "*", "aud": "mail", "exp": NOW + 9 }),
+            serde_json::json!({ "role": "terminal", "mediators": "*", "iat": NOW, "exp": NOW + 9 }),
         ] {
             let token = signed(Algorithm::HS256, claims);
             assert_eq!(key().verify(&as_terminal(&token, None), NOW), Err(Code::BadToken));
         }
+    }
+
+    #[test]
+    fn issuers_may_put_name_and_rights_into_an_object_and_need_no_more_than_an_expiry() {
+        let claims = serde_json::json!({ "sub": "248289761001", "aud": ["mail", "isthmus"], "exp": NOW + 9,
+            "isthmus": { "name": "desk", "role": "terminal", "mediators": "cpe-*", "allow": ["list"] } });
+        let grant = key().verify(&as_terminal(&signed(Algorithm::HS256, claims), None), NOW).unwrap();
+        assert_eq!((grant.name.as_str(), grant.mediators.to_string().as_str()), ("desk", "cpe-*"));
+        assert_eq!(grant.operations, [Operation::List].into_iter().collect());
+    }
+
+    #[test]
+    fn tokens_name_the_key_that_signed_them() {
+        let token = key().issue_mediator(&id("cpe-1"), HOUR, NOW).unwrap();
+        assert_eq!(jsonwebtoken::decode_header(&token).unwrap().kid.as_deref(), Some(key().kid()));
+        assert_ne!(key().kid(), TokenKey::new(&[8; 32]).kid());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,9 +15,15 @@ use isthmus_proto::hello::Report;
 use isthmus_proto::{MediatorId, ShardId};
 use isthmus_relay::admin::command::COMMANDS_MAX;
 use isthmus_relay::admin::{
-    Admin, Command, Limits, PublishRow, RelayInfo, ShardCounters, ShardHandle, StatsSocket, Stop, TunnelRow, serve,
+    Admin, Command, ExposeRow, ExposeState, Limits, PublishRow, RelayInfo, ShardCounters, ShardHandle, StatsSocket,
+    Stop, TunnelRow, Unpublish, Unpublished, serve,
 };
+use isthmus_relay::config::{self, Invocation};
+use isthmus_relay::expose::Expose;
+use isthmus_relay::names::Names;
+use isthmus_relay::publish::{Bound, Kept, Origin, Publish};
 use isthmus_relay::trust::Fingerprint;
+use isthmus_ring::Socket;
 use tokio::sync::oneshot;
 
 /// No wait of a test is longer: what should happen has then not happened.
@@ -46,9 +53,48 @@ pub(crate) fn row(id: &str, shard: ShardId) -> TunnelRow {
     }
 }
 
+/// A published port as a shard would tell it.
+fn publish_row(publish: Publish, asked: SocketAddr, origin: Origin, shard: ShardId) -> PublishRow {
+    let (visitors_live, visitors_total, flows_live, flows_total) = (1, 2, 0, 0);
+    let (leaving, connected) = (false, shard.0 == 0);
+    PublishRow {
+        publish,
+        shard,
+        asked,
+        origin,
+        leaving,
+        connected,
+        visitors_live,
+        visitors_total,
+        flows_live,
+        flows_total,
+    }
+}
+
+/// An exposed service as a shard would tell it.
+fn expose_row(expose: Expose, origin: Origin, shard: ShardId) -> ExposeRow {
+    ExposeRow {
+        expose,
+        shard,
+        origin,
+        state: ExposeState::Away,
+        bound: None,
+        reason: None,
+        cure: None,
+        retry_s: None,
+        connections_live: 0,
+        connections_total: 0,
+        connections_failed: 0,
+    }
+}
+
 /// A shard that answers commands from a table of its own, until it is told to stop.
 pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiver<Command>) -> JoinHandle<()> {
     rows.sort_by(|a, b| a.id.cmp(&b.id));
+    let publish: Publish = format!("tcp:127.0.0.1:{}=cpe-1/10.0.0.5:80", 8000 + u16::from(me.0)).parse().unwrap();
+    let mut served = vec![(publish_row(publish.clone(), publish.listen, Origin::Config, me), None)];
+    let mut names: Arc<Names> = Arc::default();
+    let mut exposed: Vec<ExposeRow> = Vec::new();
     let answer = move || {
         while let Ok(command) = commands.recv() {
             match command {
@@ -61,26 +107,76 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
                     rows.retain(|row| row.id != mediator);
                     let _ = reply.send(rows.len() < before);
                 }
+                Command::Names { reply } => {
+                    let _ = reply.send(names.clone());
+                }
+                Command::SetNames(other) => names = other,
+                Command::Exposes { reply } => {
+                    let _ = reply.send(exposed.clone());
+                }
+                Command::Expose { services, reply } => {
+                    for (expose, origin) in services {
+                        exposed.retain(|row| row.expose.server != expose.server);
+                        exposed.push(expose_row(expose, origin, me));
+                    }
+                    let _ = reply.send(Ok(()));
+                }
+                Command::Unexpose { servers, reply, .. } => {
+                    let is = |row: &ExposeRow| servers.contains(&row.expose.server);
+                    let (gone, stay) = exposed.into_iter().partition(is);
+                    exposed = stay;
+                    let _ = reply.send(gone);
+                }
                 Command::Check { reply } => {
                     let _ = reply.send(Some(0));
                 }
                 Command::Publishes { reply } => {
-                    let publish = format!("tcp:127.0.0.1:{}=cpe-1/10.0.0.5:80", 8000 + u16::from(me.0));
-                    let _ = reply.send(vec![PublishRow {
-                        publish: publish.parse().unwrap(),
-                        shard: me,
-                        connected: me.0 == 0,
-                        visitors_live: 1,
-                        visitors_total: 2,
-                        flows_live: 0,
-                        flows_total: 0,
-                    }]);
+                    let _ = reply.send(served.iter().map(|(row, _)| row.clone()).collect());
+                }
+                Command::Publish { ports, reply } => {
+                    let row = |bound: &Bound| publish_row(bound.publish.clone(), bound.asked, bound.origin, me);
+                    served.extend(ports.into_iter().map(|bound| (row(&bound), Some(bound.socket))));
+                    let _ = reply.send(Ok(()));
+                }
+                Command::Reload { shared, reply } => {
+                    names = shared.names.clone();
+                    let _ = reply.send(());
+                }
+                Command::Unpublish { ports, how, reply } => {
+                    let is = |row: &PublishRow| ports.contains(&(row.publish.proto, row.publish.listen));
+                    let (gone, stay) = served.into_iter().partition(|(row, _)| is(row));
+                    served = stay;
+                    let hand_out = how == Unpublish::HandOut;
+                    let gone: Vec<(PublishRow, Option<Socket>)> = gone;
+                    let unpublished = gone.into_iter().map(|(row, socket)| Unpublished {
+                        asked: row.asked,
+                        row,
+                        socket: socket.filter(|_| hand_out),
+                    });
+                    let _ = reply.send(unpublished.collect());
+                }
+                Command::Trust { reply, .. } => {
+                    let _ = reply.send(0);
                 }
                 Command::Stop => break,
             }
         }
     };
     thread::spawn(answer)
+}
+
+/// Fake shards that share `rows` as real ones would.
+fn fake_shards(count: usize, rows: Vec<TunnelRow>) -> (Vec<ShardHandle>, Vec<JoinHandle<()>>) {
+    let mut handles = Vec::new();
+    let mut fakes = Vec::new();
+    for n in 0..count {
+        let me = ShardId(u8::try_from(n).unwrap());
+        let (sender, commands) = crossbeam_channel::bounded(COMMANDS_MAX);
+        let mine = rows.iter().filter(|row| row.id.shard(count) == me).cloned();
+        fakes.push(fake_shard(me, mine.map(|row| TunnelRow { shard: me, ..row }).collect(), commands));
+        handles.push(ShardHandle { commands: sender, wake: Arc::new(|| {}), counters: Arc::default() });
+    }
+    (handles, fakes)
 }
 
 /// A running management plane.
@@ -91,27 +187,49 @@ pub(crate) struct Plane {
     fakes: Vec<JoinHandle<()>>,
     stop: oneshot::Sender<()>,
     thread: JoinHandle<anyhow::Result<Stop>>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Plane {
     /// One with `count` fake shards that share `rows` as real ones would.
     pub(crate) fn start(count: usize, rows: Vec<TunnelRow>, limits: Limits) -> Self {
-        let mut handles = Vec::new();
-        let mut fakes = Vec::new();
-        for n in 0..count {
-            let me = ShardId(u8::try_from(n).unwrap());
-            let (sender, commands) = crossbeam_channel::bounded(COMMANDS_MAX);
-            let mine = rows.iter().filter(|row| row.id.shard(count) == me).cloned();
-            fakes.push(fake_shard(me, mine.map(|row| TunnelRow { shard: me, ..row }).collect(), commands));
-            handles.push(ShardHandle { commands: sender, wake: Arc::new(|| {}), counters: Arc::default() });
-        }
-        Self::start_with(handles, fakes, limits)
+        Self::start_flags(count, rows, limits, &[])
+    }
+
+    /// The same with flags of the relay.
+    pub(crate) fn start_flags(count: usize, rows: Vec<TunnelRow>, limits: Limits, flags: &[&str]) -> Self {
+        let (handles, fakes) = fake_shards(count, rows);
+        Self::start_configured(handles, fakes, limits, flags)
     }
 
     /// One with these shards.
     pub(crate) fn start_with(shards: Vec<ShardHandle>, fakes: Vec<JoinHandle<()>>, limits: Limits) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_configured(shards, fakes, limits, &[])
+    }
+
+    /// One with these shards and these flags of the relay.
+    pub(crate) fn start_configured(
+        shards: Vec<ShardHandle>,
+        fakes: Vec<JoinHandle<()>>,
+        limits: Limits,
+        flags: &[&str],
+    ) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), shards, fakes, limits, flags)
+    }
+
+    /// One with fake shards in a directory that was another one's.
+    pub(crate) fn restart(count: usize, dir: tempfile::TempDir, flags: &[&str]) -> Self {
+        let (handles, fakes) = fake_shards(count, Vec::new());
+        Self::start_in(dir, handles, fakes, Limits::default(), flags)
+    }
+
+    fn start_in(
+        dir: tempfile::TempDir,
+        shards: Vec<ShardHandle>,
+        fakes: Vec<JoinHandle<()>>,
+        limits: Limits,
+        flags: &[&str],
+    ) -> Self {
         let path = dir.path().join("stats.sock");
         let socket = StatsSocket::bind(&path).unwrap();
         let (stop, stopped) = oneshot::channel();
@@ -123,9 +241,13 @@ impl Plane {
         };
         let counters = shards.iter().map(|shard| shard.counters.clone()).collect();
         let senders = shards.iter().map(|shard| shard.commands.clone()).collect();
-        let admin = Admin { socket, shards, info, limits };
+        let state = dir.path().to_str().unwrap();
+        let words = ["isthmus-relay", "--state", state].into_iter().chain(flags.iter().copied());
+        let Ok(Invocation::Run(config)) = config::parse(words) else { panic!("bad flags: {flags:?}") };
+        let kept = Kept::load(dir.path()).unwrap();
+        let admin = Admin { socket, shards, info, limits, trust: None, config: *config, kept };
         let thread = thread::spawn(move || serve(admin, stopped));
-        Self { path, counters, shards: senders, fakes, stop, thread, _dir: dir }
+        Self { path, counters, shards: senders, fakes, stop, thread, dir }
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -134,6 +256,15 @@ impl Plane {
 
     /// Stops plane and shards; how the plane ended.
     pub(crate) fn stop(self) -> Stop {
+        self.stop_with().0
+    }
+
+    /// The same; the directory stays.
+    pub(crate) fn stop_and_keep(self) -> tempfile::TempDir {
+        self.stop_with().1
+    }
+
+    fn stop_with(self) -> (Stop, tempfile::TempDir) {
         for shard in &self.shards {
             // One that is full or gone in its test has no thread to end.
             let _ = shard.try_send(Command::Stop);
@@ -142,7 +273,7 @@ impl Plane {
         for fake in self.fakes {
             fake.join().unwrap();
         }
-        self.thread.join().unwrap().unwrap()
+        (self.thread.join().unwrap().unwrap(), self.dir)
     }
 }
 

@@ -31,8 +31,8 @@ pub(super) struct Quiet {
 
 impl Quiet {
     /// Whether there is something to be taken, or will be as soon as what was pushed is submitted.
-    pub(super) fn is_awaited(&mut self) -> bool {
-        std::mem::take(&mut self.awaited) || !self.done.is_empty() || !self.entries.is_empty()
+    pub(super) fn is_awaited(&self) -> bool {
+        self.awaited || !self.done.is_empty() || !self.entries.is_empty()
     }
 }
 
@@ -75,7 +75,11 @@ impl Ring {
 
     /// Tells quiet sends that failed from those that succeeded, if all of them were submitted.
     pub(super) fn look_for_failures(&mut self) {
-        if self.quiet.sent.is_empty() || !self.uring.is_submitted() {
+        if self.quiet.sent.is_empty() {
+            self.quiet.awaited = false;
+            return;
+        }
+        if !self.uring.is_submitted() {
             return;
         }
         while let Some(entry) = self.uring.next() {
@@ -87,6 +91,8 @@ impl Ring {
             self.quiet.awaited = true;
             return;
         }
+        // Not before: whoever enters twice without looking in between must not sleep the second time.
+        self.quiet.awaited = false;
         let ops = &self.ops;
         self.quiet.done.extend(self.quiet.sent.drain(..).filter(|&id| ops.is_untold(id)));
     }

@@ -23,9 +23,10 @@ impl State {
     pub(crate) fn on_frames(&mut self, mut frames: &[u8], now: Instant) -> Result<(), Error> {
         while !frames.is_empty() {
             let header = read_header(frames).map_err(Error::protocol)?;
-            let (frame, rest) = frames.split_at(HEADER_LEN + usize::from(header.len));
+            let split = frames.split_at_checked(HEADER_LEN + usize::from(header.len));
+            let (frame, rest) = split.ok_or_else(|| Error::protocol("a frame is longer than its record"))?;
             frames = rest;
-            let payload = &frame[HEADER_LEN..];
+            let payload = frame.get(HEADER_LEN..).unwrap_or_default();
             let decoded = Frame::decode(header, payload).map_err(Error::protocol)?;
             let input = self.link.receive(decoded, now).map_err(Error::protocol)?;
             self.on_input(input, payload, now)?;
@@ -43,7 +44,7 @@ impl State {
             earlier.push(std::mem::replace(&mut last, next));
         }
         for one in std::iter::once(last).chain(earlier.into_iter().rev()) {
-            self.on_channel_datagram(one.port, one.remote, &plaintext[one.payload], now);
+            self.on_channel_datagram(one.port, one.remote, plaintext.get(one.payload).unwrap_or_default(), now);
         }
     }
 
@@ -56,14 +57,12 @@ impl State {
     fn on_input(&mut self, input: Input<'_>, payload: &[u8], now: Instant) -> Result<(), Error> {
         match input {
             Input::None => {}
-            Input::Data { owner, slot, len } => {
-                self.on_data(owner as usize, slot, &payload[payload.len() - len..], now)
-            }
+            Input::Data { owner, slot, len } => self.on_data(owner as usize, slot, last(payload, len), now),
             Input::Fin { owner, slot, over } => self.on_fin(owner as usize, slot, over),
             Input::Reset { owner, code } => self.on_reset(owner as usize, code),
             Input::Writable { owner, .. } => self.on_writable(owner as usize),
             Input::Datagram { owner, remote, more, len, .. } => {
-                self.on_part(owner as usize, remote, more, &payload[payload.len() - len..]);
+                self.on_part(owner as usize, remote, more, last(payload, len));
             }
             Input::Answer { owner, to, request, code, local, over, .. } => {
                 self.on_answer(owner as usize, to, request, code, local, over);
@@ -88,8 +87,12 @@ impl State {
                 });
             }
             // A requester's link never gives these.
-            Input::Open { .. } | Input::Connect { .. } | Input::Serve { .. } | Input::Close { .. } => {}
-            Input::Switch { .. } | Input::Query { .. } => {}
+            Input::Open { .. }
+            | Input::Connect { .. }
+            | Input::ConnectName { .. }
+            | Input::Serve { .. }
+            | Input::Close { .. } => {}
+            Input::Switch { .. } | Input::Query { .. } | Input::Renew(_) | Input::Asker { .. } => {}
         }
         Ok(())
     }
@@ -207,4 +210,9 @@ impl State {
             self.counts.datagrams_dropped += 1;
         }
     }
+}
+
+/// The last `len` bytes of a frame's payload, behind whatever else it tells.
+fn last(payload: &[u8], len: usize) -> &[u8] {
+    payload.get(payload.len().saturating_sub(len)..).unwrap_or_default()
 }

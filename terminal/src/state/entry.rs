@@ -160,9 +160,9 @@ impl Stream {
     pub(crate) fn take(&mut self, out: &mut tokio::io::ReadBuf<'_>) -> usize {
         let mut taken = 0;
         for part in [self.received.as_slices().0, self.received.as_slices().1] {
-            let n = part.len().min(out.remaining());
-            out.put_slice(&part[..n]);
-            taken += n;
+            let part = part.get(..out.remaining()).unwrap_or(part);
+            out.put_slice(part);
+            taken += part.len();
         }
         self.received.drain(..taken);
         if self.received.is_empty() && self.received.capacity() > KEPT_BYTES {

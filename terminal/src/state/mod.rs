@@ -20,7 +20,7 @@ use slab::Slab;
 use tokio::sync::oneshot;
 
 use crate::Error;
-pub(crate) use entry::{Body, Entry, ReadEnd, Stream, UDP_UNSENT_MAX, UdpEvent};
+pub(crate) use entry::{Body, Entry, ReadEnd, Stream, UDP_UNSENT_MAX, Udp, UdpEvent};
 
 /// Owner of ports that nobody holds any more.
 const ORPHAN: u64 = u64::MAX;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use isthmus_proto::hello::{Query, QueryAnswer};
 use isthmus_proto::link::{PortKind, Slot, UNSPECIFIED};
-use isthmus_proto::wire::{Frame, OpenFlags, RequestKind};
+use isthmus_proto::wire::{Frame, NamedTarget, OpenFlags, RequestKind};
 use isthmus_proto::{Code, Instant};
 use tokio::sync::oneshot;
 
@@ -51,6 +51,18 @@ impl State {
         let stream = Body::Stream(Box::new(Stream::new(to)));
         let reply = self.expect(key, RequestKind::Connect, request, Some(stream));
         self.link.connect(slot, request, to, timeout_ms);
+        Ok(reply)
+    }
+
+    /// Asks to connect an opened port to a host that the mediator finds by its name.
+    pub(crate) fn connect_name(&mut self, key: usize, name: &str, port: u16, timeout_ms: u32) -> Result<Reply, Error> {
+        let slot = self.slot(key)?;
+        let request = self.next_request();
+        // Which of the name's addresses it is, only the mediator knows.
+        let stream = Body::Stream(Box::new(Stream::new(UNSPECIFIED)));
+        let reply = self.expect(key, RequestKind::Connect, request, Some(stream));
+        // Where the token lets us go is the relay's to write.
+        self.link.connect_name(slot, request, NamedTarget { name, port, rules: "" }, timeout_ms);
         Ok(reply)
     }
 

@@ -10,24 +10,37 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Core;
 
-/// The reading direction, borrowed.
+/// The reading direction of [`TcpStream::split`](crate::TcpStream::split), borrowed.
+#[derive(Debug)]
 pub struct ReadHalf<'a>(&'a Core);
 
-/// The writing direction, borrowed. Dropping it changes nothing.
+/// The writing direction of [`TcpStream::split`](crate::TcpStream::split), borrowed. Dropping it changes nothing.
+#[derive(Debug)]
 pub struct WriteHalf<'a>(&'a Core);
 
-/// The reading direction, owned.
+/// The reading direction of [`TcpStream::into_split`](crate::TcpStream::into_split), owned. Dropping it only
+/// gives up reading; the stream is reset when the writing half is dropped too before the host's end came, and
+/// unread bytes lie here.
+#[derive(Debug)]
 pub struct OwnedReadHalf(Arc<Core>);
 
-/// The writing direction, owned. Dropping it ends the direction (FIN), as tokio's does.
-pub struct OwnedWriteHalf(Arc<Core>);
+/// The writing direction of [`TcpStream::into_split`](crate::TcpStream::into_split), owned. Dropping it ends the
+/// direction (FIN) behind all bytes that were written, as tokio's does: the host reads them and then the end,
+/// even if a `write_all` was dropped half-way. Where a part must not look like the whole, give it to
+/// [`OwnedWriteHalf::forget`] instead.
+#[derive(Debug)]
+pub struct OwnedWriteHalf {
+    core: Arc<Core>,
+    /// Whether its drop ends the direction.
+    ends: bool,
+}
 
 pub(super) fn split(core: &Core) -> (ReadHalf<'_>, WriteHalf<'_>) {
     (ReadHalf(core), WriteHalf(core))
 }
 
 pub(super) fn into_split(core: Arc<Core>) -> (OwnedReadHalf, OwnedWriteHalf) {
-    (OwnedReadHalf(core.clone()), OwnedWriteHalf(core))
+    (OwnedReadHalf(core.clone()), OwnedWriteHalf { core, ends: true })
 }
 
 impl OwnedReadHalf {
@@ -40,14 +53,22 @@ impl OwnedReadHalf {
 impl OwnedWriteHalf {
     /// The host's address.
     pub fn peer_addr(&self) -> SocketAddr {
-        self.0.peer
+        self.core.peer
+    }
+
+    /// Drops this half without ending its direction: when the reading half is dropped too, the stream is
+    /// reset, unless it was shut down before.
+    pub fn forget(mut self) {
+        self.ends = false;
     }
 }
 
 impl Drop for OwnedWriteHalf {
     fn drop(&mut self) {
-        // A stream that is gone has no direction to end.
-        let _ = self.0.shutdown();
+        if self.ends {
+            // A stream that is gone has no direction to end.
+            let _ = self.core.shutdown();
+        }
     }
 }
 
@@ -79,7 +100,7 @@ impl AsyncWrite for WriteHalf<'_> {
 
 impl AsyncWrite for OwnedWriteHalf {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.poll_write(cx, bytes)
+        self.core.poll_write(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -87,6 +108,6 @@ impl AsyncWrite for OwnedWriteHalf {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.0.shutdown())
+        Poll::Ready(self.core.shutdown())
     }
 }

@@ -2,6 +2,7 @@
 
 mod half;
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -26,8 +27,27 @@ pub use half::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, WriteHalf};
 ///
 /// [`tokio::io::AsyncWriteExt::shutdown`] ends the writing direction (FIN); the other one stays usable.
 /// A reset is told from an end: reading gives [`io::ErrorKind::ConnectionReset`], or
-/// [`io::ErrorKind::ConnectionAborted`] when the connection to the relay is gone. **Dropping a stream
-/// whose writing direction was not shut down resets it**, and bytes on their way may be lost.
+/// [`io::ErrorKind::ConnectionAborted`] with an [`Error`] within when the connection to the relay is gone,
+/// with which all its streams go. **Dropping a stream whose writing direction was not shut down resets
+/// it**, and bytes on their way may be lost.
+///
+/// ```no_run
+/// use isthmus_terminal::TcpStream;
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+///
+/// async fn ask(mut stream: TcpStream) -> std::io::Result<String> {
+///     stream.write_all(b"a question").await?;
+///     stream.shutdown().await?;
+///     let mut answer = String::new();
+///     stream.read_to_string(&mut answer).await?;
+///     Ok(answer)
+/// }
+/// ```
+///
+/// # Cancel safety
+/// As with tokio's own streams: a dropped `read` took nothing and a dropped `write` sent nothing, but a dropped
+/// `write_all`, `read_exact` or `read_to_end` may have moved a part. Bytes that a `write` took are sent even if
+/// nothing is flushed.
 pub struct TcpStream {
     core: Arc<Core>,
 }
@@ -37,6 +57,12 @@ pub struct TcpStream {
 struct Core {
     held: Held,
     peer: SocketAddr,
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("peer", &self.peer).finish_non_exhaustive()
+    }
 }
 
 impl TcpStream {
@@ -66,6 +92,12 @@ impl TcpStream {
     /// Both directions, each to be owned by another task. Dropping the writing half ends its direction.
     pub fn into_split(self) -> (OwnedReadHalf, OwnedWriteHalf) {
         half::into_split(self.core)
+    }
+}
+
+impl fmt::Debug for TcpStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TcpStream").field("peer_addr", &self.core.peer).finish_non_exhaustive()
     }
 }
 
@@ -155,7 +187,7 @@ impl Core {
                 set_waker(&mut stream.writer, cx);
                 return Poll::Pending;
             }
-            let taken = &bytes[..room.min(bytes.len())];
+            let taken = bytes.get(..room).unwrap_or(bytes);
             let mut frame = Vec::with_capacity(HEADER_LEN + taken.len());
             let mut header = [0; HEADER_LEN];
             write_data_header(&mut header, slot.id(), taken.len() as u16);

@@ -82,6 +82,48 @@ async fn errors_are_one_line_with_cause_and_1() {
 }
 
 #[tokio::test]
+async fn a_refused_token_is_told_with_what_to_do() {
+    for (code, cure) in [
+        (Code::TokenMismatch, "isthmus-relay token --terminal NAME --mediators GLOB"),
+        (Code::TokenExpired, "isthmus-relay token --terminal NAME"),
+        (Code::BadToken, "--state directory"),
+        (Code::MediatorAway, "isthmus list"),
+    ] {
+        // The relay repeats the code's text where it has no more to say.
+        let relay = Relay::start(Options { goodbye: Some((code, 0, code.text())), ..Options::default() }).await;
+        let output = isthmus(&relay, "info cpe-1").output().await.unwrap();
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(error.contains(cure), "{error}");
+        assert_eq!(error.matches(code.text()).count(), 1, "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn settings_come_from_flags_before_the_environment() {
+    let relay = Relay::start(Options::default()).await;
+    let dir = std::env::temp_dir().join(format!("isthmus-cli-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("token");
+    std::fs::write(&file, "token\n").unwrap();
+    let flags = format!("--relay {} --pin {} --token-file {} list", relay.addr, format_pin(&relay.pin), file.display());
+    let output = isthmus(&relay, &flags)
+        .env("ISTHMUS_RELAY", "nowhere.invalid:1")
+        .env("ISTHMUS_PIN", format_pin(&[1; 32]))
+        .env("ISTHMUS_TOKEN", "another")
+        .output()
+        .await
+        .unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let relay = Relay::start(Options::default()).await;
+    let output = isthmus(&relay, "list").env("ISTHMUS_PIN", " ").output().await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("ISTHMUS_PIN"), "{}", text(&output.stderr));
+}
+
+#[tokio::test]
 async fn nc_sends_and_prints_datagrams() {
     let output = run("nc cpe-1 10.0.0.5 53 -u -w 0.3", b"abc").await;
     assert!(output.status.success(), "{}", text(&output.stderr));

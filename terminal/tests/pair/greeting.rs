@@ -45,7 +45,7 @@ async fn a_goodbye_instead_of_a_welcome_keeps_code_text_and_wait() {
     let goodbye = Some((Code::TokenExpired, 2500, "since yesterday"));
     let relay = Relay::start(Options { goodbye, ..Options::default() }).await;
     let error = Mediator::attach(&relay.config(), "cpe-1".parse().unwrap()).await.err().unwrap();
-    let Error::Goodbye { code, text, retry_after } = error else { panic!("{error}") };
+    let Error::Goodbye { code, text, retry_after, .. } = error else { panic!("{error}") };
     assert_eq!(
         (code, text.as_str(), retry_after),
         (Code::TokenExpired, "since yesterday", Duration::from_millis(2500))

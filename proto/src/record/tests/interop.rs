@@ -100,7 +100,7 @@ fn rustls_client_talks_to_our_server() {
             }
         }
         assert!(!peer.is_handshaking());
-        let Established { mut session, udp_secret } = server.into_session().unwrap();
+        let Established { mut session, udp_secret, .. } = server.into_session().unwrap();
         assert_eq!(peer.export_keying_material([0; 32], LABEL, None), Ok(udp_secret));
         converse!(peer, session);
     }
@@ -121,7 +121,7 @@ fn our_client_talks_to_a_rustls_server_that_sends_tickets() {
             input.extend(drain!(peer));
         }
         assert_eq!(give!(peer, output), []);
-        let Established { mut session, udp_secret } = client.into_session().unwrap();
+        let Established { mut session, udp_secret, .. } = client.into_session().unwrap();
         assert_eq!(peer.export_keying_material([0; 32], LABEL, None), Ok(udp_secret));
         let (_, events) = open_all(&mut session, &mut drain!(peer)).unwrap();
         assert!(!events.is_empty() && events.iter().all(|event| *event == Opened::Ignored), "{events:?}");

@@ -1,5 +1,6 @@
 //! Both ends against each other, and each against rustls's own record layer.
 
+mod callers;
 mod handshake;
 mod interop;
 mod session;

@@ -5,14 +5,23 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use isthmus_settings::Rules;
 use isthmus_terminal::MediatorId;
 
 use crate::spec::ForwardSpec;
+
+/// Whoever knows the token has its rights; a pin, an authority and none of them exclude each other.
+pub(crate) const RULES: Rules =
+    Rules { secrets: &["token"], alternatives: &[&["pin", "ca", "plaintext"], &["token", "token-file"]] };
 
 /// Use machines in a private network, by way of a relay and the mediator that lives there.
 #[derive(Parser)]
 #[command(name = "isthmus", version)]
 pub(crate) struct Args {
+    /// Settings from this TOML file: a key for each flag, of its name; flags and environment count more
+    #[arg(long = "config", global = true, value_name = "FILE", env = "ISTHMUS_CONFIG")]
+    _file: Option<PathBuf>,
+
     /// The relay's service port
     #[arg(long, global = true, value_name = "HOST:PORT", env = "ISTHMUS_RELAY")]
     pub(crate) relay: Option<String>,
@@ -32,6 +41,14 @@ pub(crate) struct Args {
     /// Read the token from a file
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+
+    /// PEM file of a certificate, in place of a token; the relay has --client-ca then
+    #[arg(long, global = true, value_name = "FILE", requires = "key", conflicts_with = "token_file")]
+    pub(crate) cert: Option<PathBuf>,
+
+    /// PEM file of that certificate's private key
+    #[arg(long, global = true, value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
 
     /// No TLS; the relay must want that too. For benchmarks and closed networks only
     #[arg(long, global = true)]
@@ -81,7 +98,7 @@ pub(crate) enum Command {
         /// The mediator's name
         mediator: MediatorId,
         /// Where the mediator listens; 0.0.0.0 for all its addresses, port 0 for a free one
-        #[arg(value_name = "IP:PORT")]
+        #[arg(value_name = "IP:PORT", value_parser = place)]
         at: SocketAddr,
         /// Where connections lead, seen from here
         #[arg(long, value_name = "HOST:PORT")]
@@ -90,11 +107,20 @@ pub(crate) enum Command {
         #[arg(long)]
         obligatory: bool,
     },
+    /// Serve SOCKS5 and HTTP CONNECT on this machine for one mediator; whoever reaches the port may use it
+    Socks {
+        /// The mediator's name
+        mediator: MediatorId,
+        /// Where clients connect to; port 0 takes a free one
+        #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:1080")]
+        listen: SocketAddr,
+    },
     /// Join the standard input and output to a host in the private network
     Nc {
         /// The mediator's name
         mediator: MediatorId,
         /// The host's IP address
+        #[arg(value_parser = address)]
         host: IpAddr,
         /// Its port number
         port: u16,
@@ -108,6 +134,26 @@ pub(crate) enum Command {
         #[arg(short, long, value_name = "SECONDS", default_value = "2", value_parser = seconds)]
         wait: Duration,
     },
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    bare.parse().map_err(|_| {
+        if let Some((host, port)) = bare.rsplit_once(':').filter(|(host, _)| !host.contains(':')) {
+            return format!("the port number is an argument of its own: write '{host} {port}'");
+        }
+        "it is no IP address, and names are not looked up here; give the host's address, \
+         as the private network's DNS or DHCP server knows it"
+            .to_owned()
+    })
+}
+
+fn place(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "it is not IP:PORT with an address of the mediator (`isthmus info MEDIATOR` lists them), \
+         as 10.0.0.2:9000, or 0.0.0.0:9000 for all; an IPv6 address stands in brackets: [fd00::2]:9000"
+            .to_owned()
+    })
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -127,6 +173,13 @@ mod tests {
     }
 
     #[test]
+    fn example_names_every_setting_and_sets_the_defaults() {
+        let text = include_str!("../../../../examples/terminal.toml");
+        let words = ["isthmus", "list"];
+        assert_eq!(isthmus_settings::check_example(&Args::command(), &words, text, RULES), Ok(()));
+    }
+
+    #[test]
     fn global_flags_stand_before_or_behind_the_command() {
         for line in [
             "isthmus --relay r:1 --plaintext forward cpe-1 -L 0:10.0.0.5:22 -L 1:10.0.0.6:23 -U",
@@ -137,6 +190,25 @@ mod tests {
             assert!(args.plaintext);
             assert!(matches!(args.command, Command::Forward { local, udp: true, .. } if local.len() == 2));
         }
+    }
+
+    #[test]
+    fn what_is_refused_is_told_with_its_cure() {
+        for (line, cure) in [
+            ("isthmus nc cpe-1 printer.lan 22", "give the host's address"),
+            ("isthmus nc cpe-1 10.0.0.5:22 22", "write '10.0.0.5 22'"),
+            ("isthmus listen cpe-1 9000 --to a:1", "isthmus info"),
+            ("isthmus listen cpe-1 router:9000 --to a:1", "isthmus info"),
+            ("isthmus forward cpe-1 -L 80:printer.lan:80", "IP address"),
+            ("isthmus --relai r:1 list", "'--relay'"),
+            ("isthmus --tokenfile f list", "'--token-file'"),
+            ("isthmus lst", "'list'"),
+            ("isthmus forward cpe-1 -L 0:10.0.0.5:22 --redirect", "unexpected argument"),
+        ] {
+            let error = Args::try_parse_from(line.split(' ')).err().unwrap().to_string();
+            assert!(error.contains(cure), "{line}: {error}");
+        }
+        assert_eq!(address("[fd00::5]"), Ok("fd00::5".parse().unwrap()));
     }
 
     #[test]

@@ -5,12 +5,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
-use isthmus_terminal::{Config, MediatorId};
+use isthmus_terminal::{Config, Mediator, MediatorId};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use crate::forward_udp;
 use crate::join::{cut, join};
-use crate::keeper::{Attached, Keeper};
 use crate::output::print;
 use crate::spec::ForwardSpec;
 
@@ -32,15 +31,16 @@ pub(crate) async fn run(
         };
         sockets.push(bound.with_context(|| format!("cannot bind {}; choose another local port", spec.local))?);
     }
-    let (keeper, attached) = Keeper::attach(config, mediator).await?;
+    let mediator = Mediator::attach(&config, mediator).await?;
     for (socket, spec) in sockets.into_iter().zip(specs) {
         print(&format!("forwarding {} -> {}\n", socket.local_addr()?, spec.to))?;
         match socket {
-            Socket::Tcp(listener) => drop(tokio::spawn(accept(listener, spec.to, attached.clone()))),
-            Socket::Udp(socket) => drop(tokio::spawn(forward_udp::run(socket, spec.to, attached.clone()))),
+            Socket::Tcp(listener) => drop(tokio::spawn(accept(listener, spec.to, mediator.clone()))),
+            Socket::Udp(socket) => drop(tokio::spawn(forward_udp::run(socket, spec.to, mediator.clone()))),
         }
     }
-    Err(keeper.run().await.into())
+    // Comes back by itself, until an error that waiting does not cure.
+    Err(mediator.closed().await.into())
 }
 
 enum Socket {
@@ -57,10 +57,10 @@ impl Socket {
     }
 }
 
-async fn accept(listener: TcpListener, to: SocketAddr, attached: Attached) {
+async fn accept(listener: TcpListener, to: SocketAddr, mediator: Mediator) {
     loop {
         match listener.accept().await {
-            Ok((local, from)) => drop(tokio::spawn(serve(local, from, to, attached.clone()))),
+            Ok((local, from)) => drop(tokio::spawn(serve(local, from, to, mediator.clone()))),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a local connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -69,12 +69,7 @@ async fn accept(listener: TcpListener, to: SocketAddr, attached: Attached) {
     }
 }
 
-async fn serve(local: TcpStream, from: SocketAddr, to: SocketAddr, attached: Attached) {
-    let mediator = attached.borrow().clone();
-    let Some(mediator) = mediator else {
-        tracing::warn!(%from, %to, "not connected to the relay: the local connection is closed");
-        return cut(local);
-    };
+async fn serve(local: TcpStream, from: SocketAddr, to: SocketAddr, mediator: Mediator) {
     match mediator.connect(to).await {
         Ok(remote) => {
             if let Err(error) = join(local, remote).await {

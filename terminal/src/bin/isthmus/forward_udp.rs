@@ -9,8 +9,6 @@ use isthmus_terminal::{Error, Mediator, OpenOptions};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
-use crate::keeper::Attached;
-
 /// A party that nothing was heard of or for in this time is forgotten.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -24,7 +22,7 @@ const WAITING_MAX: usize = 256;
 const DATAGRAM_MAX: usize = 65_507;
 
 /// Receives for ever.
-pub(crate) async fn run(socket: UdpSocket, to: SocketAddr, attached: Attached) {
+pub(crate) async fn run(socket: UdpSocket, to: SocketAddr, mediator: Mediator) {
     let socket = Arc::new(socket);
     let mut flows: HashMap<SocketAddr, mpsc::Sender<Vec<u8>>> = HashMap::new();
     let mut buffer = vec![0; DATAGRAM_MAX];
@@ -49,16 +47,15 @@ pub(crate) async fn run(socket: UdpSocket, to: SocketAddr, attached: Attached) {
         if flows.len() >= FLOWS_MAX {
             flows.retain(|_, flow| !flow.is_closed());
         }
-        let mediator = attached.borrow().clone();
-        let Some(mediator) = mediator.filter(|_| flows.len() < FLOWS_MAX || flows.contains_key(&from)) else {
-            tracing::debug!(%from, "a datagram was dropped: no relay, or too many parties");
+        if flows.len() >= FLOWS_MAX && !flows.contains_key(&from) {
+            tracing::debug!(%from, "a datagram was dropped: too many parties");
             continue;
-        };
+        }
         let (flow, waiting) = mpsc::channel(WAITING_MAX);
         // The queue is new and empty.
         let _ = flow.try_send(unsent);
         flows.insert(from, flow);
-        let socket = socket.clone();
+        let (socket, mediator) = (socket.clone(), mediator.clone());
         tokio::spawn(async move {
             if let Err(error) = carry(&mediator, &socket, from, to, waiting).await {
                 tracing::warn!(%from, %to, %error, "cannot redirect a port");

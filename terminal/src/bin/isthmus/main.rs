@@ -5,17 +5,17 @@ mod ask;
 mod forward;
 mod forward_udp;
 mod join;
-mod keeper;
 mod listen;
 mod nc;
 mod output;
 mod settings;
+mod socks;
+mod socks_udp;
 mod spec;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use args::{Args, Command};
@@ -24,7 +24,7 @@ use args::{Args, Command};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args: Args = isthmus_settings::parse(std::env::args_os(), args::RULES).unwrap_or_else(|error| error.exit());
     match start(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -53,6 +53,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         Command::List { json } => ask::list(&config, json).await,
         Command::Forward { mediator, local, udp } => forward::run(config, mediator, local, udp).await,
         Command::Listen { mediator, at, to, obligatory } => listen::run(config, mediator, at, to, obligatory).await,
+        Command::Socks { mediator, listen } => socks::run(config, mediator, listen).await,
         Command::Nc { mediator, host, port, udp, redirect, wait } => {
             let to = (host, port).into();
             if udp {

@@ -19,7 +19,15 @@ pub(crate) fn config(args: &Args) -> anyhow::Result<Config> {
     if !relay.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
         bail!("--relay '{relay}' is not HOST:PORT; an IPv6 address stands in brackets: [2001:db8::1]:4470");
     }
-    Ok(Config::new(relay, trust(args)?, token(args)?).udp_channels(args.udp_channels))
+    let trust = trust(args)?;
+    let config = match args.cert.as_deref().zip(args.key.as_deref()) {
+        Some(_) if trust == Trust::Plaintext => {
+            bail!("--cert proves nothing without TLS; leave --plaintext off, or give a token instead")
+        }
+        Some((cert, key)) => Config::new(relay, trust, "").certificate(cert, key).context("--cert and --key")?,
+        None => Config::new(relay, trust, token(args)?),
+    };
+    Ok(config.udp_channels(args.udp_channels))
 }
 
 /// An explicit `--plaintext` or `--ca` counts more than a pin, which may come from the environment.

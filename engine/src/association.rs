@@ -1,0 +1,110 @@
+//! UDP associations of SOCKS5 (RFC 1928 section 7): a UDP socket for one client, each of whose datagrams tells in its
+//! head where it goes, joined to one UDP port of a mediator.
+//!
+//! Only the client may use it: the address of its TCP connection, and of that the port number that it announced or, where
+//! it announced none, the first one that sends.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+use isthmus_proto::door::socks5::{self, BadDatagram, DATAGRAM_HEAD_MAX};
+use isthmus_proto::link::Slot;
+use isthmus_ring::{Datagrams, Piece, Socket};
+
+use crate::Engine;
+use crate::datagram::Way;
+use crate::key::Key;
+use crate::udp::{UdpRole, canonical, segments};
+
+/// Whose association, and to where.
+pub struct AssociationSpec {
+    /// The client's address.
+    pub client: IpAddr,
+    /// The port number that it announced, or 0.
+    pub client_port: u16,
+    /// The tunnel.
+    pub link: Key,
+    /// The UDP port asked for on it.
+    pub slot: Slot,
+    /// Where its datagrams may go.
+    pub permits: Rc<dyn Fn(SocketAddr) -> bool>,
+}
+
+pub(crate) struct Association {
+    spec: AssociationSpec,
+    /// Where the client sends from, once known.
+    from: Option<SocketAddr>,
+    /// The mediator has answered that its port is open.
+    opened: bool,
+}
+
+impl Engine {
+    /// Adds an association; its socket becomes the port's owner, and [`crate::Event::PortEnded`] tells if the port ends.
+    pub fn add_association(&mut self, socket: Socket, spec: AssociationSpec) -> Key {
+        let key = self.add_udp(socket, UdpRole::Association);
+        if let Some(link) = self.link(spec.link) {
+            link.set_owner(spec.slot, key.to_bits());
+        }
+        let from = (spec.client_port != 0).then(|| SocketAddr::new(spec.client, spec.client_port));
+        self.associations.insert(key, Association { spec, from, opened: false });
+        key
+    }
+
+    /// The mediator has opened the port: from now on datagrams travel.
+    pub fn association_opened(&mut self, key: Key) {
+        if let Some(association) = self.associations.get_mut(&key) {
+            association.opened = true;
+        }
+    }
+
+    /// Datagrams at an association's socket.
+    pub(crate) fn on_client_datagrams(&mut self, key: Key, datagrams: &Datagrams) {
+        let source = canonical(datagrams.peer);
+        for bytes in segments(datagrams) {
+            self.counts.datagrams_in += 1;
+            self.on_client_datagram(key, source, bytes);
+        }
+    }
+
+    fn on_client_datagram(&mut self, key: Key, source: SocketAddr, bytes: &[u8]) {
+        let Some(association) = self.associations.get_mut(&key) else { return };
+        let known = association.from.is_none_or(|from| from == source) && association.spec.client == source.ip();
+        if !known || !association.opened {
+            self.counts.associations_refused += 1;
+            return;
+        }
+        let (target, payload) = match socks5::read_datagram(bytes) {
+            Ok((target, payload)) => (target.address(), payload),
+            Err(BadDatagram::Fragment) => {
+                self.counts.associations_fragments += 1;
+                return;
+            }
+            Err(BadDatagram::Malformed) => (None, bytes),
+        };
+        // A name would have to be looked up for each datagram: clients look names up first, through the association.
+        let Some(target) = target.filter(|&target| target.port() != 0 && (association.spec.permits)(target)) else {
+            self.counts.associations_refused += 1;
+            return;
+        };
+        association.from = Some(source);
+        let (link, slot) = (association.spec.link, association.spec.slot);
+        self.send_datagram(link, slot, Way::Channel { fallback: true }, target, payload);
+    }
+
+    /// A datagram for an association's client: what to send it, and where.
+    pub(crate) fn to_client(
+        &self,
+        key: Key,
+        remote: Option<SocketAddr>,
+        mut payload: Piece,
+    ) -> Option<(SocketAddr, Piece)> {
+        let (remote, to) = (remote?, self.associations.get(&key)?.from?);
+        let mut head = Vec::with_capacity(DATAGRAM_HEAD_MAX);
+        socks5::write_datagram_head(&mut head, remote);
+        if payload.headroom() < head.len() {
+            payload = Piece::copy_from(&payload, head.len(), 0);
+        }
+        payload.prepend(head.len()).copy_from_slice(&head);
+        Some((to, payload))
+    }
+}
