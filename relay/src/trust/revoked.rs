@@ -15,6 +15,7 @@ use isthmus_proto::MediatorId;
 use serde::{Deserialize, Serialize};
 
 use super::grant::{Credential, Holder, digest64};
+use super::token::signed_part;
 
 /// Most entries: 16 MiB of file, and about as much memory.
 pub(super) const ENTRIES_MAX: usize = 100_000;
@@ -173,7 +174,7 @@ pub fn token_named(text: &str) -> Result<(Target, Option<u64>), String> {
     if text.split('.').count() == 3 && text.len() > ID_LEN_MAX / 4 {
         let claims: Claims =
             jsonwebtoken::dangerous::insecure_decode_claims(text).map_err(|error| format!("not a token: {error}"))?;
-        return Ok((Target::Jti(claims.jti.unwrap_or_else(|| text.to_owned())), claims.exp));
+        return Ok((Target::Jti(claims.jti.unwrap_or_else(|| signed_part(text).to_owned())), claims.exp));
     }
     if (1..=ID_LEN_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
         // Fingerprints are printed with a prefix and in either case.

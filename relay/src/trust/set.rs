@@ -119,6 +119,10 @@ impl Trust {
             return Err(Code::BadToken);
         }
         let header = jsonwebtoken::decode_header(token).map_err(|_| Code::BadToken)?;
+        // Its issuer demands that we understand something which we do not (RFC 7515, 4.1.11).
+        if header.crit.is_some() {
+            return Err(Code::BadToken);
+        }
         let kid = header.kid.as_deref();
         let claims = if header.alg == Algorithm::HS256 {
             // Tokens of earlier versions name no key: each is tried, and there are few.

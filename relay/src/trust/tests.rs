@@ -79,6 +79,40 @@ fn signed(signer: &Signer, algorithm: Algorithm, kid: Option<&str>) -> String {
 }
 
 #[test]
+fn token_with_demands_that_are_not_understood_is_refused() {
+    let mut place = Place::new();
+    let file = place.path("jwks.json");
+    place.options.jwks = Some(file.clone());
+    let ed = key(Algorithm::EdDSA);
+    publish(&file, &[(&ed, "e1")]);
+    let trust = place.load(None).unwrap();
+    let claims = json!({ "sub": "desk", "role": "terminal", "mediators": "*", "exp": NOW + 9, "iat": NOW });
+    let mut header = Header { kid: Some("e1".into()), ..Header::new(Algorithm::EdDSA) };
+    assert!(trust.grant(&jsonwebtoken::encode(&header, &claims, &ed.key).unwrap(), NOW).is_ok());
+    header.crit = Some(vec!["bound".into()]);
+    assert_eq!(trust.grant(&jsonwebtoken::encode(&header, &claims, &ed.key).unwrap(), NOW), Err(Code::BadToken));
+}
+
+#[test]
+fn another_signature_does_not_make_another_token() {
+    let mut place = Place::new();
+    let file = place.path("jwks.json");
+    place.options.jwks = Some(file.clone());
+    let ec = key(Algorithm::ES256);
+    publish(&file, &[(&ec, "c1")]);
+    let trust = place.load(None).unwrap();
+    let claims = json!({ "sub": "desk", "role": "terminal", "mediators": "*", "exp": NOW + 9, "iat": NOW });
+    let header = Header { kid: Some("c1".into()), ..Header::new(Algorithm::ES256) };
+    // Each signature is made with random numbers, so that two of them differ.
+    let tokens = [(); 2].map(|()| jsonwebtoken::encode(&header, &claims, &ec.key).unwrap());
+    assert_ne!(tokens[0], tokens[1]);
+    let [one, two] = tokens.clone().map(|token| trust.grant(&token, NOW).unwrap().credential.id);
+    assert_eq!(one, two);
+    let (Target::Jti(named), _) = token_named(&tokens[1]).unwrap() else { panic!("not by its identifier") };
+    assert_eq!(grant::digest64(named.as_bytes()), one);
+}
+
+#[test]
 fn issuers_tokens_of_both_algorithms_are_good_by_the_named_key_only() {
     let mut place = Place::new();
     let file = place.path("jwks.json");
