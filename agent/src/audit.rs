@@ -17,6 +17,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::str::FromStr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread;
@@ -38,6 +39,12 @@ const ASKERS_MAX: u16 = 1024;
 
 /// Between two looks whether the file is still where it was opened.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Between two lines about refused datagrams.
+const REFUSED_AGAIN: Duration = Duration::from_secs(1);
+
+/// Between two words in the log about lost lines.
+const WARN_AGAIN: Duration = Duration::from_secs(10);
 
 /// How long the last lines may take at the end.
 const FLUSH: Duration = Duration::from_secs(1);
@@ -69,7 +76,7 @@ pub(crate) enum Operation {
     Accept,
     Close,
     Switch,
-    /// A datagram to where the owner does not allow.
+    /// Datagrams to where the owner does not allow.
     Datagram,
     /// A connection or port ended, since the owner does not allow it any more.
     Cut,
@@ -84,18 +91,26 @@ pub(crate) struct Audit {
     target: RefCell<Option<AuditTarget>>,
     writer: RefCell<Option<Writer>>,
     /// What the relay calls its askers, by number less one.
-    names: RefCell<Vec<Box<str>>>,
+    names: RefCell<Vec<Rc<str>>>,
     /// On whose behalf a port was opened: identifier and asker by the port's place, so that as much is kept as there
-    /// are places.
-    ports: RefCell<HashMap<u32, (u32, u16)>>,
-    /// The destination that was refused last: a flood of datagrams to it is one line.
-    refused: Cell<Option<SocketAddr>>,
+    /// are places. The name itself, since the relay gives a number to another name while the port lives.
+    ports: RefCell<HashMap<u32, (u32, Rc<str>)>>,
+    untold: Rc<str>,
+    refused: Cell<Refused>,
+}
+
+/// Datagrams refused since the last line about them: a flood of them is a line a second.
+#[derive(Clone, Copy, Default)]
+struct Refused {
+    told: Option<Instant>,
+    untold: u64,
 }
 
 struct Writer {
     queue: SyncSender<Message>,
     done: Receiver<()>,
     lost: Cell<u64>,
+    warned: Cell<Option<Instant>>,
 }
 
 enum Message {
@@ -115,6 +130,9 @@ struct Line<'a> {
     port: Option<String>,
     #[serde(flatten)]
     ends: Ends<'a>,
+    /// Refused datagrams: this one, and those since the line before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    count: Option<u64>,
     result: &'static str,
 }
 
@@ -144,7 +162,8 @@ impl Audit {
             writer,
             names: RefCell::default(),
             ports: RefCell::default(),
-            refused: Cell::new(None),
+            untold: UNTOLD.into(),
+            refused: Cell::default(),
         })
     }
 
@@ -163,23 +182,33 @@ impl Audit {
         let mut names = self.names.borrow_mut();
         let place = usize::from(asker) - 1;
         if names.len() <= place {
-            names.resize(place + 1, UNTOLD.into());
+            names.resize(place + 1, self.untold.clone());
         }
         names[place] = name.into();
     }
 
-    /// A port is opened, or accepted on behalf of another one's asker.
+    /// A port is opened on behalf of whom the relay means by that number now.
     pub(crate) fn opened(&self, slot: Slot, asker: u16) {
+        let named = usize::from(asker).checked_sub(1).and_then(|place| self.names.borrow().get(place).cloned());
+        self.keep(slot, named.unwrap_or_else(|| self.untold.clone()));
+    }
+
+    /// A connection is accepted on behalf of its server port's asker.
+    pub(crate) fn accepted(&self, slot: Slot, parent: Slot) {
+        self.keep(slot, self.asker(parent));
+    }
+
+    fn keep(&self, slot: Slot, asker: Rc<str>) {
         let id = slot.id().0;
         self.ports.borrow_mut().insert(place(id), (id, asker));
     }
 
     /// On whose behalf a port was opened.
-    pub(crate) fn asker(&self, slot: Slot) -> u16 {
+    fn asker(&self, slot: Slot) -> Rc<str> {
         let id = slot.id().0;
         match self.ports.borrow().get(&place(id)) {
-            Some(&(known, asker)) if known == id => asker,
-            _ => 0,
+            Some((known, asker)) if *known == id => asker.clone(),
+            _ => self.untold.clone(),
         }
     }
 
@@ -215,26 +244,41 @@ impl Audit {
     }
 
     fn record_ends(&self, op: Operation, slot: Slot, ends: Ends<'_>, code: Code) {
-        let names = self.names.borrow();
-        let asker = usize::from(self.asker(slot)).checked_sub(1).and_then(|place| names.get(place));
-        self.write(op, asker.map_or(UNTOLD, |name| name), Some(slot.id().to_string()), ends, code);
+        self.write(op, &self.asker(slot), Some(slot.id().to_string()), ends, code);
     }
 
-    /// A datagram was dropped, since its destination is not allowed.
-    pub(crate) fn refused_datagram(&self, to: SocketAddr) {
-        if self.refused.replace(Some(to)) != Some(to) {
-            self.write(Operation::Datagram, UNTOLD, None, Ends { to: Some(to), ..Ends::default() }, Code::Denied);
+    /// A datagram was dropped at `now`, since its destination is not allowed. At most one line a second tells of such,
+    /// with how many there were since the one before: whoever sends them must not push other lines out of the queue.
+    pub(crate) fn refused_datagram(&self, to: SocketAddr, now: Instant) {
+        let Refused { told, untold } = self.refused.get();
+        if told.is_some_and(|told| now.saturating_duration_since(told) < REFUSED_AGAIN) {
+            return self.refused.set(Refused { told, untold: untold + 1 });
         }
+        self.refused.set(Refused { told: Some(now), untold: 0 });
+        let ends = Ends { to: Some(to), ..Ends::default() };
+        self.write_counted(Operation::Datagram, UNTOLD, None, ends, Some(untold + 1), Code::Denied);
     }
 
     fn write(&self, op: Operation, asker: &str, port: Option<String>, ends: Ends<'_>, code: Code) {
+        self.write_counted(op, asker, port, ends, None, code);
+    }
+
+    fn write_counted(
+        &self,
+        op: Operation,
+        asker: &str,
+        port: Option<String>,
+        ends: Ends<'_>,
+        count: Option<u64>,
+        code: Code,
+    ) {
         let result = code.word();
         let shown = ends.to.map(tracing::field::display);
         tracing::debug!(?op, asker, port, name = ends.name, to = shown, result, "operation");
         let writer = self.writer.borrow();
         let Some(writer) = &*writer else { return };
         let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-        let line = Line { time, mediator: &self.mediator.borrow(), op, asker, port, ends, result };
+        let line = Line { time, mediator: &self.mediator.borrow(), op, asker, port, ends, count, result };
         // Plain data: it always serialises.
         writer.send(serde_json::to_string(&line).unwrap_or_default());
     }
@@ -290,7 +334,7 @@ impl Writer {
             let _ = tell.send(());
         };
         thread::Builder::new().name("audit".into()).spawn(run).context("cannot start the audit's thread")?;
-        Ok(Self { queue, done, lost: Cell::new(0) })
+        Ok(Self { queue, done, lost: Cell::new(0), warned: Cell::new(None) })
     }
 
     /// At the end, if there is room.
@@ -298,6 +342,14 @@ impl Writer {
         if self.lost.get() > 0 {
             let _ = self.queue.try_send(Message::Lost(self.lost.get()));
         }
+    }
+
+    fn may_warn(&self, now: Instant) -> bool {
+        let may = self.warned.get().is_none_or(|warned| now.saturating_duration_since(warned) >= WARN_AGAIN);
+        if may {
+            self.warned.set(Some(now));
+        }
+        may
     }
 
     fn send(&self, line: String) {
@@ -311,8 +363,10 @@ impl Writer {
         match self.queue.try_send(Message::Line(line)) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                // Told once: as long as lines are lost, none is tried before the count of them.
-                tracing::warn!("the audit's writer cannot keep up: lines are lost; is its disk slow?");
+                // A queue that is full again and again would fill the log as well.
+                if self.may_warn(Instant::now()) {
+                    tracing::warn!("the audit's writer cannot keep up: lines are lost; is its disk slow?");
+                }
                 self.lost.set(self.lost.get() + 1);
             }
         }
@@ -471,8 +525,7 @@ mod tests {
         audit.record(Operation::Connect, slot(), Some(to), None, Code::Ok);
         audit.opened(slot(), 0);
         audit.record(Operation::Open, slot(), None, Some("10.0.0.2:80".parse().unwrap()), Code::Denied);
-        audit.refused_datagram(to);
-        audit.refused_datagram(to);
+        audit.refused_datagram(to, Instant::now());
         audit.finish();
         let lines = lines(&path);
         assert_eq!(lines.len(), 3, "{lines:?}");
@@ -521,6 +574,23 @@ mod tests {
     }
 
     #[test]
+    fn refused_datagrams_are_a_line_a_second_whatever_their_destinations() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit");
+        let audit = start(&path);
+        let (begin, to) = (Instant::now(), |n| SocketAddr::from(([10, 0, 0, 5], n)));
+        for n in 1..=5000 {
+            audit.refused_datagram(to(n), begin);
+        }
+        audit.refused_datagram(to(6000), begin + REFUSED_AGAIN);
+        audit.finish();
+        let lines = lines(&path);
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert_eq!((&lines[0]["to"], &lines[0]["count"]), (&"10.0.0.5:1".into(), &1.into()));
+        assert_eq!((&lines[1]["to"], &lines[1]["count"]), (&"10.0.0.5:6000".into(), &5000.into()));
+    }
+
+    #[test]
     fn names_end_with_their_tunnel_and_impossible_numbers_are_passed_over() {
         let audit = Audit::start(None, "cpe-1".into()).unwrap();
         audit.name(0, "nobody");
@@ -528,9 +598,22 @@ mod tests {
         assert!(audit.names.borrow().is_empty());
         audit.name(ASKERS_MAX, "last");
         audit.opened(slot(), ASKERS_MAX);
-        assert_eq!(audit.asker(slot()), ASKERS_MAX);
+        assert_eq!(&*audit.asker(slot()), "last");
         audit.forget();
-        assert_eq!((audit.asker(slot()), audit.names.borrow().len()), (0, 0));
+        assert_eq!((&*audit.asker(slot()), audit.names.borrow().len()), (UNTOLD, 0));
+    }
+
+    #[test]
+    fn a_port_keeps_its_askers_name_when_the_number_is_given_to_another() {
+        let audit = Audit::start(None, "cpe-1".into()).unwrap();
+        audit.name(1, "terminal desk");
+        audit.opened(slot(), 1);
+        audit.name(1, "name evil.example.net");
+        assert_eq!(&*audit.asker(slot()), "terminal desk");
+        audit.accepted(slot(), slot());
+        assert_eq!(&*audit.asker(slot()), "terminal desk");
+        audit.opened(slot(), 1);
+        assert_eq!(&*audit.asker(slot()), "name evil.example.net");
     }
 
     #[test]
@@ -566,12 +649,15 @@ mod tests {
     fn a_stuck_writer_costs_lines_and_no_time() {
         let (queue, messages) = sync_channel(2);
         let (_tell, done) = sync_channel(1);
-        let writer = Writer { queue, done, lost: Cell::new(0) };
+        let writer = Writer { queue, done, lost: Cell::new(0), warned: Cell::new(None) };
         for n in 0..5 {
             writer.send(n.to_string());
         }
         assert_eq!(writer.lost.get(), 3);
         assert_eq!(messages.try_iter().count(), 2);
+        let warned = writer.warned.get().unwrap();
+        assert!(!writer.may_warn(warned + WARN_AGAIN / 2), "the log is not filled");
+        assert!(writer.may_warn(warned + WARN_AGAIN));
         writer.send("more".into());
         assert!(matches!(messages.try_recv(), Ok(Message::Lost(3))));
         assert_eq!(writer.lost.get(), 0);

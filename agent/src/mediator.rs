@@ -87,7 +87,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     engine.set_destination_filter(Box::new(move |to| {
         let permitted = allows.borrow().permits(to);
         if !permitted {
-            refusals.refused_datagram(to);
+            refusals.refused_datagram(to, std::time::Instant::now());
         }
         permitted
     }));

@@ -431,7 +431,7 @@ impl Mediator {
         let Some(machine) = engine.link(link) else { return };
         match machine.accepted(parent, 0, peer, local, now) {
             Ok(slot) => {
-                self.audit.opened(slot, self.audit.asker(parent));
+                self.audit.accepted(slot, parent);
                 self.audit.record(Operation::Accept, slot, Some(peer), Some(local), Code::Ok);
                 engine.add_stream(socket, link, slot, TAG_ACCEPTED);
                 engine.touch(link);

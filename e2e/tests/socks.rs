@@ -16,7 +16,12 @@ struct World {
 }
 
 fn world() -> World {
-    let l = Loopback::start(&["--socks", "127.0.0.1:0", "--socks", "127.0.0.1:0=cpe"], &[]);
+    world_with(&[])
+}
+
+fn world_with(more: &[&str]) -> World {
+    let args = [&["--socks", "127.0.0.1:0", "--socks", "127.0.0.1:0=cpe"], more].concat();
+    let l = Loopback::start(&args, &[]);
     let own = l.relay.wait_for_line("SOCKS5 and HTTP CONNECT .. mediator=cpe", SOON);
     let lines = l.relay.lines();
     let any = lines.iter().find(|line| line.contains("HTTP CONNECT") && !line.contains("mediator=")).unwrap();
@@ -339,6 +344,27 @@ fn association_carries_datagrams_of_its_client_only_and_ends_with_it() {
     drop(control);
     // The system says that nobody is there any more.
     assert!(ends(|| client.send(&last).is_err()));
+    assert!(ends(|| w.counter("socks_associations_live") == 0));
+}
+
+#[test]
+fn clients_that_stay_shut_nobody_out_and_unused_associations_end() {
+    let w = world_with(&["--half-open-max", "4", "--udp-idle", "3s"]);
+    let stay: Vec<Client> = (0..8)
+        .map(|_| {
+            let mut client = Client::open(w.own);
+            client.0.write_all(&request(3, "0.0.0.0:0".parse().unwrap())).unwrap();
+            assert_eq!(client.reply().0, 0);
+            client
+        })
+        .collect();
+    let mut connected = Client::open(w.own);
+    connected.0.write_all(&request(1, echo())).unwrap();
+    assert_eq!(connected.reply().0, 0);
+    speak(&mut connected.0, b"let in");
+    for mut client in stay {
+        assert_ended(&mut client.0);
+    }
     assert!(ends(|| w.counter("socks_associations_live") == 0));
 }
 

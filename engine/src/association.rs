@@ -7,13 +7,17 @@
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
+use isthmus_proto::Code;
 use isthmus_proto::door::socks5::{self, BadDatagram, DATAGRAM_HEAD_MAX};
 use isthmus_proto::link::Slot;
+use isthmus_proto::time::Instant;
 use isthmus_ring::{Datagrams, Piece, Socket};
 
 use crate::Engine;
 use crate::datagram::Way;
+use crate::event::{Control, Event};
 use crate::key::Key;
+use crate::timers::TimerId;
 use crate::udp::{UdpRole, canonical, segments};
 
 /// Whose association, and to where.
@@ -36,17 +40,24 @@ pub(crate) struct Association {
     from: Option<SocketAddr>,
     /// The mediator has answered that its port is open.
     opened: bool,
+    /// When a datagram last went either way.
+    last_used: Instant,
+    pub(crate) timer: TimerId,
 }
 
 impl Engine {
-    /// Adds an association; its socket becomes the port's owner, and [`crate::Event::PortEnded`] tells if the port ends.
+    /// Adds an association; its socket becomes the port's owner, and [`crate::Event::PortEnded`] tells if the port ends,
+    /// as it does after [`crate::EngineConfig::flow_idle`] without a datagram either way.
     pub fn add_association(&mut self, socket: Socket, spec: AssociationSpec) -> Key {
         let key = self.add_udp(socket, UdpRole::Association);
         if let Some(link) = self.link(spec.link) {
             link.set_owner(spec.slot, key.to_bits());
         }
         let from = (spec.client_port != 0).then(|| SocketAddr::new(spec.client, spec.client_port));
-        self.associations.insert(key, Association { spec, from, opened: false });
+        let timer = self.timers.add(key);
+        self.timers.set(timer, self.now + self.config.flow_idle);
+        let association = Association { spec, from, opened: false, last_used: self.now, timer };
+        self.associations.insert(key, association);
         key
     }
 
@@ -54,7 +65,25 @@ impl Engine {
     pub fn association_opened(&mut self, key: Key) {
         if let Some(association) = self.associations.get_mut(&key) {
             association.opened = true;
+            association.last_used = self.now;
         }
+    }
+
+    /// Ends an association that nobody uses: its client may be there still, and hold a port of the mediator's.
+    pub(crate) fn on_association_timer(&mut self, control: &mut impl Control, key: Key) {
+        let Some(association) = self.associations.get(&key) else { return };
+        let deadline = association.last_used + self.config.flow_idle;
+        if self.now < deadline {
+            return self.timers.set(association.timer, deadline);
+        }
+        let (link, slot) = (association.spec.link, association.spec.slot);
+        if let Some(machine) = self.link(link) {
+            machine.set_owner(slot, Key::control(0).to_bits());
+            machine.close(slot, 0);
+            self.touch(link);
+        }
+        self.remove_udp(key);
+        control.on_event(self, Event::PortEnded { link, owner: key, code: Code::TimedOut });
     }
 
     /// Datagrams at an association's socket.
@@ -87,18 +116,21 @@ impl Engine {
             return;
         };
         association.from = Some(source);
+        association.last_used = self.now;
         let (link, slot) = (association.spec.link, association.spec.slot);
         self.send_datagram(link, slot, Way::Channel { fallback: true }, target, payload);
     }
 
     /// A datagram for an association's client: what to send it, and where.
-    pub(crate) fn to_client(
-        &self,
+    pub(crate) fn address_to_client(
+        &mut self,
         key: Key,
         remote: Option<SocketAddr>,
         mut payload: Piece,
     ) -> Option<(SocketAddr, Piece)> {
-        let (remote, to) = (remote?, self.associations.get(&key)?.from?);
+        let association = self.associations.get_mut(&key)?;
+        let (remote, to) = (remote?, association.from?);
+        association.last_used = self.now;
         let mut head = Vec::with_capacity(DATAGRAM_HEAD_MAX);
         socks5::write_datagram_head(&mut head, remote);
         if payload.headroom() < head.len() {

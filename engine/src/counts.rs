@@ -74,6 +74,8 @@ counts! {
     datagrams_unknown_port,
     /// Visitors' datagrams refused by the bound on flows.
     datagrams_refused_flows,
+    /// Dismissed guests cut off with a reset, since too many others were reading their last reply.
+    guests_cut,
     /// Fragments of SOCKS5 clients, dropped.
     associations_fragments,
     /// Other datagrams of SOCKS5 clients that were dropped: from elsewhere, malformed, or to where they may not go.

@@ -167,16 +167,19 @@ impl Engine {
         Some(stream)
     }
 
-    /// Sends a guest away: with `last` and an orderly end after it, or (`reset`) with RST at once. The control hears no
-    /// more of it.
+    /// Sends a guest away: with `last` and an orderly end after it, or (`reset`) with RST at once, as well where too
+    /// many are leaving already. The control hears no more of it.
     pub fn dismiss(&mut self, key: Key, last: &[u8], reset: bool) {
         let Some(guest) = self.guests.get_mut(key).filter(|guest| guest.phase == Phase::Waiting) else { return };
-        if reset {
+        let full = self.guests_leaving >= self.config.leaving_max;
+        if reset || full {
+            self.counts.guests_cut += u64::from(!reset);
             // Where the socket is gone already there is nobody left to be told.
             let _ = guest.socket.as_ref().map(Socket::set_reset_on_close);
             self.remove_guest(key);
             return;
         }
+        self.guests_leaving += 1;
         guest.phase = Phase::Leaving { discarded: guest.received.len() };
         guest.received = Vec::new();
         guest.replies.extend_from_slice(last);
@@ -291,6 +294,7 @@ impl Engine {
 
     fn remove_guest(&mut self, key: Key) {
         let Some(guest) = self.guests.remove(key) else { return };
+        self.guests_leaving -= usize::from(matches!(guest.phase, Phase::Leaving { .. }));
         for op in [guest.receive_op, guest.send_op].into_iter().flatten() {
             self.ring.cancel(op);
         }

@@ -60,13 +60,15 @@ use key::Table;
 pub struct EngineConfig {
     /// TLS and greeting together end within this.
     pub handshake_timeout: std::time::Duration,
-    /// A visitor's UDP flow without a datagram for this long is closed.
+    /// A visitor's UDP flow, or an association, without a datagram for this long is closed.
     pub flow_idle: std::time::Duration,
     /// How long the ring polls before it sleeps, while payload moves; zero for never.
     pub busy_poll: std::time::Duration,
     /// Longest silence that a caller's maintain packets may leave on a UDP channel, or ask the relay to keep on a probe;
     /// what is longer is not answered, or counts as this.
     pub silence_max: std::time::Duration,
+    /// Dismissed guests that may read their last reply at a time; one more is cut off with a reset.
+    pub leaving_max: usize,
 }
 
 impl Default for EngineConfig {
@@ -76,6 +78,7 @@ impl Default for EngineConfig {
             flow_idle: std::time::Duration::from_secs(60),
             busy_poll: std::time::Duration::ZERO,
             silence_max: isthmus_proto::limits::KEEPALIVE_UDP_MAX + isthmus_proto::limits::DEAD_AFTER,
+            leaving_max: 1024,
         }
     }
 }
@@ -89,6 +92,8 @@ pub struct Engine {
     links: Table<link::LinkIo>,
     streams: Table<stream::Stream>,
     guests: Table<guest::Guest>,
+    /// Those of them that were dismissed.
+    guests_leaving: usize,
     listeners: Table<turn::Listener>,
     sockets: Table<udp::UdpSocket>,
     flows: Table<flow::Flow>,
@@ -132,6 +137,7 @@ impl Engine {
             links: Table::new(What::Link),
             streams: Table::new(What::Stream),
             guests: Table::new(What::Guest),
+            guests_leaving: 0,
             listeners: Table::new(What::Listener),
             sockets: Table::new(What::Udp),
             flows: Table::new(What::Flow),

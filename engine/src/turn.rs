@@ -149,6 +149,7 @@ impl Engine {
                 What::Flow => self.on_flow_timer(control, owner),
                 What::Stream => self.on_stream_timer(control, owner),
                 What::Guest => self.on_guest_timer(control, owner),
+                What::Udp if self.associations.contains_key(&owner) => self.on_association_timer(control, owner),
                 What::Udp => self.on_channel_timer(control, id, owner),
                 What::Probe => self.on_probe_timer(control, owner),
                 _ => {}

@@ -174,8 +174,10 @@ impl Engine {
             if let Some(op) = udp.op {
                 self.ring.cancel(op);
             }
-            if udp.role == UdpRole::Association {
-                self.associations.remove(&key);
+            if udp.role == UdpRole::Association
+                && let Some(association) = self.associations.remove(&key)
+            {
+                self.timers.remove(association.timer);
             }
             self.ring.close(udp.socket);
         }
@@ -268,7 +270,7 @@ impl Engine {
     pub(crate) fn write_port(&mut self, key: Key, remote: Option<SocketAddr>, payload: Piece) {
         let Some(udp) = self.sockets.get_mut(key) else { return };
         let UdpRole::Port { link, slot, peer, .. } = udp.role else {
-            if let Some((to, payload)) = self.to_client(key, remote, payload) {
+            if let Some((to, payload)) = self.address_to_client(key, remote, payload) {
                 self.batch_udp(key, Some(to), payload);
             }
             return;

@@ -334,3 +334,28 @@ fn a_reset_guest_is_told() {
     w.until(|party, _| party.gone.is_some());
     assert_eq!((w.party.gone, w.engine.guests()), (Some(Code::Reset), 0));
 }
+
+#[test]
+fn guests_that_leave_are_bounded_and_one_more_is_reset() {
+    let ring = Ring::new(RingConfig::small()).unwrap();
+    let mut engine = Engine::new(ring, EngineConfig { leaving_max: 1, ..EngineConfig::default() });
+    let (client, socket) = pair();
+    let guest = engine.add_guest(socket, TAG, LONG);
+    let mut w = World { engine, party: Party::default(), client, guest };
+    let (second, socket) = pair();
+    let one_more = w.engine.add_guest(socket, TAG, LONG);
+    w.engine.dismiss(w.guest, b"no", false);
+    w.engine.dismiss(one_more, b"no", false);
+    assert_eq!(w.engine.counts.guests_cut, 1);
+    assert_eq!(w.read_to_end(second).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    let first = w.client();
+    assert_eq!(w.read_to_end(first).unwrap(), b"no");
+    // Once the first is gone there is room again.
+    w.client.shutdown(std::net::Shutdown::Write).unwrap();
+    w.until(|_, engine| engine.guests() == 0);
+    let (third, socket) = pair();
+    let guest = w.engine.add_guest(socket, TAG, LONG);
+    w.engine.dismiss(guest, b"no", false);
+    assert_eq!(w.read_to_end(third).unwrap(), b"no");
+    assert_eq!(w.engine.counts.guests_cut, 1);
+}

@@ -75,6 +75,7 @@ counters! {
     NamesBad = "names_bad", Total, "Visitors of a name listener refused: their first bytes were no valid TLS or HTTP/1";
     NewcomersLive = "newcomers_live", Gauge, "Visitors of whom something has to be read before they are led on, now";
     NewcomersSlow = "newcomers_slow", Total, "Visitors cut off since they did not say in time what they want";
+    RefusalsCut = "refusals_cut", Total, "Refused visitors and clients reset without their last reply, since too many others were reading theirs";
     ProxyHeadersBad = "proxy_headers_bad", Total, "Connections of load balancers refused: no valid PROXY header";
     ConnectFailed = "connect_failed", Total, "Connections that the host or the mediator refused";
 

@@ -17,6 +17,7 @@ use isthmus_proto::{MediatorId, ShardId};
 use super::Shard;
 use super::handover::Message;
 use crate::admin::Counter;
+use crate::names::Pattern;
 
 /// What a guest wants.
 #[derive(Debug)]
@@ -27,6 +28,9 @@ pub(super) struct Visit {
     pub(super) target: Option<SocketAddr>,
     /// The name that was asked for, if that is how it came here.
     pub(super) name: Option<HostName>,
+    /// The route that the name took, as the operator wrote its names: the mediator's audit shows this, since a visitor
+    /// would choose the other.
+    pub(super) route: Option<Pattern>,
     /// How to turn it away in its own words; `None` for a reset.
     pub(super) speaks: Option<Speaks>,
     /// Who comes, for the log.
@@ -112,8 +116,8 @@ impl Shard {
         if engine.is_overcommitted() {
             return Err(WhyNot::Limit);
         }
-        let front_door = match (&visit.name, self.published.get(tag)) {
-            (Some(name), _) => format!("name {name}"),
+        let front_door = match (&visit.route, self.published.get(tag)) {
+            (Some(route), _) => format!("name {route}"),
             (None, Some(published)) => published.front_door(),
             // It came in by another shard.
             (None, None) => "published".to_owned(),

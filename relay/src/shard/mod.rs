@@ -221,6 +221,7 @@ impl Shard {
             (Counter::DatagramsQueueFull, counts.datagrams_dropped_full),
             (Counter::DatagramsToMediators, counts.datagrams_in),
             (Counter::DatagramsFromMediators, counts.datagrams_out),
+            (Counter::RefusalsCut, counts.guests_cut),
             (Counter::SocksFragments, counts.associations_fragments),
             (Counter::SocksDatagramsRefused, counts.associations_refused),
             (Counter::BytesToMediators, counts.stream_bytes_in),

@@ -137,6 +137,7 @@ impl Shard {
             ahead: header_for(engine, guest, route.options.proxy, newcomer.peer, newcomer.told),
             consumed: header,
             why_not: WhyNot::default(),
+            route: Some(route.pattern.clone()),
             name,
         };
         self.lead(engine, guest, tag, visit);

@@ -7,6 +7,7 @@
 mod associate;
 mod bind;
 mod greet;
+mod places;
 mod rights;
 
 use std::collections::HashMap;
@@ -29,6 +30,7 @@ use crate::admin::Counter;
 use crate::proxy::ProxyPort;
 use crate::trust::{Credential, Grant, Operation, unix_now};
 use greet::Greeting;
+use places::{Place, Places};
 use rights::Rights;
 
 /// How much longer than the mediator may try, its answer may take.
@@ -38,6 +40,9 @@ const ANSWER_MARGIN: Duration = Duration::from_secs(5);
 pub(super) struct Proxies {
     ports: TagTable<ProxyPort>,
     clients: HashMap<Key, Client>,
+    /// Those of them that greet: only these count towards the bound on greetings.
+    greeting: usize,
+    places: Places,
     /// Clients by the sockets of their associations.
     by_socket: HashMap<Key, Key>,
     /// How long those who came with a token may stay.
@@ -58,6 +63,8 @@ struct Asking {
     link: Key,
     slot: Slot,
     wants: Wants,
+    /// Of one that stays.
+    _place: Option<Place>,
 }
 
 enum Wants {
@@ -93,6 +100,8 @@ impl Proxies {
         Self {
             ports: TagTable::new(Door::Proxy),
             clients: HashMap::new(),
+            greeting: 0,
+            places: Places::default(),
             by_socket: HashMap::new(),
             rights: Rights::default(),
         }
@@ -129,6 +138,13 @@ impl Shard {
         if engine.is_overcommitted() {
             return self.refuse_client(engine, guest, &proxy, Code::NoResources);
         }
+        let place = match command {
+            Command::Connect => None,
+            Command::Bind | Command::Associate => match self.proxies.places.take(&grant.name) {
+                None => return self.refuse_client(engine, guest, &proxy, Code::Overloaded),
+                place => place,
+            },
+        };
         let grant = Rc::new(grant);
         let asker = self.asker(engine, link, &format!("socks {}", grant.name));
         let begun = match command {
@@ -141,7 +157,7 @@ impl Shard {
                 tracing::debug!(%mediator, client = %peer, %target, ?command, "SOCKS5 request");
                 engine.touch(link);
                 self.watch_client(engine, guest, &grant);
-                let asking = Asking { proxy, mediator, tag, link, slot, wants };
+                let asking = Asking { proxy, mediator, tag, link, slot, wants, _place: place };
                 self.proxies.clients.insert(guest, Client::Asking(Box::new(asking)));
             }
             Err(code) => self.refuse_client(engine, guest, &proxy, code),
@@ -228,7 +244,10 @@ impl Shard {
     /// closed where that is to be done (`close`).
     fn end_client(&mut self, engine: &mut Engine, guest: Key, code: Option<Code>, close: bool) {
         let Some(client) = self.proxies.clients.remove(&guest) else { return };
-        let Client::Asking(asking) = client else { return };
+        let Client::Asking(asking) = client else {
+            self.proxies.greeting -= 1;
+            return;
+        };
         self.proxies.rights.forget(guest);
         if let Wants::Associate { socket, .. } = asking.wants {
             self.end_association(engine, socket);

@@ -109,6 +109,7 @@ fn run_shard(
         flow_idle: shared.config.udp_idle,
         busy_poll: shared.config.busy_poll,
         silence_max: shared.config.keepalive_udp_max.max(shared.config.keepalive_udp) + shared.config.dead_after,
+        ..EngineConfig::default()
     };
     let mut engine = Engine::new(ring, config);
     let service_udp = engine.add_udp(udp, UdpRole::Service);

@@ -21,6 +21,8 @@ pub(super) struct Tunnel {
     pub(super) session: u64,
     /// JSON, which takes a third of what its parts take in memory; it is read when somebody asks.
     report: Box<[u8]>,
+    /// Of the report, what each visitor of a name is looked up in.
+    offers: Box<[Offer]>,
     pub(super) since: Instant,
     /// Attached terminals' links.
     pub(super) terminals: Vec<Key>,
@@ -46,14 +48,7 @@ impl Tunnel {
 
     /// The host that it offers under a name.
     pub(super) fn offered(&self, name: &HostName) -> Option<SocketAddr> {
-        #[derive(Default, Deserialize)]
-        #[serde(default)]
-        struct Offers {
-            offers: Vec<Offer>,
-        }
-        let Offers { offers } = serde_json::from_slice(&self.report).unwrap_or_default();
-        let own = offers.iter().find(|offer| offer.name == name.as_str());
-        own.or_else(|| offers.iter().find(|offer| offer.name == "*")).map(|offer| offer.target)
+        offered(&self.offers, name)
     }
 
     /// Of its report, the service that it wishes to use, without making the rest of it.
@@ -70,6 +65,12 @@ impl Tunnel {
 /// Plain data: it always serialises.
 fn packed(report: &Report) -> Box<[u8]> {
     serde_json::to_vec(report).unwrap_or_default().into()
+}
+
+/// An own offer of the name, or else one for all names.
+fn offered(offers: &[Offer], name: &HostName) -> Option<SocketAddr> {
+    let own = offers.iter().find(|offer| offer.name == name.as_str());
+    own.or_else(|| offers.iter().find(|offer| offer.name == "*")).map(|offer| offer.target)
 }
 
 fn nowhere() -> SocketAddr {
@@ -102,6 +103,7 @@ impl Shard {
             id,
             session,
             report: packed(&report),
+            offers: report.offers.into(),
             since: engine.now(),
             terminals: Vec::new(),
             proof: caller.proof,
@@ -157,6 +159,7 @@ impl Shard {
         match serde_json::from_slice::<Report>(json) {
             Ok(report) => {
                 tunnel.report = packed(&report);
+                tunnel.offers = report.offers.into();
                 tracing::info!(mediator = %tunnel.id, "environment changed");
             }
             Err(error) => tracing::warn!(mediator = %tunnel.id, %error, "unintelligible report"),
@@ -226,5 +229,20 @@ impl Shard {
             oversize: stats.datagrams_oversize,
             report: tunnel.report(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_names_own_offer_goes_before_the_one_for_all() {
+        let offer = |name: &str, port| Offer { name: name.into(), target: SocketAddr::from(([10, 0, 0, 5], port)) };
+        let offers = [offer("*", 1), offer("www.example.net", 2)];
+        let found = |offers: &[Offer], name: &str| offered(offers, &name.parse().unwrap()).map(|to| to.port());
+        assert_eq!(found(&offers, "www.example.net"), Some(2));
+        assert_eq!(found(&offers, "other.example.net"), Some(1));
+        assert_eq!(found(&offers[1..], "other.example.net"), None);
     }
 }

@@ -86,6 +86,7 @@ impl Shard {
             left,
             target: Some(target),
             name: None,
+            route: None,
             speaks: None,
             visitor: told.map_or(peer, |ends| ends.source),
             ahead: header_for(engine, guest, proxy, peer, told),

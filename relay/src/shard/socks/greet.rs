@@ -34,7 +34,7 @@ impl Shard {
         let Some(port) = self.proxies.ports.get(tag) else { return };
         let config = &self.shared.config;
         let limit = (config.half_open_max as usize).div_ceil(self.peers.len().max(1));
-        if self.stopping || engine.guests() >= limit {
+        if self.stopping || self.proxies.greeting >= limit {
             self.counters.add(Counter::SocksRefusedLimit, 1);
             let _ = socket.set_reset_on_close();
             return;
@@ -45,10 +45,12 @@ impl Shard {
         let guest = engine.add_guest(socket, tag, config.handshake_timeout);
         let greeting = Greeting { proxy, peer, only, open, login: None, out: Vec::new() };
         self.proxies.clients.insert(guest, Client::Greeting(Box::new(greeting)));
+        self.proxies.greeting += 1;
     }
 
     pub(super) fn on_greeting_bytes(&mut self, engine: &mut Engine, guest: Key, tag: u32, ended: bool) {
         let Some(Client::Greeting(mut greeting)) = self.proxies.clients.remove(&guest) else { return };
+        self.proxies.greeting -= 1;
         let mut consumed = 0;
         loop {
             let bytes = engine.guest_bytes(guest).get(consumed..).unwrap_or_default();
@@ -63,6 +65,7 @@ impl Shard {
                     }
                     engine.consume_guest(guest, consumed);
                     self.proxies.clients.insert(guest, Client::Greeting(greeting));
+                    self.proxies.greeting += 1;
                     return;
                 }
                 Step::Login { user, password } => {
@@ -143,6 +146,9 @@ impl Shard {
         }
         // A reply that is still on its way: a client that does not wait for replies sent in several parts.
         let Some(taken) = engine.take_guest(guest) else {
+            // They come before the refusal.
+            engine.consume_guest(guest, call.consumed);
+            engine.reply_guest(guest, &call.out);
             return self.refuse_client(engine, guest, &call.proxy, Code::Overloaded);
         };
         if self.send(owner, Message::Client { taken, tag, call: Box::new(call) }).is_err() {
