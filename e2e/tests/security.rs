@@ -127,6 +127,13 @@ fn tokens_limits_of_operations_and_destinations_hold() {
     };
     refused(it.keys.terminal_token("*", &["--allow", "info,list"]), &["nc", "cpe", "10.77.0.3", "5001"]);
     refused(it.keys.terminal_token("*", &["--allow", "open,connect"]), &["info", "cpe"]);
+    // To connect is enough: it is no use without a port, nor the port without it.
+    let connects = it.keys.terminal_token("*", &["--allow", "connect"]);
+    let mut nc =
+        Terminal::with_token(it.keys.pin(), connects.clone()).spawn(&it.world, &["nc", "cpe", "10.77.0.3", "5001"]);
+    nc.write(b"connects\n");
+    nc.wait_for_line("connects", SOON);
+    refused(connects, &["listen", "cpe", "0.0.0.0:5004", "--to", "127.0.0.1:1"]);
     let narrow = it.keys.terminal_token("*", &["--to", "10.77.0.3:5001"]);
     refused(narrow.clone(), &["nc", "cpe", "10.77.0.3", "5002"]);
     let mut nc = Terminal::with_token(it.keys.pin(), narrow).spawn(&it.world, &["nc", "cpe", "10.77.0.3", "5001"]);

@@ -290,9 +290,8 @@ fn begin_connect(
     target: &Target,
     grant: &Grant,
 ) -> Result<(Slot, Wants), Code> {
-    let permitted = grant.permits(Operation::Open)
-        && grant.permits(Operation::Connect)
-        && target.address().is_none_or(|to| grant.permits_destination(to));
+    let permitted =
+        grant.permits(Operation::Connect) && target.address().is_none_or(|to| grant.permits_destination(to));
     if !permitted {
         return Err(Code::NotPermitted);
     }

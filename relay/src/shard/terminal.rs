@@ -192,6 +192,12 @@ impl Shard {
 /// What a terminal's token says to a request. Closing one's own needs no permission.
 fn permitted(grant: &Grant, ask: &Ask) -> bool {
     match *ask {
+        // A TCP port of no particular number is good for a connect only, which needs one.
+        Ask::Open { flags, local, peer: None, .. }
+            if !flags.has(OpenFlags::UDP) && local.port() == 0 && local.ip().is_unspecified() =>
+        {
+            grant.permits(Operation::Open) || grant.permits(Operation::Connect)
+        }
         Ask::Open { flags, peer, .. } => {
             let op = if flags.has(OpenFlags::REDIRECT) { Operation::Redirect } else { Operation::Open };
             grant.permits(op) && peer.is_none_or(|peer| grant.permits_destination(peer))
