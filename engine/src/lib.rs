@@ -120,6 +120,8 @@ pub struct Engine {
     busy: busy::BusyPoll,
     /// What is handled now came in a receive of a few small frames, as did what came before it on that link.
     small_receive: bool,
+    /// A listener brought a connection in this turn.
+    accepted: bool,
     /// Scratch for received pieces.
     received: Vec<Piece>,
     /// What happened, counted.
@@ -156,6 +158,7 @@ impl Engine {
             bulk_now: 0,
             busy: busy::BusyPoll::new(config.busy_poll),
             small_receive: false,
+            accepted: false,
             received: Vec::new(),
             counts: Counts::default(),
         }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use isthmus_proto::Code;
-use isthmus_proto::link::{Link, LinkConfig, Slot};
+use isthmus_proto::link::{Link, LinkConfig, Maintain, Slot};
 use isthmus_proto::record::{Session, UdpSecret};
 use isthmus_proto::time::Instant;
 use isthmus_proto::wire::{ControlBuf, Frame};
@@ -154,10 +154,24 @@ impl Engine {
     pub fn establish(&mut self, key: Key, config: LinkConfig) {
         let now = self.now;
         let Some(io) = self.links.get_mut(key) else { return };
+        let maintain = config.maintain;
         let link = Link::new(config, now);
         self.timers.set(io.timer, link.deadline());
         io.phase = Phase::Live(Box::new(link));
+        if let Maintain::Caller { dead, .. } = maintain
+            && let Some(result) = self.ring.set_user_timeout(&io.socket, dead, key.to_bits())
+        {
+            self.on_watched_link(key, result);
+        }
         self.touch(key);
+    }
+
+    /// A caller's connection ends by itself where nothing acknowledges what it sends; or, if that could not be set, each
+    /// of its maintain packets asks for an answer.
+    pub(crate) fn on_watched_link(&mut self, key: Key, result: std::io::Result<()>) {
+        if let (Ok(()), Some(link)) = (result, self.link(key)) {
+            link.watch_acknowledgements();
+        }
     }
 
     /// Tells the other end why, sends what is queued, and ends the link.

@@ -85,14 +85,13 @@ impl Engine {
         self.counts.turns += 1;
         self.bulk_before = std::mem::take(&mut self.bulk_now);
         self.now = Instant(self.start.elapsed().as_nanos() as u64 + 1);
-        for _ in 0..COMPLETIONS_MAX {
-            let mut received = std::mem::take(&mut self.received);
-            let completion = self.ring.next(&mut received);
-            self.received = received;
-            let Some(completion) = completion else { break };
-            self.on_completion(control, completion);
+        self.take_completions(control);
+        if std::mem::take(&mut self.accepted) {
+            // A connection's first bytes are mostly there before its acceptance is: they travel with the request for its
+            // port then, in one record, one send and one wake-up of the other end.
+            self.ring.enter(Some(Duration::ZERO), || true)?;
+            self.take_completions(control);
         }
-        self.received.clear();
         control.on_turn(self);
         self.run_timers(control);
         self.retry_starved();
@@ -107,6 +106,17 @@ impl Engine {
         let timeout = self.sleep_for();
         self.ring.set_busy_poll(self.busy.spell(self.counts.payload_moved(), self.now));
         self.ring.enter(Some(timeout), || control.has_work())
+    }
+
+    fn take_completions(&mut self, control: &mut impl Control) {
+        for _ in 0..COMPLETIONS_MAX {
+            let mut received = std::mem::take(&mut self.received);
+            let completion = self.ring.next(&mut received);
+            self.received = received;
+            let Some(completion) = completion else { break };
+            self.on_completion(control, completion);
+        }
+        self.received.clear();
     }
 
     /// Most bytes of one send, now.
@@ -229,6 +239,7 @@ impl Engine {
                 key if key.what() == What::Link => self.on_link_connected(control, key, result),
                 key => self.on_stream_connected(control, key, result),
             },
+            Completion::UserTimeout { user, result } => self.on_watched_link(Key::from_bits(user), result),
             Completion::Poll { user, result } => match Key::from_bits(user) {
                 key if key.what() == What::Watch => self.on_watched(control, key),
                 key => self.on_stream_polled(control, key, result),
@@ -295,6 +306,7 @@ impl Engine {
                 let peer = crate::udp::canonical(peer);
                 // It fails only on a connection that is gone already, which the first receive tells.
                 let _ = socket.set_nodelay();
+                self.accepted = true;
                 control.on_event(self, Event::Accepted { tag, socket, peer });
             }
             // Gone before its address could be read.

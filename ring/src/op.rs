@@ -104,6 +104,13 @@ pub enum Completion {
         /// Connected, or why not.
         result: io::Result<()>,
     },
+    /// Of [`crate::Ring::set_user_timeout`].
+    UserTimeout {
+        /// As given.
+        user: u64,
+        /// Set, or why not.
+        result: io::Result<()>,
+    },
     /// Of [`crate::Ring::poll`].
     Poll {
         /// As given.
@@ -155,6 +162,8 @@ pub enum Completion {
 pub(crate) enum Op {
     Accept,
     Connect(Box<SockAddr>),
+    /// The option's value.
+    UserTimeout(Box<libc::c_uint>),
     Poll,
     RecvStream,
     RecvBulk,

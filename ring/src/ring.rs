@@ -183,6 +183,27 @@ impl Ring {
         id
     }
 
+    /// Ends a connection when sent data stays unacknowledged for that long (`TCP_USER_TIMEOUT`). `Some` tells what became of
+    /// it at once; `None`: [`Completion::UserTimeout`] will, for a connection in the ring's own table (since Linux 6.7;
+    /// before, it fails).
+    pub fn set_user_timeout(
+        &mut self,
+        connection: &Connection,
+        timeout: Duration,
+        user: u64,
+    ) -> Option<io::Result<()>> {
+        if let Held::Process(socket) = &connection.0 {
+            return Some(socket.set_user_timeout(timeout));
+        }
+        let millis = timeout.as_millis().min(i32::MAX as u128) as libc::c_uint;
+        let (id, op) = self.ops.insert(user, Op::UserTimeout(Box::new(millis)));
+        let Op::UserTimeout(millis) = op else { unreachable!("just inserted") };
+        let entry = sqe::set_user_timeout(connection.name(), &raw const **millis).user_data(id.raw());
+        // SAFETY: the value is in the operation table until the completion.
+        unsafe { self.uring.push(entry) };
+        None
+    }
+
     /// Waits once for any of `events`, an error or a hang-up. The cheapest way to wait on an idle socket: no buffer.
     pub fn poll(&mut self, socket: &impl Target, events: PollEvents, user: u64) -> OpId {
         let entry = sqe::poll(socket.name(), events);

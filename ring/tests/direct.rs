@@ -3,6 +3,7 @@
 mod common;
 
 use std::io::{Read, Write};
+use std::time::Duration;
 
 use common::{run, socket, std_pair, take_recv};
 use isthmus_ring::{Completion, Connection, Ring, RingConfig, SendMode, raise_descriptor_limit};
@@ -75,4 +76,25 @@ fn the_limit_of_descriptors_is_raised_once_and_stays() {
     let limit = raise_descriptor_limit().unwrap();
     assert_eq!(raise_descriptor_limit().unwrap(), limit);
     assert!(limit >= 3);
+}
+
+#[test]
+fn user_timeout_is_set_wherever_the_connection_is_kept() {
+    let mut ring = Ring::new(RingConfig::small()).unwrap();
+    let (near, _far) = std_pair();
+    let same = near.try_clone().unwrap();
+    let set = || socket2::SockRef::from(&same).tcp_user_timeout().unwrap();
+    let mut near = Connection::from(socket(near));
+    let at_once = ring.set_user_timeout(&near, Duration::from_secs(7), 1);
+    assert!(at_once.unwrap().is_ok());
+    assert_eq!(set(), Some(Duration::from_secs(7)));
+
+    ring.make_direct(&mut near);
+    assert!(ring.set_user_timeout(&near, Duration::from_millis(1500), 2).is_none());
+    let result = run(&mut ring, |_, completion, _| match completion {
+        Completion::UserTimeout { user: 2, result } => Some(result),
+        _ => None,
+    });
+    result.unwrap();
+    assert_eq!(set(), Some(Duration::from_millis(1500)));
 }

@@ -27,6 +27,12 @@ pub enum Maintain {
 /// How often a busy link measures its round trip.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Of the pings of an idle link whose acknowledgements are watched, each so-many-th asks for an echo.
+const ECHO_EACH: u8 = 3;
+
+/// What a maintain packet carries that asks for nothing: no ping's time, so that nobody takes it for an echo.
+const UNASKED: u64 = u64::MAX;
+
 /// No time at which anything is sent.
 const NEVER: Instant = Instant(u64::MAX);
 
@@ -44,6 +50,10 @@ pub(super) struct Pulse {
     rtt_us: u32,
     /// Whether the last ping's own echo is missing.
     echo_due: bool,
+    /// Whether what is sent and stays unacknowledged for the dead time ends the connection.
+    watched: bool,
+    /// Maintain packets since the last that asked for an echo.
+    unasked: u8,
 }
 
 impl Pulse {
@@ -53,7 +63,21 @@ impl Pulse {
             Maintain::Caller { interval, dead } => (millis(interval).max(1), millis(dead)),
             Maintain::Relay { silence } => (0, millis(silence)),
         };
-        Self { last_heard: now, last_ping: NEVER, unanswered: NEVER, interval_ms, dead_ms, rtt_us: 0, echo_due: false }
+        Self {
+            last_heard: now,
+            last_ping: NEVER,
+            unanswered: NEVER,
+            interval_ms,
+            dead_ms,
+            rtt_us: 0,
+            echo_due: false,
+            watched: false,
+            unasked: 0,
+        }
+    }
+
+    pub(super) fn watch_acknowledgements(&mut self) {
+        self.watched = true;
     }
 
     fn maintain(&self) -> Maintain {
@@ -108,7 +132,21 @@ impl Pulse {
         control.push(&Frame::Ping { opaque: now.0 });
         self.last_ping = now;
         self.echo_due = true;
+        self.unasked = 0;
         self.unanswered = self.unanswered().unwrap_or(now);
+    }
+
+    /// Keeps the channel alive: by an unasked echo where acknowledgements tell of a dead path, which costs the other end
+    /// no answer; by a ping now and then, since a path may acknowledge what the other end never reads.
+    fn maintain_channel(&mut self, now: Instant, control: &mut ControlBuf) {
+        let asks = !self.watched || self.unanswered().is_some() || self.unasked + 1 >= ECHO_EACH;
+        if asks || self.last_ping().is_none() {
+            return self.ping(now, control);
+        }
+        control.push(&Frame::Pong { opaque: UNASKED });
+        self.last_ping = now;
+        self.echo_due = false;
+        self.unasked += 1;
     }
 
     pub(super) fn deadline(&self) -> Instant {
@@ -128,7 +166,7 @@ impl Pulse {
                     return Err(Code::Silent);
                 }
                 if self.last_ping().is_none_or(|sent| now >= sent + interval) {
-                    self.ping(now, control);
+                    self.maintain_channel(now, control);
                 }
             }
             Maintain::Relay { silence } => {
@@ -321,6 +359,37 @@ mod tests {
         assert_eq!(pulse.on_deadline(at(8), &mut control), Ok(()));
         assert_eq!(pulse.on_deadline(at(17), &mut control), Ok(()));
         assert_eq!(pulse.on_deadline(at(18), &mut control), Err(Code::Silent));
+    }
+
+    #[test]
+    fn with_watched_acknowledgements_each_third_maintain_packet_asks_for_an_echo() {
+        let mut pulse = Pulse::new(Maintain::Caller { interval: INTERVAL, dead: DEAD }, at(0));
+        pulse.watch_acknowledgements();
+        let mut asked = Vec::new();
+        for ping in 0..7 {
+            let mut control = ControlBuf::default();
+            let now = at(8 * ping);
+            assert_eq!(pulse.on_deadline(now, &mut control), Ok(()));
+            assert!(!control.is_empty(), "each keeps the channel alive");
+            let mut ping = ControlBuf::default();
+            ping.push(&Frame::Ping { opaque: now.0 });
+            asked.push(control.take(64) == ping.take(64));
+            if asked.last() == Some(&true) {
+                assert_eq!(pulse.deadline(), now + INTERVAL.min(DEAD));
+                pulse.heard(now);
+            }
+        }
+        assert_eq!(asked, [true, false, false, true, false, false, true]);
+    }
+
+    #[test]
+    fn a_ping_without_an_answer_ends_a_watched_link_as_well() {
+        let mut control = ControlBuf::default();
+        let mut pulse = Pulse::new(Maintain::Caller { interval: INTERVAL, dead: DEAD }, at(0));
+        pulse.watch_acknowledgements();
+        assert_eq!(pulse.on_deadline(at(0), &mut control), Ok(()));
+        assert_eq!(pulse.on_deadline(at(8), &mut control), Ok(()));
+        assert_eq!(pulse.on_deadline(at(10), &mut control), Err(Code::Silent));
     }
 
     #[test]

@@ -139,6 +139,12 @@ impl<P: Payload> Link<P> {
         self.stats.last_payload = now;
     }
 
+    /// The driver ends the connection when what was sent stays unacknowledged for [`Maintain::Caller`]'s `dead` time
+    /// (`TCP_USER_TIMEOUT`): most maintain packets of an idle link need no answer of the other end then.
+    pub fn watch_acknowledgements(&mut self) {
+        self.pulse.watch_acknowledgements();
+    }
+
     /// Measures the round trip, as a link that carries payload does by itself now and then.
     pub fn measure(&mut self, now: Instant) {
         self.pulse.sample(now, &mut self.control);
