@@ -45,6 +45,9 @@ pub(crate) const INTERACTIVE_FOR: Duration = Duration::from_millis(100);
 /// Completions handled before what they made due goes out: bounds how long one turn can be.
 const COMPLETIONS_MAX: usize = 1024;
 
+/// A turn with so few completions has nothing better to do than to look for a new connection's first bytes.
+const COMPLETIONS_FEW: usize = 8;
+
 /// What is to be done at the turn's end.
 #[derive(Default)]
 pub(crate) struct Dirty {
@@ -85,10 +88,11 @@ impl Engine {
         self.counts.turns += 1;
         self.bulk_before = std::mem::take(&mut self.bulk_now);
         self.now = Instant(self.start.elapsed().as_nanos() as u64 + 1);
-        self.take_completions(control);
-        if std::mem::take(&mut self.accepted) {
+        let taken = self.take_completions(control);
+        if std::mem::take(&mut self.accepted) && taken <= COMPLETIONS_FEW {
             // A connection's first bytes are mostly there before its acceptance is: they travel with the request for its
-            // port then, in one record, one send and one wake-up of the other end.
+            // port then, in one record, one send and one wake-up of the other end. Where much goes on anyway, one record
+            // has the requests of several connections, and entering once more would only part them.
             self.ring.enter(Some(Duration::ZERO), || true)?;
             self.take_completions(control);
         }
@@ -108,15 +112,19 @@ impl Engine {
         self.ring.enter(Some(timeout), || control.has_work())
     }
 
-    fn take_completions(&mut self, control: &mut impl Control) {
-        for _ in 0..COMPLETIONS_MAX {
+    /// Handles what is complete; how much it was.
+    fn take_completions(&mut self, control: &mut impl Control) -> usize {
+        let mut taken = 0;
+        while taken < COMPLETIONS_MAX {
             let mut received = std::mem::take(&mut self.received);
             let completion = self.ring.next(&mut received);
             self.received = received;
             let Some(completion) = completion else { break };
             self.on_completion(control, completion);
+            taken += 1;
         }
         self.received.clear();
+        taken
     }
 
     /// Most bytes of one send, now.

@@ -52,8 +52,11 @@ pub(super) struct Idle {
     /// Quiet seconds before each look
     #[arg(long, value_name = "S", default_value_t = 30, value_parser = value_parser!(u64).range(0..=3600))]
     settle: u64,
-    /// Seconds for which CPU is watched
-    #[arg(long, value_name = "S", default_value_t = 16, value_parser = value_parser!(u64).range(1..=3600))]
+    /// Maintain UDP channels as mediators do that have learned all of their gateways' bindings, instead of as new ones
+    #[arg(long)]
+    learned: bool,
+    /// Seconds for which CPU is watched; the default sees each kind of maintain packet once
+    #[arg(long, value_name = "S", default_value_t = 60, value_parser = value_parser!(u64).range(1..=3600))]
     watch: u64,
     #[command(flatten)]
     common: Common,
@@ -132,7 +135,7 @@ impl Common {
 
 pub(super) fn idle(args: &Idle) -> anyhow::Result<ExitCode> {
     let (settle, watch) = (Duration::from_secs(args.settle), Duration::from_secs(args.watch));
-    let settings = idle::Settings { count: args.count, settle, watch };
+    let settings = idle::Settings { count: args.count, learned: args.learned, settle, watch };
     args.common.finish(&idle::run(&settings, &args.common.settings())?)
 }
 

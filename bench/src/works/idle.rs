@@ -16,6 +16,8 @@ use crate::world::meter;
 pub struct Settings {
     /// Tunnels in the end; the slope begins at an eighth of them.
     pub count: usize,
+    /// Whether UDP channels are maintained as after everything was learned of the gateways, or as at first.
+    pub learned: bool,
     /// Quiet time before each look: key contexts are given back after some of it, at a tunnel's next maintain packet.
     pub settle: Duration,
     /// Time for which CPU is watched.
@@ -26,6 +28,12 @@ pub struct Settings {
 pub const COUNT_MIN: usize = 64;
 
 const WORK: &str = "idle";
+
+/// Huge pages are counted whole when a byte of them is used: steps of 2 MiB, which two looks meet by chance.
+const SMALL_PAGES: &str = "MIMALLOC_ALLOW_THP=0";
+
+/// The relay has seen the end of all connections of a wave by then.
+const WAVE_ENDS: Duration = Duration::from_secs(2);
 
 /// Most of the relay's own memory for a tunnel, in bytes.
 const BYTES_MAX: f64 = 2048.0;
@@ -41,13 +49,18 @@ const TUNNELS_AT: f64 = 16_000.0;
 pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
     ensure!(settings.count >= COUNT_MIN, "--count is at least {COUNT_MIN}");
     let mut report = Report::begin(&common.congestion);
-    let lab = Lab::up(common, &[])?;
+    let lab = Lab::up_with(common, &[], &[SMALL_PAGES])?;
     lab.look()?;
+    let more: &[&str] = if settings.learned { &["--learned"] } else { &[] };
+    // A first wave that goes again: from then on the relay has every buffer that tunnels need while they attach, and what
+    // it grows by between the two looks is what tunnels keep.
+    drop(lab.mediators_with(0, settings.count / 8, "echo", more)?);
+    thread::sleep(WAVE_ENDS);
     let (mut processes, mut looks) = (Vec::new(), Vec::new());
     for count in [settings.count / 8, settings.count] {
         let before = looks.last().map_or(0, |&(count, _)| count);
         let begun = Instant::now();
-        processes.extend(lab.mediators(before, count - before, "echo")?);
+        processes.extend(lab.mediators_with(before, count - before, "echo", more)?);
         let attach_s = begun.elapsed().as_secs_f64();
         thread::sleep(settings.settle);
         let (cpu, started) = (meter::cpu_s(lab.relay_pid())?, Instant::now());

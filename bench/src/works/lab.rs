@@ -1,6 +1,7 @@
 //! A relay in a world, and what the works put around it.
 
 use std::cell::RefCell;
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -93,6 +94,14 @@ impl Lab {
     /// # Errors
     /// The world cannot be made, or a program is missing or does not start.
     pub(super) fn up(common: &Common, publish: &[String]) -> anyhow::Result<Self> {
+        Self::up_with(common, publish, &[])
+    }
+
+    /// The same, with the relay started in a further `environment` (`NAME=VALUE`).
+    ///
+    /// # Errors
+    /// As [`Lab::up`].
+    pub(super) fn up_with(common: &Common, publish: &[String], environment: &[&str]) -> anyhow::Result<Self> {
         let tools = Tools { bench: std::env::current_exe()?, rathole: None };
         // Before the world is made: it is what is missing most often.
         tools.own("isthmus-relay")?;
@@ -102,7 +111,7 @@ impl Lab {
         let visitor = Role::Public.address().to_string();
         let way = ["route", "add", FIELD, "via", &visitor, "congctl", &common.congestion];
         world.run(Role::Relay, "ip", way, SOON)?;
-        let relay = Relay::start(&world, &tools, common, "state", SERVICE, publish)?;
+        let relay = Relay::start(&world, &tools, common, "state", SERVICE, publish, environment)?;
         Ok(Self { world, tools, common: common.clone(), relay, looks: RefCell::default() })
     }
 
@@ -155,7 +164,7 @@ impl Lab {
     /// One of them does not start.
     pub(super) fn survivor(&self, published: u16, port: u16) -> anyhow::Result<Survivor> {
         let publish = format!("tcp:{}:{published}=s/{}:{port}", Role::Relay.address(), Role::Host.address());
-        let relay = Relay::start(&self.world, &self.tools, &self.common, "survivor", SERVICE + 1, &[publish])?;
+        let relay = Relay::start(&self.world, &self.tools, &self.common, "survivor", SERVICE + 1, &[publish], &[])?;
         let agent = self.agent_of(&relay, "s")?;
         Ok(Survivor { _relay: relay, _agent: agent })
     }
@@ -203,6 +212,20 @@ impl Lab {
     /// # Errors
     /// Not all come up.
     pub(super) fn mediators(&self, first: usize, count: usize, answer: &str) -> anyhow::Result<Vec<Process>> {
+        self.mediators_with(first, count, answer, &[])
+    }
+
+    /// The same, started with further `options`.
+    ///
+    /// # Errors
+    /// As [`Lab::mediators`].
+    pub(super) fn mediators_with(
+        &self,
+        first: usize,
+        count: usize,
+        answer: &str,
+        options: &[&str],
+    ) -> anyhow::Result<Vec<Process>> {
         let mut processes = Vec::new();
         let (state, service, pin) = (self.state().display().to_string(), &self.relay.service, &self.relay.pin);
         let channels = self.common.channels.to_string();
@@ -215,7 +238,11 @@ impl Lab {
             let patience = PATIENCE.as_secs().to_string();
             let args = ["mediators", "--relay", service, "--pin", pin, "--state", &state, "--count", &number];
             let more = ["--first", &from, "--udp-channels", &channels, "--answer", answer, "--patience", &patience];
-            let args = args.into_iter().chain(more).chain(["--connect-at-once", AT_ONCE, "--source", FIELD]);
+            let args = args
+                .into_iter()
+                .chain(more)
+                .chain(["--connect-at-once", AT_ONCE, "--source", FIELD])
+                .chain(options.iter().copied());
             let process = self.world.start(Role::Public, &self.tools.bench, args)?;
             process.wait_for("ready ", PATIENCE + SOON)?;
             processes.push(process);
@@ -309,6 +336,7 @@ impl Relay {
         name: &'static str,
         port: u16,
         publish: &[String],
+        environment: &[&str],
     ) -> anyhow::Result<Self> {
         let program = tools.own("isthmus-relay")?;
         let state = world.folder().join(name).display().to_string();
@@ -319,7 +347,13 @@ impl Relay {
         // A line for each of thousands of tunnels would be our reading of them, not the relay's work.
         args.extend(["--log", "info,isthmus_relay::shard=warn"].map(String::from));
         args.extend(publish.iter().flat_map(|port| ["--publish".to_owned(), port.clone()]));
-        let process = world.start(Role::Relay, &program, &args)?;
+        let process = match environment {
+            [] => world.start(Role::Relay, &program, &args)?,
+            _ => {
+                let own = environment.iter().map(OsStr::new).chain([program.as_os_str()]);
+                world.start(Role::Relay, "env", own.chain(args.iter().map(OsStr::new)))?
+            }
+        };
         process.wait_for("relay runs", SOON)?;
         let pin = world.run(Role::Relay, &program, ["fingerprint", "--state", &state], SOON)?.trim().to_owned();
         Ok(Self { process, args, name, service, pin })
