@@ -12,6 +12,7 @@ pub mod policy;
 pub mod resolve;
 pub mod token;
 
+mod ask;
 mod bind;
 mod mediator;
 mod names;

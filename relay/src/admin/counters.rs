@@ -95,6 +95,7 @@ counters! {
     ExposedTotal = "exposed_total", Total, "Connections of hosts to exposed services";
     ExposedFailed = "exposed_failed", Total, "Of them, those that the public address did not take";
     ExposedRefusedLimit = "exposed_refused_limit", Total, "Connections of hosts to exposed services refused at a limit";
+    AsksRefused = "asks_refused", Total, "Times that a port was refused which a mediator asked for";
     ExposesRefused = "exposes_refused", Total, "Times that a mediator refused the port of an exposed service";
 
     BytesToMediators = "bytes_to_mediators", Total, "Payload bytes to mediators";
