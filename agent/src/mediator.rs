@@ -227,6 +227,8 @@ impl Control for Mediator {
             | Event::Asker { .. }
             | Event::Query { .. }
             | Event::Visitor { .. }
+            | Event::Host { .. }
+            | Event::FlowFailed { .. }
             | Event::GuestBytes { .. }
             | Event::GuestEnded { .. }
             | Event::FlowEnded { .. } => {}

@@ -309,7 +309,7 @@ impl Engine {
         let mut rest = datagrams.payload;
         while !rest.is_empty() {
             let packet = rest.split_to(size.clamp(1, rest.len()));
-            if let Some((index, kind, body)) = self.on_channel_packet(own, from, packet) {
+            if let Some((index, kind, body)) = self.on_channel_packet(control, own, from, packet) {
                 match (kind, probe, own) {
                     (kind::PROBE, None, None) => {
                         if let Some(channel) = self.channels.table.get(index) {
@@ -325,7 +325,13 @@ impl Engine {
     }
 
     /// Takes a channel's packet; one of a probe comes back with its channel and kind.
-    fn on_channel_packet(&mut self, own: Option<u32>, from: SocketAddr, mut packet: Piece) -> Option<(u32, u8, Piece)> {
+    fn on_channel_packet(
+        &mut self,
+        control: &mut impl Control,
+        own: Option<u32>,
+        from: SocketAddr,
+        mut packet: Piece,
+    ) -> Option<(u32, u8, Piece)> {
         let now = self.now;
         let header = match DatagramHeader::parse(&packet) {
             Ok(header) => header,
@@ -381,7 +387,7 @@ impl Engine {
             kind::DATA => {
                 channel.batch.last_payload = now;
                 self.channel_used(index);
-                self.on_inner(link, packet);
+                self.on_inner(control, link, packet);
             }
             // The echo is as long as the question: nothing is amplified.
             kind::PING => {
@@ -408,7 +414,7 @@ impl Engine {
     }
 
     /// The inner datagrams of an opened packet to their ports.
-    fn on_inner(&mut self, link: Key, mut packet: Piece) {
+    fn on_inner(&mut self, control: &mut impl Control, link: Key, mut packet: Piece) {
         let mut inner = InnerDatagrams::new(&packet);
         let Some(mut one) = inner.next() else { return };
         // The usual packet carries one: the last one read is the first in the packet.
@@ -432,7 +438,7 @@ impl Engine {
             if matches!(owner.what(), What::BridgeA | What::BridgeB) {
                 self.bridge_datagram(link, owner, inner.remote, payload);
             } else {
-                self.deliver_datagram(owner, inner.remote, payload);
+                self.deliver_datagram(control, link, owner, inner.remote, payload);
             }
         }
     }

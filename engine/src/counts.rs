@@ -72,7 +72,7 @@ counts! {
     datagrams_unknown_channel,
     /// Datagrams for a port that is gone.
     datagrams_unknown_port,
-    /// Visitors' datagrams refused by the bound on flows.
+    /// Visitors' and hosts' datagrams refused by the bound on flows.
     datagrams_refused_flows,
     /// Dismissed guests cut off with a reset, since too many others were reading their last reply.
     guests_cut,

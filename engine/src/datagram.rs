@@ -9,6 +9,7 @@ use isthmus_proto::wire::{ADDR_LEN, HEADER_LEN, TRAILER_ADDR_LEN, write_datagram
 use isthmus_ring::Piece;
 
 use crate::Engine;
+use crate::event::Control;
 use crate::key::{Key, What};
 use crate::turn::INTERACTIVE_FOR;
 
@@ -96,6 +97,7 @@ impl Engine {
     /// A datagram, or a part, came in a frame.
     pub(crate) fn on_datagram_frame(
         &mut self,
+        control: &mut impl Control,
         link: Key,
         owner: Key,
         remote: Option<SocketAddr>,
@@ -109,7 +111,7 @@ impl Engine {
             return;
         }
         if let (Some(remote), false) = (remote, more) {
-            return self.deliver_datagram(owner, Some(remote), payload);
+            return self.deliver_datagram(control, link, owner, Some(remote), payload);
         }
         let Some(io) = self.links.get_mut(link) else { return };
         if let Some(remote) = remote {
@@ -128,16 +130,25 @@ impl Engine {
             io.assembling.swap_remove(place);
         } else if !more {
             let assembly = io.assembling.swap_remove(place);
-            self.deliver_datagram(owner, Some(assembly.remote), Piece::copy_from(&assembly.bytes, 0, 0));
+            let payload = Piece::copy_from(&assembly.bytes, 0, 0);
+            self.deliver_datagram(control, link, owner, Some(assembly.remote), payload);
         }
     }
 
     /// A whole datagram from a link to its port's owner, unless that is a bridge.
-    pub(crate) fn deliver_datagram(&mut self, owner: Key, remote: Option<SocketAddr>, payload: Piece) {
+    pub(crate) fn deliver_datagram(
+        &mut self,
+        control: &mut impl Control,
+        link: Key,
+        owner: Key,
+        remote: Option<SocketAddr>,
+        payload: Piece,
+    ) {
         self.interactive_until = self.now + INTERACTIVE_FOR;
         match owner.what() {
             What::Udp => self.write_port(owner, remote, payload),
             What::Flow => self.write_flow(owner, payload),
+            What::Control => self.on_host_datagram(control, link, owner.index(), remote, payload),
             _ => self.counts.datagrams_unknown_port += 1,
         }
     }

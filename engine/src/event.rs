@@ -220,9 +220,21 @@ pub enum Event<'a> {
         /// Who.
         visitor: SocketAddr,
     },
+    /// A datagram came to an outlet from a host without a flow: call [`Engine::add_host`] to give it one.
+    Host {
+        /// The outlet's number.
+        tag: u32,
+        /// Who.
+        host: SocketAddr,
+    },
+    /// A datagram of a host's flow did not arrive at the public address, for the first time. The flow goes on.
+    FlowFailed {
+        /// The outlet's number.
+        tag: u32,
+    },
     /// A flow was idle, or its port ended.
     FlowEnded {
-        /// The published socket's number.
+        /// The published socket's number, or the outlet's.
         tag: u32,
     },
     /// UDP channels of this link began or ceased to work (caller's end).

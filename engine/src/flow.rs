@@ -1,8 +1,11 @@
-//! Visitors' flows on published UDP ports: each is a UDP port of the mediator with one party, so that
-//! the target sees each visitor from a port number of its own and answers find their way.
+//! UDP flows: one party at a socket of this machine, the other at a UDP port of a mediator.
+//!
+//! A visitor's flow on a published port has a UDP port of the mediator for itself, so that the target sees each visitor
+//! from a port number of its own and answers find their way. A host's is the other way round: see `outlet`.
 
 use std::net::SocketAddr;
 
+use isthmus_proto::limits::DATAGRAM_MAX;
 use isthmus_proto::link::Slot;
 use isthmus_proto::time::Instant;
 
@@ -29,16 +32,36 @@ pub struct FlowSpec {
     pub ahead: Box<[u8]>,
 }
 
-pub(crate) struct Flow {
+/// Between whom a flow is.
+#[derive(Clone, Copy)]
+pub(crate) struct Ends {
     pub(crate) socket: Key,
-    pub(crate) visitor: SocketAddr,
+    /// Who is at the socket: a visitor, or a public address.
+    pub(crate) peer: SocketAddr,
     pub(crate) link: Key,
     pub(crate) slot: Slot,
-    pub(crate) target: SocketAddr,
+    /// Who is at the mediator's port: a published port's target, or a host.
+    pub(crate) remote: SocketAddr,
+}
+
+/// Whose flows it is one of.
+#[derive(Clone, Copy)]
+pub(crate) enum Among {
+    /// Its socket's, which has those of other visitors, too.
+    Published,
+    /// An outlet's, by its number; the socket is the flow's own.
+    Outlet(u32),
+}
+
+pub(crate) struct Flow {
+    pub(crate) ends: Ends,
+    pub(crate) among: Among,
     /// The mediator has answered that its port is open.
     pub(crate) opened: bool,
     /// Datagrams that came before that.
     pub(crate) unanswered: u64,
+    /// That its datagrams do not arrive was told.
+    pub(crate) failed: bool,
     /// To go before the first datagram's own bytes.
     pub(crate) ahead: Box<[u8]>,
     pub(crate) last_used: Instant,
@@ -49,16 +72,26 @@ pub(crate) struct Flow {
 impl Engine {
     /// Adds a flow; it ends by itself when idle.
     pub fn add_flow(&mut self, spec: FlowSpec) -> Key {
-        let timer = self.timers.add(Key::control(0));
         let FlowSpec { socket, visitor, link, slot, target, ahead } = spec;
+        let ends = Ends { socket, peer: visitor, link, slot, remote: target };
+        let key = self.insert_flow(ends, Among::Published, ahead);
+        if let Some(udp) = self.sockets.get_mut(socket) {
+            udp.flows.insert(visitor, key);
+        }
+        if let Some(link) = self.link(link) {
+            link.set_owner(slot, key.to_bits());
+        }
+        key
+    }
+
+    pub(crate) fn insert_flow(&mut self, ends: Ends, among: Among, ahead: Box<[u8]>) -> Key {
+        let timer = self.timers.add(Key::control(0));
         let key = self.flows.insert(Flow {
-            socket,
-            visitor,
-            link,
-            slot,
-            target,
+            ends,
+            among,
             opened: false,
             unanswered: 0,
+            failed: false,
             ahead,
             last_used: self.now,
             out: OutBatch::default(),
@@ -66,12 +99,6 @@ impl Engine {
         });
         self.timers.give(timer, key);
         self.timers.set(timer, self.now + self.config.flow_idle);
-        if let Some(udp) = self.sockets.get_mut(socket) {
-            udp.flows.insert(visitor, key);
-        }
-        if let Some(link) = self.link(link) {
-            link.set_owner(slot, key.to_bits());
-        }
         key
     }
 
@@ -102,18 +129,49 @@ impl Engine {
         }
     }
 
-    /// Ends a flow; the mediator is asked to close its port if it has to be (`close`).
+    /// Ends a flow; the mediator is asked to close its port if it has to be (`close`), and if it is the flow's own.
     pub fn end_flow(&mut self, control: &mut impl Control, key: Key, close: bool) {
         let Some(flow) = self.flows.remove(key) else { return };
         self.timers.remove(flow.timer);
-        let Some(udp) = self.sockets.get_mut(flow.socket) else { return };
-        udp.flows.remove(&flow.visitor);
-        let UdpRole::Published(tag) = udp.role else { return };
-        if close && let Some(link) = self.link(flow.link) {
-            link.set_owner(flow.slot, Key::control(0).to_bits());
-            link.close(flow.slot, 0);
-            self.touch(flow.link);
-        }
+        let Ends { socket, peer, link, slot, remote } = flow.ends;
+        let tag = match flow.among {
+            Among::Published => {
+                let Some(udp) = self.sockets.get_mut(socket) else { return };
+                udp.flows.remove(&peer);
+                let UdpRole::Published(tag) = udp.role else { return };
+                if close && let Some(machine) = self.link(link) {
+                    machine.set_owner(slot, Key::control(0).to_bits());
+                    machine.close(slot, 0);
+                    self.touch(link);
+                }
+                tag
+            }
+            Among::Outlet(tag) => {
+                self.remove_udp(socket);
+                if let Some(outlet) = self.outlets.get_mut(&tag) {
+                    outlet.flows.remove(&remote);
+                }
+                tag
+            }
+        };
         control.on_event(self, Event::FlowEnded { tag });
+    }
+}
+
+/// A flow's first datagram with what goes ahead of it, if both are no longer than a datagram can be.
+pub(crate) fn joined(ahead: &[u8], payload: &[u8]) -> Option<Vec<u8>> {
+    (ahead.len() + payload.len() <= DATAGRAM_MAX).then(|| [ahead, payload].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_ahead_fits_a_datagram_to_the_last_byte() {
+        let longest = vec![1; DATAGRAM_MAX - 28];
+        assert_eq!(joined(&[0; 28], &longest).map(|both| both.len()), Some(DATAGRAM_MAX));
+        assert_eq!(joined(&[0; 29], &longest), None);
+        assert_eq!(joined(b"ahead", b"").as_deref(), Some(&b"ahead"[..]));
     }
 }

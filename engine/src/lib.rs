@@ -28,6 +28,7 @@ mod lifetime;
 mod link;
 mod link_receive;
 mod link_transmit;
+mod outlet;
 mod stream;
 mod timers;
 mod turn;
@@ -49,6 +50,7 @@ pub use handshake::{Caller, Detached};
 pub use key::{Key, KeyMap, What};
 pub use lifetime::MakeSocket;
 pub use link::LinkRole;
+pub use outlet::HostSpec;
 pub use stream::StreamParty;
 pub use timers::TimerId;
 pub use udp::{PortRoute, UdpRole};
@@ -60,7 +62,7 @@ use key::Table;
 pub struct EngineConfig {
     /// TLS and greeting together end within this.
     pub handshake_timeout: std::time::Duration,
-    /// A visitor's UDP flow, or an association, without a datagram for this long is closed.
+    /// A visitor's or a host's UDP flow, or an association, without a datagram for this long is closed.
     pub flow_idle: std::time::Duration,
     /// How long the ring polls before it sleeps, while payload moves; zero for never.
     pub busy_poll: std::time::Duration,
@@ -98,6 +100,8 @@ pub struct Engine {
     sockets: Table<udp::UdpSocket>,
     flows: Table<flow::Flow>,
     associations: HashMap<Key, association::Association>,
+    /// By their numbers.
+    outlets: HashMap<u32, outlet::Outlet>,
     bridges: Table<bridge::Bridge>,
     watches: Table<turn::Watch>,
     channels: channel::Channels,
@@ -144,6 +148,7 @@ impl Engine {
             sockets: Table::new(What::Udp),
             flows: Table::new(What::Flow),
             associations: HashMap::new(),
+            outlets: HashMap::new(),
             bridges: Table::new(What::BridgeA),
             watches: Table::new(What::Watch),
             channels: channel::Channels::default(),

@@ -194,7 +194,7 @@ impl Engine {
             }
             Delivery::Datagram { owner, remote, more, len } => {
                 frame.advance(frame.len() - len);
-                self.on_datagram_frame(key, Key::from_bits(owner), remote, more, frame);
+                self.on_datagram_frame(control, key, Key::from_bits(owner), remote, more, frame);
             }
         }
     }

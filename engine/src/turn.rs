@@ -257,7 +257,7 @@ impl Engine {
                 self.on_datagrams(control, Key::from_bits(user), result, more);
             }
             Completion::SentDatagrams { user, batch, result } => {
-                self.on_datagrams_sent(Key::from_bits(user), batch, result);
+                self.on_datagrams_sent(control, Key::from_bits(user), batch, result);
             }
         }
     }

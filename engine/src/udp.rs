@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use isthmus_proto::Code;
-use isthmus_proto::limits::DATAGRAM_MAX;
 use isthmus_proto::link::Slot;
 use isthmus_ring::{DatagramBatch, Datagrams, OpId, Piece, Ring, Socket};
 
 use crate::Engine;
 use crate::datagram::Way;
 use crate::event::{Control, Event};
+use crate::flow::{Among, Ends, joined};
 use crate::key::Key;
 use crate::link_receive::ENOBUFS;
 
@@ -41,6 +41,11 @@ pub enum UdpRole {
     Published(u32),
     /// One client's of SOCKS5.
     Association,
+    /// One host's at an outlet, connected to the public address.
+    Outlet {
+        /// The host's flow.
+        flow: Key,
+    },
     /// A mediator's port.
     Port {
         /// The tunnel.
@@ -220,6 +225,7 @@ impl Engine {
                     self.on_channel_datagrams(control, Some(channel), Some(probe), datagrams);
                 }
                 UdpRole::Association => self.on_client_datagrams(key, &datagrams),
+                UdpRole::Outlet { flow } => self.on_public_datagrams(flow, &datagrams),
                 UdpRole::Published(tag) => self.on_visitor_datagrams(control, key, tag, datagrams),
                 UdpRole::Port { link, slot, route, .. } => self.on_port_datagrams(link, slot, route, datagrams),
             },
@@ -229,7 +235,7 @@ impl Engine {
                 return;
             }
             // What ICMP told of an earlier datagram: the socket goes on.
-            Err(error) => self.on_udp_error(key, &error),
+            Err(error) => self.on_udp_error(control, key, &error),
         }
         if !more {
             self.receive_udp(key);
@@ -246,8 +252,11 @@ impl Engine {
         }
     }
 
-    fn on_udp_error(&mut self, key: Key, error: &std::io::Error) {
+    fn on_udp_error(&mut self, control: &mut impl Control, key: Key, error: &std::io::Error) {
         let Some(udp) = self.sockets.get(key) else { return };
+        if let UdpRole::Outlet { flow } = udp.role {
+            return self.on_public_error(control, flow);
+        }
         let UdpRole::Port { link, slot, peer, .. } = udp.role else { return };
         let mut told = false;
         let mut errors = Vec::new();
@@ -321,12 +330,12 @@ impl Engine {
         }
     }
 
-    /// A datagram out to a flow's visitor.
+    /// A datagram out to a flow's party at the socket.
     pub(crate) fn write_flow(&mut self, key: Key, payload: Piece) {
         let now = self.now;
         let Some(flow) = self.flows.get_mut(key) else { return };
         flow.last_used = now;
-        let gso = self.sockets.get(flow.socket).is_some_and(|udp| udp.gso);
+        let gso = self.sockets.get(flow.ends.socket).is_some_and(|udp| udp.gso);
         if !flow.out.takes(payload.len(), gso) {
             if flow.out.batch.is_some() {
                 self.flush_flow(key);
@@ -342,10 +351,14 @@ impl Engine {
     fn flush_flow(&mut self, key: Key) {
         let Some(flow) = self.flows.get_mut(key) else { return };
         let Some(mut batch) = flow.out.take() else { return };
-        if let Some(udp) = self.sockets.get(flow.socket) {
-            batch.set_to(Some(for_family(flow.visitor, udp.ipv6)));
+        let Ends { socket, peer, .. } = flow.ends;
+        if let Some(udp) = self.sockets.get(socket) {
+            batch.set_to(match flow.among {
+                Among::Published => Some(for_family(peer, udp.ipv6)),
+                Among::Outlet(_) => None,
+            });
             self.counts.datagrams_out += batch.len() as u64;
-            self.ring.send_datagrams_quietly(&udp.socket, batch, flow.socket.to_bits());
+            self.ring.send_datagrams_quietly(&udp.socket, batch, socket.to_bits());
         }
     }
 
@@ -362,7 +375,13 @@ impl Engine {
         }
     }
 
-    pub(crate) fn on_datagrams_sent(&mut self, key: Key, mut batch: DatagramBatch, result: std::io::Result<usize>) {
+    pub(crate) fn on_datagrams_sent(
+        &mut self,
+        control: &mut impl Control,
+        key: Key,
+        mut batch: DatagramBatch,
+        result: std::io::Result<usize>,
+    ) {
         let Err(error) = result else { return };
         let Some(udp) = self.sockets.get_mut(key) else { return };
         let segment = batch.segment().map(usize::from);
@@ -383,7 +402,7 @@ impl Engine {
         }
         self.counts.datagrams_send_failed += batch.len() as u64;
         if error.kind() != std::io::ErrorKind::WouldBlock {
-            self.on_udp_error(key, &error);
+            self.on_udp_error(control, key, &error);
         }
     }
 
@@ -420,7 +439,7 @@ impl Engine {
             flow = self.sockets.get(key).and_then(|udp| udp.flows.get(&visitor).copied());
         }
         let count = segments(&datagrams).count() as u64;
-        let Some(flow) = flow.and_then(|flow| self.flows.get_mut(flow)) else {
+        let Some((key, flow)) = flow.and_then(|key| Some((key, self.flows.get_mut(key)?))) else {
             self.counts.datagrams_refused_flows += count;
             return;
         };
@@ -436,19 +455,24 @@ impl Engine {
         self.counts.datagrams_in += count;
         // Before the mediator has answered, a datagram over UDP could overtake the request for its port.
         let way = if flow.opened { Way::Channel { fallback: true } } else { Way::Tcp };
-        let (link, slot, target) = (flow.link, flow.slot, flow.target);
+        let Ends { link, slot, remote: target, .. } = flow.ends;
         let mut ahead = std::mem::take(&mut flow.ahead);
         for payload in segments(&datagrams) {
             if ahead.is_empty() {
                 self.send_datagram(link, slot, way, target, payload);
                 continue;
             }
-            let joined = [&std::mem::take(&mut ahead), payload].concat();
-            if joined.len() <= DATAGRAM_MAX {
-                self.send_datagram(link, slot, way, target, &joined);
-            } else {
-                self.counts.datagrams_dropped_full += 1;
+            match joined(&ahead, payload) {
+                Some(both) => {
+                    ahead = Box::default();
+                    self.send_datagram(link, slot, way, target, &both);
+                }
+                // Then it begins the next one.
+                None => self.counts.datagrams_dropped_full += 1,
             }
+        }
+        if let (false, Some(flow)) = (ahead.is_empty(), self.flows.get_mut(key)) {
+            flow.ahead = ahead;
         }
     }
 }

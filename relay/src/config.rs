@@ -127,9 +127,9 @@ pub struct Config {
     /// Lend a port of the relay to a host behind a mediator; several: PROTO:ADDR,ADDR:PORT-PORT=MEDIATOR/HOST:PORT[-PORT]
     #[arg(long = "publish", value_name = "PROTO:ADDR:PORT=MEDIATOR/HOST:PORT")]
     pub publish: Vec<PublishSpec>,
-    /// The other way: hosts that connect to a port of the mediator are led to a public address, told who they are with
-    /// ,proxy=v2 at the end. May be repeated
-    #[arg(long, value_name = "tcp:MEDIATOR/IP:PORT=HOST:PORT")]
+    /// The other way: hosts that come to a port of the mediator, TCP or UDP, are led to a public address, told who they
+    /// are with ,proxy=v2 at the end. May be repeated
+    #[arg(long, value_name = "PROTO:MEDIATOR/IP:PORT=HOST:PORT")]
     pub expose: Vec<Expose>,
     /// Lead visitors of this TCP port by the name that they ask for, in TLS or HTTP/1, as --name says. May be repeated
     #[arg(long, value_name = "ADDR:PORT", env = "ISTHMUS_NAMES", value_delimiter = ',')]
@@ -192,13 +192,17 @@ pub struct Config {
     #[arg(long, value_name = "N", default_value_t = 4096, env = "ISTHMUS_HALF_OPEN_MAX",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub half_open_max: u32,
-    /// A visitor's UDP flow ends after this long without a datagram
+    /// A visitor's UDP flow, or a host's to an exposed service, ends after this long without a datagram
     #[arg(long, value_name = "TIME", default_value = "60s", env = "ISTHMUS_UDP_IDLE", value_parser = duration)]
     pub udp_idle: Duration,
     /// Most UDP flows of one published port
     #[arg(long, value_name = "N", default_value_t = 16_384, env = "ISTHMUS_UDP_FLOWS_MAX",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub udp_flows_max: u32,
+    /// Most UDP flows of one exposed service: each takes a socket and a port number of the relay
+    #[arg(long, value_name = "N", default_value_t = 1024, env = "ISTHMUS_EXPOSED_FLOWS_MAX",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub exposed_flows_max: u32,
     /// Most ports of one tunnel
     #[arg(long, value_name = "N", default_value_t = limits::PORTS_MAX, env = "ISTHMUS_PORTS_MAX",
           value_parser = clap::value_parser!(u32).range(1..=1 << 19))]
@@ -517,6 +521,7 @@ mod tests {
         assert_eq!(config.udp_idle, Duration::from_secs(60));
         assert_eq!(config.busy_poll, Duration::ZERO);
         assert_eq!((config.half_open_max, config.udp_flows_max, config.ports_max), (4096, 16_384, limits::PORTS_MAX));
+        assert_eq!(config.exposed_flows_max, 1024);
         assert!(!config.plaintext && config.congestion.is_none() && config.shards >= 1);
     }
 
@@ -526,12 +531,13 @@ mod tests {
             "--state /d --listen 127.0.0.1:1 --shards 3 --publish tcp:0.0.0.0:80=a/10.0.0.1:80 \
              --publish udp:0.0.0.0:80=a/10.0.0.1:80 --stats-socket /s --plaintext --keepalive-tcp 1s \
              --keepalive-udp 900ms --keepalive-udp-max 5s --dead-after 2s --handshake-timeout 3s --half-open-max 7 --udp-idle 4s \
-             --udp-flows-max 8 --ports-max 9 --log debug --congestion cubic",
+             --udp-flows-max 8 --exposed-flows-max 6 --ports-max 9 --log debug --congestion cubic",
         );
         assert_eq!(config.listen, "127.0.0.1:1".parse().unwrap());
         assert_eq!((config.shards, config.publishes().count()), (3, 2));
         assert_eq!(config.stats_socket_path(), Path::new("/s"));
         assert_eq!((config.half_open_max, config.udp_flows_max, config.ports_max), (7, 8, 9));
+        assert_eq!(config.exposed_flows_max, 6);
         assert_eq!((config.log.as_str(), config.congestion.as_deref()), ("debug", Some("cubic")));
         assert!(config.plaintext);
         assert_eq!(config.keepalive_udp_max, Duration::from_secs(5));

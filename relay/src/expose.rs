@@ -1,10 +1,11 @@
-//! The setting of an exposed service: a server port on a mediator that leads to a public address.
+//! The setting of an exposed service: a port on a mediator that leads to a public address.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 
 use isthmus_proto::MediatorId;
+use isthmus_proto::door::proxy_protocol::Version;
 use serde::{Deserialize, Serialize};
 
 use crate::publish::Proto;
@@ -13,9 +14,9 @@ use crate::upstream::Options;
 /// Most exposed services of one relay: each takes some memory for as long as the relay runs.
 pub const EXPOSES_MAX: usize = 65_536;
 
-/// One exposed service, written `tcp:MEDIATOR/IP:PORT=HOST:PORT`, IPv6 addresses in brackets:
-/// `tcp:cpe-1/10.0.0.2:8080=198.51.100.7:80`. Private hosts reach it at an address of the mediator. `,proxy=v2` at the end
-/// tells the public end who they are.
+/// One exposed service, written `PROTO:MEDIATOR/IP:PORT=HOST:PORT`, IPv6 addresses in brackets:
+/// `tcp:cpe-1/10.0.0.2:8080=198.51.100.7:80`, `udp:cpe-1/10.0.0.2:53=198.51.100.7:53`. Private hosts reach it at an address
+/// of the mediator. `,proxy=v2` at the end tells the public end who they are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Expose {
@@ -27,20 +28,22 @@ pub struct Expose {
     pub options: Options,
 }
 
-/// A server port on a mediator, written `tcp:MEDIATOR/IP:PORT`.
+/// A server port on a mediator, written `PROTO:MEDIATOR/IP:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServerPort {
     /// On whom.
     pub mediator: MediatorId,
     /// An address of the mediator's; port 0 asks it for a free one, each time that it connects.
     pub listen: SocketAddr,
+    /// TCP or UDP, on both sides.
+    pub proto: Proto,
 }
 
 /// The text is not an exposed service; the message says which part, and how to write it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0}; write tcp:MEDIATOR/IP:PORT=HOST:PORT, as in tcp:cpe-1/10.0.0.2:8080=198.51.100.7:80, IPv6 addresses in brackets, \
-     and ,proxy=v2 at the end"
+    "{0}; write PROTO:MEDIATOR/IP:PORT=HOST:PORT, as in tcp:cpe-1/10.0.0.2:8080=198.51.100.7:80, PROTO being tcp or udp, \
+     IPv6 addresses in brackets, and ,proxy=v2 at the end"
 )]
 pub struct BadExpose(String);
 
@@ -48,26 +51,18 @@ impl FromStr for ServerPort {
     type Err = BadExpose;
     fn from_str(text: &str) -> Result<Self, BadExpose> {
         let bad = |why: &str| BadExpose(why.to_owned());
-        let (proto, rest) = text.split_once(':').ok_or_else(|| bad("there is no tcp: before the mediator"))?;
-        match proto.parse() {
-            Ok(Proto::Tcp) => {}
-            Ok(Proto::Udp) => {
-                return Err(bad(
-                    "only TCP can be exposed; for UDP, 'isthmus listen' at the public end asks for a port",
-                ));
-            }
-            Err(_) => return Err(BadExpose(format!("'{proto}' is not tcp"))),
-        }
+        let (proto, rest) = text.split_once(':').ok_or_else(|| bad("there is no tcp: or udp: before the mediator"))?;
+        let proto = proto.parse().map_err(|_| BadExpose(format!("'{proto}' is neither tcp nor udp")))?;
         let (mediator, listen) =
             rest.split_once('/').ok_or_else(|| bad("there is no '/' between mediator and address"))?;
         let mediator = mediator.parse().map_err(|error| BadExpose(format!("'{mediator}': {error}")))?;
-        Ok(Self { mediator, listen: address(listen)? })
+        Ok(Self { mediator, listen: address(listen)?, proto })
     }
 }
 
 impl fmt::Display for ServerPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "tcp:{}/{}", self.mediator, self.listen)
+        write!(f, "{}:{}/{}", self.proto, self.mediator, self.listen)
     }
 }
 
@@ -76,9 +71,12 @@ impl FromStr for Expose {
     fn from_str(text: &str) -> Result<Self, BadExpose> {
         let (front, back) = text.split_once('=').ok_or_else(|| BadExpose("there is no '='".into()))?;
         let (target, options) = Options::split(back).map_err(BadExpose)?;
-        let (server, target) = (front.parse()?, address(target)?);
+        let (server, target) = (front.parse::<ServerPort>()?, address(target)?);
         if target.port() == 0 {
             return Err(BadExpose("the public port number is 0".into()));
+        }
+        if server.proto == Proto::Udp && options.proxy == Some(Version::V1) {
+            return Err(BadExpose("the PROXY protocol's version 1 knows no UDP; write proxy=v2".into()));
         }
         Ok(Self { server, target, options })
     }
@@ -117,6 +115,8 @@ mod tests {
             "tcp:cpe-1/10.0.0.2:8080=198.51.100.7:80",
             "tcp:cpe-1/0.0.0.0:0=198.51.100.7:80,proxy=v2",
             "tcp:cpe-1/[fd00::2]:443=[2001:db8::1]:443,proxy=v1",
+            "udp:cpe-1/10.0.0.2:53=198.51.100.7:53",
+            "udp:cpe-1/[::]:0=[2001:db8::1]:53,proxy=v2",
         ] {
             assert_eq!(text.parse::<Expose>().unwrap().to_string(), text);
         }
@@ -126,8 +126,9 @@ mod tests {
     fn each_bad_part_is_named() {
         for (text, part) in [
             ("tcp:m/10.0.0.2:80", "no '='"),
-            ("m/10.0.0.2:80=198.51.100.7:80", "'m/10.0.0.2' is not tcp"),
-            ("udp:m/10.0.0.2:80=198.51.100.7:80", "only TCP"),
+            ("m/10.0.0.2:80=198.51.100.7:80", "'m/10.0.0.2' is neither tcp nor udp"),
+            ("sctp:m/10.0.0.2:80=198.51.100.7:80", "'sctp' is neither tcp nor udp"),
+            ("udp:m/10.0.0.2:80=198.51.100.7:80,proxy=v1", "write proxy=v2"),
             ("tcp:10.0.0.2:80=198.51.100.7:80", "no '/'"),
             ("tcp:-m/10.0.0.2:80=198.51.100.7:80", "'-m'"),
             ("tcp:m/10.0.0.2=198.51.100.7:80", "'10.0.0.2'"),

@@ -316,6 +316,8 @@ impl Control for Simulator {
             | Event::Asker { .. }
             | Event::Query { .. }
             | Event::Visitor { .. }
+            | Event::Host { .. }
+            | Event::FlowFailed { .. }
             | Event::FlowEnded { .. }
             | Event::GuestBytes { .. }
             | Event::RequestName { .. }

@@ -243,7 +243,7 @@ pub struct ExposeRow {
     pub cure: Option<String>,
     /// Seconds to the next try after a refusal.
     pub retry_s: Option<u64>,
-    /// Hosts' connections now.
+    /// Hosts' connections now; with UDP their flows, here and below.
     pub connections_live: u64,
     /// Hosts' connections since it was exposed.
     pub connections_total: u64,

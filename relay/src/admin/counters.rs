@@ -93,8 +93,10 @@ counters! {
 
     ExposedLive = "exposed_live", Gauge, "Connections of hosts to exposed services now";
     ExposedTotal = "exposed_total", Total, "Connections of hosts to exposed services";
-    ExposedFailed = "exposed_failed", Total, "Of them, those that the public address did not take";
-    ExposedRefusedLimit = "exposed_refused_limit", Total, "Connections of hosts to exposed services refused at a limit";
+    ExposedFlowsLive = "exposed_flows_live", Gauge, "UDP flows of hosts to exposed services now";
+    ExposedFlowsTotal = "exposed_flows_total", Total, "UDP flows of hosts to exposed services";
+    ExposedFailed = "exposed_failed", Total, "Of both, those that the public address did not take";
+    ExposedRefusedLimit = "exposed_refused_limit", Total, "Connections, and datagrams without a flow, of hosts to exposed services refused at a limit";
     AsksRefused = "asks_refused", Total, "Times that a port was refused which a mediator asked for";
     ExposesRefused = "exposes_refused", Total, "Times that a mediator refused the port of an exposed service";
 

@@ -22,8 +22,8 @@ show publishes [json]                                      published ports
 publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]          lend a port; [save] keeps it over a restart
 unpublish PROTO:ADDR:PORT [now]                            close it; visitors stay, but for [now]
 show exposes [json]                                        ports of mediators that lead to public addresses
-expose tcp:MEDIATOR/IP:PORT=HOST:PORT                      lead hosts there, until the relay ends
-unexpose tcp:MEDIATOR/IP:PORT [now]                        lead them no more; who is connected stays, but for [now]
+expose PROTO:MEDIATOR/IP:PORT=HOST:PORT                    lead hosts there, until the relay ends
+unexpose PROTO:MEDIATOR/IP:PORT [now]                      lead them no more; who is connected by TCP stays, but for [now]
 show names [json]                                          where names lead
 name NAME=MEDIATOR/HOST:PORT                               lead visitors of a name there, until the relay ends
 unname NAME                                                lead them no more; visitors stay
@@ -102,8 +102,8 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
             server: server.parse().map_err(|error: BadExpose| bad(server, &error))?,
             now: option(rest, "now")?,
         }),
-        ["expose", ..] => Err("write: expose tcp:MEDIATOR/IP:PORT=HOST:PORT".to_owned()),
-        ["unexpose"] => Err("write: unexpose tcp:MEDIATOR/IP:PORT [now]".to_owned()),
+        ["expose", ..] => Err("write: expose PROTO:MEDIATOR/IP:PORT=HOST:PORT".to_owned()),
+        ["unexpose"] => Err("write: unexpose PROTO:MEDIATOR/IP:PORT [now]".to_owned()),
         ["show", "names", rest @ ..] => format_only(rest).map(Request::Names),
         ["name", route] => route.parse().map(Request::Name).map_err(|error: BadNameRoute| bad(route, &error)),
         ["unname", name] => name.parse().map(Request::Unname).map_err(|error: BadNameRoute| bad(name, &error)),
@@ -240,7 +240,7 @@ mod tests {
             ("unpublish tcp:0.0.0.0", "port number"),
             ("unpublish tcp:0.0.0.0:80 save", "only 'now'"),
             ("expose", "write: expose"),
-            ("expose udp:m/10.0.0.2:1=192.0.2.1:1", "only TCP"),
+            ("expose udp:m/10.0.0.2:1=192.0.2.1:1,proxy=v1", "write proxy=v2"),
             ("unexpose", "write: unexpose"),
             ("unexpose tcp:m/10.0.0.2:1 save", "only 'now'"),
             ("name", "write: name"),

@@ -12,7 +12,7 @@ use super::serve::Plane;
 use super::show::{answer_of, ask_all};
 use crate::config::Config;
 use crate::expose::{Expose, ServerPort};
-use crate::publish::Origin;
+use crate::publish::{Origin, Proto};
 
 /// `show exposes`, in the order of mediator and address.
 pub(super) async fn show(plane: &Plane, format: Format) -> Result<String, String> {
@@ -66,6 +66,9 @@ pub(super) async fn unexpose(plane: &Plane, server: ServerPort, now: bool) -> Re
     };
     Ok(match (now, row.connections_live) {
         (_, 0) => format!("unexposed {}\n", row.expose),
+        (_, live) if row.expose.server.proto == Proto::Udp => {
+            format!("unexposed {} ({live} flows ended)\n", row.expose)
+        }
         (true, live) => format!("unexposed {} ({live} connections were cut off)\n", row.expose),
         (false, live) => format!("unexposed {} ({live} connections stay)\n", row.expose),
     })

@@ -47,6 +47,7 @@ impl Config {
             half_open_max,
             udp_idle,
             udp_flows_max,
+            exposed_flows_max,
             ports_max,
             log,
             congestion,
@@ -81,6 +82,7 @@ impl Config {
         live.one("half-open-max", half_open_max, &new.half_open_max);
         live.one("udp-idle", udp_idle, &new.udp_idle);
         live.one("udp-flows-max", udp_flows_max, &new.udp_flows_max);
+        live.one("exposed-flows-max", exposed_flows_max, &new.exposed_flows_max);
         live.one("ports-max", ports_max, &new.ports_max);
         live.one("log", log, &new.log);
         changes

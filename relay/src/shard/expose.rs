@@ -1,5 +1,5 @@
-//! Exposed services: a server port on a mediator, asked for whenever the mediator is there, whose connections lead to a
-//! public address.
+//! Exposed services: a port on a mediator, asked for whenever the mediator is there, whose connections or datagrams lead to
+//! a public address.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -15,8 +15,9 @@ use super::Shard;
 use super::tag::{Door, TagTable};
 use crate::admin::{Counter, ExposeRow, ExposeState};
 use crate::expose::{EXPOSES_MAX, Expose, ServerPort};
-use crate::publish::Origin;
+use crate::publish::{Origin, Proto};
 
+mod flow;
 mod host;
 
 pub(super) use host::{Connects, TIMER_CONNECTS};
@@ -36,6 +37,8 @@ pub(super) struct Exposes {
     retries: BTreeSet<(Instant, u32)>,
     retry_timer: isthmus_engine::TimerId,
     connects: Connects,
+    /// Hosts' UDP flows, of all of them.
+    flows: usize,
 }
 
 /// An exposed service.
@@ -45,6 +48,7 @@ struct Exposed {
     state: State,
     /// Refusals since the server port was last open.
     refusals: u32,
+    /// Of hosts: connections, or UDP flows.
     connections_live: u64,
     connections_total: u64,
     connections_failed: u64,
@@ -95,6 +99,13 @@ impl Exposed {
         }
     }
 
+    /// Hosts can come.
+    fn opened(&mut self, link: Key, slot: Slot, bound: SocketAddr) {
+        self.refusals = 0;
+        self.state = State::Open { link, slot, bound };
+        tracing::info!(expose = %self.expose, %bound, "exposed service's port is open");
+    }
+
     /// Its name in the mediator's audit.
     fn asker(&self) -> String {
         format!("exposed {}", self.expose.target)
@@ -109,6 +120,7 @@ impl Exposes {
             retries: BTreeSet::new(),
             retry_timer: engine.add_timer(TIMER_RETRY),
             connects: Connects::new(engine),
+            flows: 0,
         }
     }
 
@@ -165,7 +177,8 @@ impl Shard {
         Ok(())
     }
 
-    /// Closes server ports; those that are not exposed here are passed over. Who is connected stays, but for `now`.
+    /// Closes server ports; those that are not exposed here are passed over. Who is connected stays, but for `now`; UDP flows
+    /// end with their port.
     pub(super) fn unexpose(&mut self, engine: &mut Engine, servers: &[ServerPort], now: bool) -> Vec<ExposeRow> {
         let tags: Vec<u32> = servers.iter().filter_map(|server| self.exposes.find(server)).collect();
         let mut gone = Vec::with_capacity(tags.len());
@@ -177,6 +190,7 @@ impl Shard {
                     engine.end_stream(self, stream, Code::Killed);
                 }
             }
+            engine.remove_outlet(self, tag);
             let Some(exposed) = self.exposes.table.remove(tag) else { continue };
             tracing::info!(expose = %exposed.expose, now, "no longer exposed");
             if let Some(tags) = self.exposes.of_mediator.get_mut(&exposed.expose.server.mediator) {
@@ -216,14 +230,24 @@ impl Shard {
         if let State::Refused { retry, .. } = exposed.state {
             self.exposes.retries.remove(&(retry, tag));
         }
-        let (name, listen) = (exposed.asker(), exposed.expose.server.listen);
+        let name = exposed.asker();
+        let ServerPort { listen, proto, .. } = exposed.expose.server;
+        let kind = match proto {
+            Proto::Tcp => 0,
+            // Over UDP channels where one works, and over TCP otherwise.
+            Proto::Udp => OpenFlags::UDP | OpenFlags::REDIRECT | OpenFlags::FALLBACK,
+        };
         let asker = self.asker(engine, link, &name);
         let now = engine.now();
         let Some(machine) = engine.link(link) else { return };
         let owner = Key::control(tag).to_bits();
-        match machine.open_as(asker, owner, 0, OpenFlags(OpenFlags::OBLIGATORY), listen, None, now) {
+        match machine.open_as(asker, owner, 0, OpenFlags(OpenFlags::OBLIGATORY | kind), listen, None, now) {
             Ok(slot) => {
                 engine.touch(link);
+                if proto == Proto::Udp {
+                    // At once: on a UDP channel a host's datagram may come before the answer on TCP.
+                    engine.add_outlet(self, tag, link, slot);
+                }
                 if let Some(exposed) = self.exposes.table.get_mut(tag) {
                     exposed.state = State::Opening { link, slot, bound: None };
                 }
@@ -234,6 +258,7 @@ impl Shard {
 
     /// The server port is not to be had now.
     fn refuse_exposed(&mut self, engine: &mut Engine, tag: u32, code: Code) {
+        engine.remove_outlet(self, tag);
         let Some(exposed) = self.exposes.table.get_mut(tag) else { return };
         let wait = RETRY_MAX.min(RETRY_FIRST * (1 << exposed.refusals.min(6)));
         let retry = engine.now() + wait;
@@ -281,6 +306,7 @@ impl Shard {
             return;
         }
         match (to, code.is_ok()) {
+            (RequestKind::Open, true) if exposed.expose.server.proto == Proto::Udp => exposed.opened(link, slot, local),
             (RequestKind::Open, true) => {
                 exposed.state = State::Opening { link, slot, bound: Some(local) };
                 if let Some(machine) = engine.link(link) {
@@ -288,12 +314,7 @@ impl Shard {
                     engine.touch(link);
                 }
             }
-            (RequestKind::Serve, true) => {
-                let bound = bound.unwrap_or(local);
-                exposed.refusals = 0;
-                exposed.state = State::Open { link, slot, bound };
-                tracing::info!(expose = %exposed.expose, %bound, "exposed service's port is open");
-            }
+            (RequestKind::Serve, true) => exposed.opened(link, slot, bound.unwrap_or(local)),
             (RequestKind::Open, false) => self.refuse_exposed(engine, tag, code),
             (_, false) => {
                 close_server(engine, link, slot);
@@ -315,6 +336,7 @@ impl Shard {
             return self.refuse_exposed(engine, tag, code);
         }
         exposed.state = State::Away;
+        engine.remove_outlet(self, tag);
     }
 }
 

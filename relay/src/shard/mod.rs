@@ -149,6 +149,9 @@ impl Control for Shard {
             Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(engine, tag, code),
             Event::GuestBytes { guest, tag, ended } => self.on_newcomer_bytes(engine, guest, tag, ended),
             Event::GuestEnded { guest, code, .. } => self.on_newcomer_ended(guest, code),
+            Event::Host { tag, host } => self.on_exposed_datagram(engine, tag, host),
+            Event::FlowFailed { tag } => self.on_exposed_flow_failed(tag),
+            Event::FlowEnded { tag } if Door::of(tag) == Some(Door::Exposed) => self.on_exposed_flow_ended(tag),
             Event::Visitor { socket, tag, visitor } => self.on_new_flow(engine, socket, tag, visitor),
             Event::RequestName { link, slot, owner, request, to, timeout_ms } => {
                 self.on_request_name(engine, link, slot, owner, request, to, timeout_ms);
