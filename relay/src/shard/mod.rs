@@ -33,7 +33,7 @@ use isthmus_proto::{Code, MediatorId};
 use crate::admin::{Counter, Counters};
 use crate::names::Names;
 use crate::run::{ShardSeat, Shared};
-use crate::trust::Trust;
+use crate::trust::{Judges, Trust};
 use handover::{Message, Peer};
 use newcomer::Newcomer;
 use publish::Published;
@@ -75,8 +75,8 @@ struct Shard {
 
 /// Who is at the other end of a link.
 enum Party {
-    /// Not known yet.
-    HalfOpen,
+    /// Not known yet; a certificate that it shows in the handshake is held against these.
+    HalfOpen(Judges),
     /// Told to go: only the farewell is still on its way.
     Leaving,
     Tunnel(Box<Tunnel>),
@@ -199,7 +199,7 @@ impl Shard {
         }
         match self.links.remove(&link) {
             None => {}
-            Some(Party::HalfOpen) => self.on_half_open_ended(code, text),
+            Some(Party::HalfOpen(_)) => self.on_half_open_ended(code, text),
             Some(Party::Leaving) => {}
             Some(Party::Tunnel(tunnel)) => self.on_tunnel_ended(engine, link, &tunnel, code, text),
             Some(Party::Terminal(terminal)) => self.on_terminal_ended(link, &terminal, code, text),

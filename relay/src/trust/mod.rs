@@ -19,7 +19,7 @@ pub use glob::{BadGlob, Glob};
 pub use grant::{Credential, Grant, Holder};
 pub use operation::{BadOperation, Operation, Operations};
 pub use revoked::{Entry, Revoked, Target, token_named};
-pub use set::{Trust, TrustOptions, TrustSource};
+pub use set::{Judges, Shown, Trust, TrustOptions, TrustSource};
 pub use state_dir::{Fingerprint, State};
 pub use tls::{SERVER_NAME, server_config};
 pub use token::{TerminalScope, TokenKey};

@@ -49,6 +49,19 @@ struct Callers {
     epoch: u64,
 }
 
+/// Which authorities a handshake's certificate was held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judges(u64);
+
+/// A certificate (DER) that TLS has verified.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown<'a> {
+    /// The certificate.
+    pub der: &'a [u8],
+    /// What it was verified against.
+    pub judges: Judges,
+}
+
 impl Trust {
     /// With these keys and nothing else: no TLS, no issuer, no certificates. For tests and measurements.
     pub fn of_keys(keys: Vec<TokenKey>) -> Self {
@@ -82,16 +95,20 @@ impl Trust {
         })
     }
 
-    /// Who the sender of `hello` is and what he may, by its token, or, if there is none, by `certificate` (DER, verified
-    /// by TLS).
+    /// Who the sender of `hello` is and what he may, by its token, or, if there is none, by `certificate`.
     ///
     /// # Errors
     /// The code, and what to tell the caller.
-    pub fn admit(&self, hello: &Hello, certificate: Option<&[u8]>, now_unix: u64) -> Result<Grant, (Code, String)> {
+    pub fn admit(&self, hello: &Hello, certificate: Option<Shown<'_>>, now_unix: u64) -> Result<Grant, (Code, String)> {
         let told = |code: Code| (code, code.text().to_owned());
         match certificate {
-            Some(der) if hello.token.is_empty() => {
-                let grant = self.certified(der, now_unix)?;
+            Some(shown) if hello.token.is_empty() => {
+                // TLS judged by what was trusted when the connection came, which may be long ago for a slow caller.
+                if shown.judges != self.judges() || self.callers.authorities.is_empty() {
+                    let text = "the authorities of certificates changed during the handshake; try again";
+                    return Err((Code::Revoked, text.into()));
+                }
+                let grant = self.certified(shown.der, now_unix)?;
                 self.matches(&grant, &hello.role).and_then(|()| self.unrevoked(&grant)).map_err(told)?;
                 Ok(grant)
             }
@@ -157,7 +174,7 @@ impl Trust {
         let print = hex(&fingerprint(&CertificateDer::from(der)));
         let credential = Credential {
             id: digest64(print.as_bytes()),
-            key: self.callers_key(),
+            key: self.judges().0,
             issued: read.issued,
             expires: read.expires,
         };
@@ -185,9 +202,11 @@ impl Trust {
         }
     }
 
-    /// The number that stands for the authorities in [`Credential::key`].
-    fn callers_key(&self) -> u64 {
-        digest64(&[b"isthmus client authorities".as_slice(), &self.callers.epoch.to_be_bytes()].concat())
+    /// What certificates are held against in a handshake that begins now; its number stands for the authorities in
+    /// [`Credential::key`].
+    pub fn judges(&self) -> Judges {
+        let epoch = self.callers.epoch.to_be_bytes();
+        Judges(digest64(&[b"isthmus client authorities".as_slice(), &epoch].concat()))
     }
 
     fn matches(&self, grant: &Grant, role: &Role) -> Result<(), Code> {
@@ -218,7 +237,7 @@ impl Trust {
         }
         let known = self.keys.iter().any(|key| key.verifier.id == proof.key)
             || self.issuers.iter().any(|key| key.verifier.id == proof.key)
-            || !self.callers.authorities.is_empty() && proof.key == self.callers_key();
+            || !self.callers.authorities.is_empty() && proof.key == self.judges().0;
         if !known || self.revoked.covers(holder, name, proof) { Err(Code::Revoked) } else { Ok(()) }
     }
 
@@ -366,7 +385,8 @@ mod tests {
     #[test]
     fn a_certificate_does_not_stand_in_for_a_bad_token() {
         let trust = Trust::of_keys(vec![TokenKey::new(&[1; 32])]);
-        let (code, _) = trust.admit(&hello("x".into()), Some(b"never read"), NOW).unwrap_err();
+        let shown = Shown { der: b"never read", judges: trust.judges() };
+        let (code, _) = trust.admit(&hello("x".into()), Some(shown), NOW).unwrap_err();
         assert_eq!(code, Code::BadToken);
         assert_eq!(trust.admit(&hello(String::new()), None, NOW).unwrap_err().0, Code::BadToken);
     }

@@ -193,6 +193,11 @@ fn terminal(mediator: &str) -> Hello {
     hello(Role::Terminal { mediator: Some(mediator.parse().unwrap()) })
 }
 
+/// Of a caller whose handshake began under the same trust.
+fn admit_certificate(trust: &Trust, hello: &Hello, der: &[u8]) -> Result<Grant, (Code, String)> {
+    trust.admit(hello, Some(Shown { der, judges: trust.judges() }), NOW)
+}
+
 #[test]
 fn certificates_grant_what_their_names_say() {
     let mut place = Place::new();
@@ -200,7 +205,7 @@ fn certificates_grant_what_their_names_say() {
     std::fs::write(place.path("ca.pem"), &authority.pem).unwrap();
     place.options.client_ca = Some(place.path("ca.pem"));
     let trust = place.load(None).unwrap();
-    let admit = |hello: &Hello, uris: &[&str]| trust.admit(hello, Some(&authority.certificate(uris)), NOW);
+    let admit = |hello: &Hello, uris: &[&str]| admit_certificate(&trust, hello, &authority.certificate(uris));
 
     let grant = admit(&mediator("cpe-1"), &["isthmus:mediator:cpe-1"]).unwrap();
     assert_eq!((grant.holder, grant.name.as_str()), (Holder::Mediator, "cpe-1"));
@@ -233,10 +238,10 @@ fn certificates_are_revoked_by_fingerprint_and_by_name() {
     let (by_print, _) = token_named(&print).unwrap();
     for target in [by_print, Target::Mediator("cpe-1".parse().unwrap())] {
         let before = place.load(None).unwrap();
-        let grant = before.admit(&mediator("cpe-1"), Some(&der), NOW).unwrap();
+        let grant = admit_certificate(&before, &mediator("cpe-1"), &der).unwrap();
         State::revoke(&place.path("state"), Entry { target, at: NOW, until: None }).unwrap();
         let after = place.load(Some(&before)).unwrap();
-        assert_eq!(after.admit(&mediator("cpe-1"), Some(&der), NOW).unwrap_err().0, Code::Revoked);
+        assert_eq!(admit_certificate(&after, &mediator("cpe-1"), &der).unwrap_err().0, Code::Revoked);
         assert_eq!(after.still(grant.holder, &grant.name, &grant.credential, NOW), Err(Code::Revoked));
         std::fs::remove_file(place.path("state/revoked")).unwrap();
     }
@@ -251,7 +256,7 @@ fn an_authority_more_keeps_sessions_and_one_less_ends_them() {
     std::fs::write(&file, &first.pem).unwrap();
     let one = place.load(None).unwrap();
     let der = first.certificate(&["isthmus:mediator:cpe-1"]);
-    let grant = one.admit(&mediator("cpe-1"), Some(&der), NOW).unwrap();
+    let grant = admit_certificate(&one, &mediator("cpe-1"), &der).unwrap();
     let still = |trust: &Trust| trust.still(grant.holder, &grant.name, &grant.credential, NOW);
     std::fs::write(&file, format!("{}{}", first.pem, second.pem)).unwrap();
     let two = place.load(Some(&one)).unwrap();
@@ -259,6 +264,10 @@ fn an_authority_more_keeps_sessions_and_one_less_ends_them() {
     std::fs::write(&file, &second.pem).unwrap();
     let other = place.load(Some(&two)).unwrap();
     assert_eq!(still(&other), Err(Code::Revoked));
+    // Nor is a handshake that was judged by the ones before worth anything now.
+    let late = Shown { der: &der, judges: one.judges() };
+    assert!(two.admit(&mediator("cpe-1"), Some(late), NOW).is_ok());
+    assert_eq!(other.admit(&mediator("cpe-1"), Some(late), NOW).unwrap_err().0, Code::Revoked);
     // It does not become good again by what comes later.
     std::fs::write(&file, format!("{}{}", first.pem, second.pem)).unwrap();
     assert_eq!(still(&place.load(Some(&other)).unwrap()), Err(Code::Revoked));
