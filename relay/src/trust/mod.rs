@@ -18,7 +18,7 @@ mod tests;
 pub use glob::{BadGlob, Glob};
 pub use grant::{Credential, Grant, Holder};
 pub use operation::{BadOperation, Operation, Operations};
-pub use revoked::{Entry, Revoked, Target, token_named};
+pub use revoked::{Entry, Revoked, Target, certificate_named, token_named};
 pub use set::{Judges, Shown, Trust, TrustOptions, TrustSource};
 pub use state_dir::{Fingerprint, State};
 pub use tls::{SERVER_NAME, server_config};

@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use isthmus_proto::Code;
 use isthmus_proto::hello::{Hello, Role};
 use isthmus_proto::policy::AllowRule;
-use isthmus_proto::record::{self, Certified, fingerprint};
+use isthmus_proto::record::{self, BadIdentity, Certified, Known, fingerprint};
 use jsonwebtoken::Algorithm;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
@@ -171,9 +171,11 @@ impl Trust {
         if read.expires <= now_unix {
             return Err((Code::TokenExpired, "the certificate has expired; renew it".into()));
         }
-        let print = hex(&fingerprint(&CertificateDer::from(der)));
+        let known = Known::read(der).ok_or_else(|| bad(BadIdentity::Unreadable.to_string()))?;
+        let digest = |sha256: [u8; 32]| digest64(hex(&sha256).as_bytes());
         let credential = Credential {
-            id: digest64(print.as_bytes()),
+            id: digest(known.signed),
+            print: digest(fingerprint(&CertificateDer::from(der))),
             key: self.judges().0,
             issued: read.issued,
             expires: read.expires,

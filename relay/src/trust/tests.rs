@@ -1,6 +1,7 @@
 //! Issuers' keys and callers' certificates, from their files to a grant.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _};
@@ -10,6 +11,9 @@ use isthmus_proto::Code;
 use isthmus_proto::hello::{Hello, Report, Role};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType, date_time_ymd};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
 use serde_json::{Value, json};
 
 use super::*;
@@ -227,22 +231,76 @@ fn certificates_grant_what_their_names_say() {
     assert!(code == Code::BadToken && text.contains("isthmus:to:x"), "{text}");
 }
 
+/// The same certificate with the other good signature: of ECDSA, (r, n - s) is as good as (r, s).
+fn twin(der: &[u8]) -> Vec<u8> {
+    let order = *b"\xff\xff\xff\xff\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\xbc\xe6\xfa\xad\xa7\x17\x9e\x84\xf3\xb9\xca\xc2\xfc\x63\x25\x51";
+    let value = |tag: u8, content: &[u8]| {
+        let [high, low] = (content.len() as u16).to_be_bytes();
+        let length = match content.len() {
+            0..0x80 => vec![low],
+            0x80..0x100 => vec![0x81, low],
+            _ => vec![0x82, high, low],
+        };
+        [[tag].as_slice(), &length, content].concat()
+    };
+    // 30 82 LL LL, what is signed and by which algorithm; 03 LL 00 30 LL 02 LL r 02 LL s at the end.
+    let start = (der.len() - 75..der.len() - 60).find(|&at| {
+        let length = usize::from(der[at + 1]);
+        der[at] == 3 && at + 2 + length == der.len() && der[at + 2..at + 4] == [0, 0x30]
+    });
+    let start = start.expect("a P-256 signature");
+    let r: &[u8] = &der[start + 5..start + 7 + usize::from(der[start + 6])];
+    let s = &der[start + 5 + r.len() + 2..];
+    let mut other = [0; 32];
+    let s = &s[s.len().saturating_sub(32)..];
+    let mut borrow = 0;
+    for (at, (n, out)) in std::iter::zip(order, &mut other).enumerate().rev() {
+        let digit = (at + s.len()).checked_sub(32).map_or(0, |at| i16::from(s[at]));
+        let rest = i16::from(n) - digit - borrow;
+        borrow = i16::from(rest < 0);
+        *out = rest.rem_euclid(256) as u8;
+    }
+    let first = other.iter().position(|&byte| byte != 0).unwrap();
+    let zero: &[u8] = if other[first] >= 0x80 { &[0] } else { &[] };
+    let signature = value(0x30, &[r, &value(2, &[zero, &other[first..]].concat())].concat());
+    value(0x30, &[&der[4..start], &value(3, &[[0].as_slice(), &signature].concat())].concat())
+}
+
 #[test]
-fn certificates_are_revoked_by_fingerprint_and_by_name() {
+fn certificates_are_revoked_by_name_and_by_themselves_whatever_their_signature() {
     let mut place = Place::new();
     let authority = Authority::new();
     std::fs::write(place.path("ca.pem"), &authority.pem).unwrap();
     place.options.client_ca = Some(place.path("ca.pem"));
     let der = authority.certificate(&["isthmus:mediator:cpe-1"]);
-    let print = isthmus_proto::record::format_pin(&isthmus_proto::record::fingerprint(&der.clone().into()));
-    let (by_print, _) = token_named(&print).unwrap();
-    for target in [by_print, Target::Mediator("cpe-1".parse().unwrap())] {
+    let twin = twin(&der);
+    let print = |der: &[u8]| hex(&isthmus_proto::record::fingerprint(&der.to_vec().into()));
+    assert_ne!(print(&der), print(&twin));
+    // Both are good for TLS.
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(NOW));
+    for der in [&der, &twin] {
+        tls.verify_client_cert(&der.clone().into(), &[], now).unwrap();
+    }
+    let (itself, end) = certificate_named(&der).unwrap();
+    assert_eq!(end, 2_208_988_800);
+    let by_print = Target::Jti(print(&der));
+    for (target, covers_twin) in
+        [(itself, true), (Target::Mediator("cpe-1".parse().unwrap()), true), (by_print, false)]
+    {
         let before = place.load(None).unwrap();
-        let grant = admit_certificate(&before, &mediator("cpe-1"), &der).unwrap();
         State::revoke(&place.path("state"), Entry { target, at: NOW, until: None }).unwrap();
         let after = place.load(Some(&before)).unwrap();
-        assert_eq!(admit_certificate(&after, &mediator("cpe-1"), &der).unwrap_err().0, Code::Revoked);
-        assert_eq!(after.still(grant.holder, &grant.name, &grant.credential, NOW), Err(Code::Revoked));
+        for (der, covered) in [(&der, true), (&twin, covers_twin)] {
+            let grant = admit_certificate(&before, &mediator("cpe-1"), der).unwrap();
+            let want = if covered { Err(Code::Revoked) } else { Ok(()) };
+            let admitted = admit_certificate(&after, &mediator("cpe-1"), der);
+            assert_eq!(admitted.map(|_| ()).map_err(|(code, _)| code), want);
+            assert_eq!(after.still(grant.holder, &grant.name, &grant.credential, NOW), want);
+        }
         std::fs::remove_file(place.path("state/revoked")).unwrap();
     }
 }

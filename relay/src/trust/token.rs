@@ -207,8 +207,10 @@ impl Claims {
         if self.aud.is_some_and(|audience| !audience.is_ours()) {
             return Err(Code::BadToken);
         }
+        let id = digest64(self.jti.as_deref().unwrap_or_else(|| signed_part(token)).as_bytes());
         let credential = Credential {
-            id: digest64(self.jti.as_deref().unwrap_or_else(|| signed_part(token)).as_bytes()),
+            id,
+            print: id,
             key,
             issued: self.iat,
             expires: self.exp,
