@@ -149,14 +149,15 @@ impl Revoked {
         }
     }
 
-    /// Whether this holder's proof is revoked.
-    pub fn covers(&self, holder: Holder, name: &str, credential: &Credential) -> bool {
+    /// Whether this holder's proof is revoked. What was issued by a clock that may be `ahead_s` seconds before ours could
+    /// bear a later time than a revocation that came after it.
+    pub fn covers(&self, holder: Holder, name: &str, credential: &Credential, ahead_s: u64) -> bool {
         if self.entries.is_empty() {
             return false;
         }
         self.ids.contains(&credential.id)
             || self.ids.contains(&credential.print)
-            || self.holders.get(&(holder, name.to_owned())).is_some_and(|&at| credential.issued <= at)
+            || self.holders.get(&(holder, name.to_owned())).is_some_and(|&at| credential.issued <= at.saturating_add(ahead_s))
     }
 
     /// All entries.
@@ -215,22 +216,24 @@ mod tests {
     #[test]
     fn one_token_is_revoked_by_its_identifier_alone() {
         let list = Revoked::parse("{\"jti\":\"a\",\"at\":1}\n\n", NOW).unwrap();
-        assert!(list.covers(Holder::Terminal, "desk", &proof("a", NOW)));
-        assert!(!list.covers(Holder::Terminal, "desk", &proof("b", 0)));
+        assert!(list.covers(Holder::Terminal, "desk", &proof("a", NOW), 0));
+        assert!(!list.covers(Holder::Terminal, "desk", &proof("b", 0), 0));
     }
 
     #[test]
     fn a_holders_older_tokens_are_revoked_and_its_newer_ones_are_not() {
         let mut list = Revoked::default();
         list.add(entry(Target::Mediator("cpe-1".parse().unwrap()), NOW, None), NOW).unwrap();
-        for (holder, name, issued, want) in [
-            (Holder::Mediator, "cpe-1", NOW, true),
-            (Holder::Mediator, "cpe-1", 0, true),
-            (Holder::Mediator, "cpe-1", NOW + 1, false),
-            (Holder::Mediator, "cpe-10", NOW, false),
-            (Holder::Terminal, "cpe-1", NOW, false),
+        for (holder, name, issued, ahead_s, want) in [
+            (Holder::Mediator, "cpe-1", NOW, 0, true),
+            (Holder::Mediator, "cpe-1", 0, 0, true),
+            (Holder::Mediator, "cpe-1", NOW + 1, 0, false),
+            (Holder::Mediator, "cpe-1", NOW + 30, 30, true),
+            (Holder::Mediator, "cpe-1", NOW + 31, 30, false),
+            (Holder::Mediator, "cpe-10", NOW, 30, false),
+            (Holder::Terminal, "cpe-1", NOW, 30, false),
         ] {
-            assert_eq!(list.covers(holder, name, &proof("a", issued)), want, "{holder:?} {name} {issued}");
+            assert_eq!(list.covers(holder, name, &proof("a", issued), ahead_s), want, "{holder:?} {name} {issued}");
         }
     }
 
@@ -245,7 +248,7 @@ mod tests {
         assert_eq!(text.lines().count(), 2);
         let read = Revoked::parse(&text, NOW).unwrap();
         assert_eq!(read.entries(), list.entries());
-        assert!(read.covers(Holder::Terminal, "the desk", &proof("x", 5)));
+        assert!(read.covers(Holder::Terminal, "the desk", &proof("x", 5), 0));
         assert_eq!(Revoked::parse(&text, NOW + 1).unwrap().entries().len(), 1);
     }
 

@@ -15,7 +15,7 @@ use rustls::pki_types::pem::PemObject;
 
 use super::grant::{Credential, Grant, Holder, digest64};
 use super::jwks::{self, IssuerKey};
-use super::token::{TOKEN_LEN_MAX, everywhere, mediator_grant};
+use super::token::{ISSUED_AHEAD_MAX_S, TOKEN_LEN_MAX, everywhere, mediator_grant};
 use super::{Glob, Operations, Revoked, State, TokenKey, hex, tls};
 
 /// What of the command line decides whom to trust.
@@ -223,10 +223,14 @@ impl Trust {
     }
 
     fn unrevoked(&self, grant: &Grant) -> Result<(), Code> {
-        match self.revoked.covers(grant.holder, &grant.name, &grant.credential) {
-            true => Err(Code::Revoked),
-            false => Ok(()),
-        }
+        if self.takes_back(grant.holder, &grant.name, &grant.credential) { Err(Code::Revoked) } else { Ok(()) }
+    }
+
+    /// Whether the revocation list covers a proof. Our own keys sign by the clock that dates revocations; others' clocks
+    /// may be as far ahead as they are believed.
+    fn takes_back(&self, holder: Holder, name: &str, proof: &Credential) -> bool {
+        let own = self.keys.iter().any(|key| key.verifier.id == proof.key);
+        self.revoked.covers(holder, name, proof, if own { 0 } else { ISSUED_AHEAD_MAX_S })
     }
 
     /// Whether a session that came in before would be let in now.
@@ -240,7 +244,7 @@ impl Trust {
         let known = self.keys.iter().any(|key| key.verifier.id == proof.key)
             || self.issuers.iter().any(|key| key.verifier.id == proof.key)
             || !self.callers.authorities.is_empty() && proof.key == self.judges().0;
-        if !known || self.revoked.covers(holder, name, proof) { Err(Code::Revoked) } else { Ok(()) }
+        if !known || self.takes_back(holder, name, proof) { Err(Code::Revoked) } else { Ok(()) }
     }
 
     /// The names of the own keys; the first one's signs.

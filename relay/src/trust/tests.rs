@@ -162,6 +162,39 @@ fn sessions_end_with_the_issuers_key_that_they_came_by() {
     assert!(format!("{:#}", place.load(Some(&both)).unwrap_err()).contains("--jwks"));
 }
 
+#[test]
+fn revoking_a_holder_covers_what_an_issuer_signed_by_a_clock_that_is_ahead() {
+    let mut place = Place::new();
+    let issuer = key(Algorithm::ES256);
+    let file = place.path("issuer.json");
+    publish(&file, &[(&issuer, "one")]);
+    place.options.jwks = Some(file);
+    let before = place.load(None).unwrap();
+    let desk = Target::Terminal("desk".into());
+    State::revoke(&place.path("state"), Entry { target: desk, at: NOW, until: None }).unwrap();
+    let after = place.load(Some(&before)).unwrap();
+    let own = |issued: u64| {
+        let mediators = "*".parse().unwrap();
+        let scope = TerminalScope { name: "desk".into(), mediators, operations: None, destinations: None };
+        let ttl = std::time::Duration::from_secs(3600);
+        State::open(&place.path("state")).unwrap().tokens().issue_terminal(&scope, ttl, issued).unwrap()
+    };
+    let others = |issued: u64| {
+        let claims = json!({ "sub": "desk", "role": "terminal", "mediators": "*", "iat": issued, "exp": NOW + 3600 });
+        let header = Header { kid: Some("one".into()), ..Header::new(Algorithm::ES256) };
+        jsonwebtoken::encode(&header, &claims, &issuer.key).unwrap()
+    };
+    for (token, good) in
+        [(others(NOW + 30), false), (others(NOW + 31), true), (own(NOW), false), (own(NOW + 1), true)]
+    {
+        let want = if good { Ok(()) } else { Err(Code::Revoked) };
+        assert_eq!(after.grant(&token, NOW + 60).map(|_| ()), want);
+        // A session that came in before is judged alike.
+        let grant = before.grant(&token, NOW + 60).unwrap();
+        assert_eq!(after.still(grant.holder, &grant.name, &grant.credential, NOW + 60), want);
+    }
+}
+
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,

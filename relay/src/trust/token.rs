@@ -16,7 +16,7 @@ use super::{Glob, Operation, Operations, hex};
 
 /// How far a token's issuer's clock may be ahead of ours, in seconds. An expiry has no such leeway: it is
 /// ours to enforce.
-const ISSUED_AHEAD_MAX_S: u64 = 30;
+pub(super) const ISSUED_AHEAD_MAX_S: u64 = 30;
 
 /// Longest token in bytes: room for hundreds of rules.
 pub(super) const TOKEN_LEN_MAX: usize = 4096;
