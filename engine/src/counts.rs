@@ -86,6 +86,8 @@ counts! {
     datagrams_truncated,
     /// UDP channels whose other end's address changed, after authentication.
     channels_roamed,
+    /// Farewells that a send in flight kept from going out in time, or for which too many others waited.
+    farewells_cut,
     /// Accepts that failed.
     accept_errors,
 }

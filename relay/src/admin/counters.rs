@@ -113,6 +113,7 @@ counters! {
     FlowsTotal = "flows_total", Total, "UDP flows of visitors";
     ChannelsLive = "channels_live", Gauge, "UDP channels now";
     Roamed = "roamed", Total, "UDP channels whose peer address changed";
+    FarewellsCut = "farewells_cut", Total, "Links that ended without telling the other end why: it did not read on, or too many did not";
     KeyUpdates = "key_updates", Total, "TLS key updates, both ways";
 
     ChecksAsked = "checks_asked", Total, "Tunnels asked by 'check tunnels'";

@@ -71,6 +71,8 @@ struct Shard {
     sessions: u64,
     half_open: u32,
     stopping: bool,
+    /// Farewells are still on their way.
+    parting: bool,
 }
 
 /// Who is at the other end of a link.
@@ -176,12 +178,13 @@ impl Control for Shard {
             self.on_command(engine, command);
         }
         self.go_on_checking(engine);
+        self.parting = engine.partings() > 0;
         self.publish_counters(engine);
     }
 
     fn has_work(&self) -> bool {
         // The last one out does not sleep on it.
-        let leaving = self.stopping && self.links.is_empty();
+        let leaving = self.stopping && self.links.is_empty() && !self.parting;
         leaving || self.checks.has_work() || !self.mail.is_empty() || !self.seat.commands.is_empty()
     }
 }
@@ -230,6 +233,7 @@ impl Shard {
             (Counter::KeyUpdates, counts.key_updates),
             (Counter::BufferExhausted, counts.buffers_exhausted),
             (Counter::RecordsCopied, counts.payloads_copied),
+            (Counter::FarewellsCut, counts.farewells_cut),
             (Counter::AcceptErrors, counts.accept_errors),
             (Counter::Loops, counts.turns),
             (Counter::RingEnters, counts.turns),
