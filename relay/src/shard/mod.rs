@@ -216,6 +216,7 @@ impl Shard {
         for (counter, value) in [
             (Counter::DatagramsOversizeTcp, counts.datagrams_oversize),
             (Counter::DatagramsForged, counts.datagrams_forged),
+            (Counter::DatagramsEpochLimited, counts.datagrams_epoch_limited),
             (Counter::DatagramsReplayed, counts.datagrams_replayed),
             (Counter::DatagramsUnknownChannel, counts.datagrams_unknown_channel),
             (Counter::DatagramsUnknownFlow, counts.datagrams_unknown_port),
