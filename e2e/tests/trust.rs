@@ -9,9 +9,16 @@ use std::time::{Duration, Instant};
 
 use isthmus_e2e::{Keys, Loopback, Process, SOON, program, word_after};
 use isthmus_proto::Code;
+use isthmus_proto::hello::{Hello, Role, SERVER_NAME, VERSION};
+use isthmus_proto::record::{
+    ClientHandshake, Identity, RECORD_HEADER, Session, Step, client_config_with_identity, parse_pin,
+};
+use isthmus_proto::wire::{ControlBuf, Frame};
 use isthmus_terminal::{Config, Error, Importance, Mediator, Relay, Trust};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rustix::process::Signal;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -225,6 +232,70 @@ async fn certificates_stand_in_for_tokens_on_both_sides() {
 
     relay_says(&world.keys, &["token", "revoke", "--mediator", "certified"]);
     agent.wait_for_line("tunnel down .. reason=revoked", SOON);
+}
+
+/// A caller that has shown its certificate and has not said yet what it wants.
+fn shake_hands(world: &Loopback, (cert, key): &(PathBuf, PathBuf)) -> (TcpStream, Session) {
+    let identity = Identity {
+        chain: vec![CertificateDer::from_pem_file(cert).unwrap()],
+        key: PrivateKeyDer::from_pem_file(key).unwrap(),
+    };
+    let pin = isthmus_proto::record::Trust::Pin(parse_pin(world.keys.pin()).unwrap());
+    let config = client_config_with_identity(pin, Some(identity)).unwrap();
+    let mut handshake = ClientHandshake::new(config, SERVER_NAME.try_into().unwrap()).unwrap();
+    let mut stream = TcpStream::connect(&world.service).unwrap();
+    let (mut input, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let mut output = Vec::new();
+        let step = handshake.feed(&mut input, &mut output).unwrap();
+        stream.write_all(&output).unwrap();
+        if step == Step::Done {
+            return (stream, handshake.into_session().unwrap().session);
+        }
+        let length = stream.read(&mut buffer).unwrap();
+        input.extend_from_slice(&buffer[..length]);
+    }
+}
+
+/// Sends the hello of a mediator that has no token.
+fn greet(stream: &mut TcpStream, session: &mut Session, id: &str) {
+    let role = Role::Mediator { id: id.parse().unwrap(), report: Box::default() };
+    let hello = Hello { token: String::new(), role, udp_channels: 0, instance: 0 };
+    let mut frames = ControlBuf::new();
+    frames.push(&Frame::Hello { version: VERSION, json: &serde_json::to_vec(&hello).unwrap() });
+    let mut record = vec![0; RECORD_HEADER];
+    record.extend_from_slice(frames.take(usize::MAX));
+    record.resize(record.len() + session.tail(), 0);
+    session.seal(&mut record).unwrap();
+    stream.write_all(&record).unwrap();
+}
+
+#[test]
+fn authority_that_is_gone_lets_nobody_in_whose_handshake_began_before() {
+    let authority = Authority::new();
+    let ca = authority.file();
+    let world = Loopback::start(&["--client-ca", ca.to_str().unwrap()], &[]);
+    // Many names, so that the owner is the shard that accepted, or another one.
+    let mut callers: Vec<_> = (0..8)
+        .map(|n| format!("late-{n}"))
+        .map(|id| (shake_hands(&world, &authority.issue(&id, &[&format!("isthmus:mediator:{id}")])), id))
+        .collect();
+    let ((stream, session), id) = &mut callers[0];
+    greet(stream, session, id);
+    world.relay.wait_for_line("tunnel attached .. mediator=late-0", SOON);
+
+    std::fs::copy(Authority::new().file(), &ca).unwrap();
+    let mut ctl = Command::new(program("isthmus-relay"));
+    ctl.args(["ctl", "--state"]).arg(world.keys.path()).args(["reload", "trust"]);
+    assert!(ctl.output().unwrap().status.success());
+    world.relay.wait_for_line("session cut .. name=\"late-0\" .. reason=\"revoked\"", SOON);
+    for ((stream, session), id) in &mut callers[1..] {
+        let mark = world.relay.mark();
+        greet(stream, session, id);
+        let line = world.relay.wait_for_any_after(mark, &["caller refused", "tunnel attached"], SOON);
+        assert!(line.contains("caller refused") && line.contains("revoked"), "{line}");
+    }
+    assert!(!world.agent.said_after(0, "tunnel down"));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! UDP channels: sealing into open batches, opening, maintain packets, and adopting a changed address.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -23,6 +24,41 @@ use crate::udp::{UdpRole, canonical};
 pub(crate) struct Channels {
     table: Chunks<Channel>,
     generation: u8,
+    doubts: Doubts,
+}
+
+/// What datagrams cost that nobody has proved to have sent yet. Anybody can send them, under any channel's name.
+#[derive(Default)]
+struct Doubts {
+    /// When the second began of which `made` were made.
+    since: Instant,
+    made: u32,
+    /// Resting channels whose key contexts were built for a forged datagram, the oldest first.
+    built: VecDeque<u32>,
+}
+
+/// Keys of next epochs that a thread makes in a second where only a datagram's word tells that one has begun. Two
+/// derivations each: all of them take a few milliseconds. Whoever really turns goes on sending, and gets in between.
+const DOUBTFUL_EPOCHS_MAX: u32 = 256;
+
+/// Resting channels that may keep what was built for a forged datagram, 1.5 KiB each, until their next maintain packet.
+const DOUBTFUL_CONTEXTS_MAX: usize = 256;
+
+impl Doubts {
+    /// Whether one more epoch's keys may be made.
+    fn may_make(&mut self, now: Instant) -> bool {
+        if now.since(self.since) >= Duration::from_secs(1) {
+            (self.since, self.made) = (now, 0);
+        }
+        self.made += 1;
+        self.made <= DOUBTFUL_EPOCHS_MAX
+    }
+
+    /// A resting channel built for nothing; gives the one that must give that back now.
+    fn built(&mut self, index: u32) -> Option<u32> {
+        self.built.push_back(index);
+        if self.built.len() > DOUBTFUL_CONTEXTS_MAX { self.built.pop_front() } else { None }
+    }
 }
 
 struct Channel {
@@ -345,6 +381,12 @@ impl Engine {
             self.counts.datagrams_unknown_channel += 1;
             return None;
         };
+        let doubtful = channel.keys.is_doubtful(&header);
+        if doubtful && !self.channels.doubts.may_make(now) {
+            self.counts.datagrams_epoch_limited += 1;
+            return None;
+        }
+        let warm = channel.keys.is_warm();
         let plain = match channel.keys.open(&mut packet) {
             Ok(range) => range,
             Err(DatagramError::Replayed | DatagramError::TooOld) => {
@@ -353,6 +395,12 @@ impl Engine {
             }
             Err(_) => {
                 self.counts.datagrams_forged += 1;
+                if (doubtful || !warm && channel.keys.is_warm())
+                    && channel.rests(now)
+                    && let Some(oldest) = self.channels.doubts.built(index)
+                {
+                    self.rest_channel(oldest);
+                }
                 return None;
             }
         };
@@ -536,3 +584,29 @@ impl Engine {
 
 /// There are two and more of them for each of very many tunnels.
 const _: () = assert!(size_of::<Channel>() <= 256);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Instant {
+        Instant(1 + ms * 1_000_000)
+    }
+
+    #[test]
+    fn doubtful_epochs_are_made_up_to_the_limit_in_each_second() {
+        let mut doubts = Doubts::default();
+        for start in [1000, 2000, 9000] {
+            let made = (0..3 * DOUBTFUL_EPOCHS_MAX).filter(|n| doubts.may_make(at(start + u64::from(n % 999)))).count();
+            assert_eq!(made, DOUBTFUL_EPOCHS_MAX as usize);
+        }
+    }
+
+    #[test]
+    fn contexts_built_for_nothing_are_kept_up_to_the_limit_and_the_oldest_goes_first() {
+        let mut doubts = Doubts::default();
+        let limit = DOUBTFUL_CONTEXTS_MAX as u32;
+        assert!((0..limit).all(|index| doubts.built(index).is_none()));
+        assert_eq!([doubts.built(limit), doubts.built(limit + 1)], [Some(0), Some(1)]);
+    }
+}

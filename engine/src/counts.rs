@@ -66,6 +66,8 @@ counts! {
     datagrams_dropped_channel,
     /// UDP channel datagrams whose authentication failed.
     datagrams_forged,
+    /// UDP channel datagrams dropped unlooked at: they claimed a new key epoch, and so did too many others in that second.
+    datagrams_epoch_limited,
     /// UDP channel datagrams seen before, or too old to tell.
     datagrams_replayed,
     /// UDP channel datagrams that name no channel.
@@ -86,6 +88,8 @@ counts! {
     datagrams_truncated,
     /// UDP channels whose other end's address changed, after authentication.
     channels_roamed,
+    /// Farewells that a send in flight kept from going out in time, or for which too many others waited.
+    farewells_cut,
     /// Accepts that failed.
     accept_errors,
 }

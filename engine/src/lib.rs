@@ -92,6 +92,9 @@ pub struct Engine {
     start: Clock,
     now: Instant,
     links: Table<link::LinkIo>,
+    /// Those of them that have ended but for their farewell, and whether the last turn took one away.
+    partings: usize,
+    parted: bool,
     streams: Table<stream::Stream>,
     guests: Table<guest::Guest>,
     /// Those of them that were dismissed.
@@ -141,6 +144,8 @@ impl Engine {
             start: Clock::now(),
             now: Instant(1),
             links: Table::new(What::Link),
+            partings: 0,
+            parted: false,
             streams: Table::new(What::Stream),
             guests: Table::new(What::Guest),
             guests_leaving: 0,

@@ -36,6 +36,8 @@ pub(crate) enum Phase {
     Greeting,
     /// Established.
     Live(Box<Link<Piece>>),
+    /// Ended for everybody: only its farewell is still to go out, behind the send in flight.
+    Parting,
 }
 
 pub(crate) struct LinkIo {
@@ -83,12 +85,26 @@ pub(crate) struct LinkIo {
 /// A link without payload for this long gives its key contexts' memory back.
 pub(crate) const CONTEXT_KEPT: Duration = Duration::from_secs(5);
 
+/// How long a link that ended may wait for the send in flight, so that its farewell can follow.
+const PARTING_MAX: Duration = Duration::from_secs(2);
+
+/// Links that may wait so at a time, each with what its socket does not take. Others end without a farewell.
+const PARTINGS_MAX: usize = 512;
+
+/// Bytes of control frames that such a link keeps, the farewell among them.
+const PARTING_BYTES_MAX: usize = 16 * 1024;
+
 impl LinkIo {
     pub(crate) fn live(&mut self) -> Option<&mut Link<Piece>> {
         match &mut self.phase {
             Phase::Live(link) => Some(link),
             _ => None,
         }
+    }
+
+    /// Whether it has ended for everybody but its own socket.
+    pub(crate) fn is_parting(&self) -> bool {
+        matches!(self.phase, Phase::Parting)
     }
 
     /// Whether anything waits for the socket.
@@ -107,7 +123,7 @@ impl LinkIo {
                 }
                 quiet
             }
-            Phase::Connecting | Phase::Tls(_) | Phase::Greeting => false,
+            Phase::Connecting | Phase::Tls(_) | Phase::Greeting | Phase::Parting => false,
         };
         if !quiet {
             return;
@@ -189,10 +205,48 @@ impl Engine {
         self.touch(key);
     }
 
-    /// Ends a link right after its farewell: what is queued goes out as far as the socket takes it at once.
+    /// Ends a link right after its farewell, which goes out as far as the socket takes it at once. Where a send is in
+    /// flight, the socket stays until that and the farewell behind it are sent, for at most [`PARTING_MAX`]; all else of
+    /// the link ends now.
     pub fn end_link_after_farewell(&mut self, control: &mut impl Control, key: Key, code: Code) {
+        if self.links.get(key).is_some_and(|io| io.send_op.is_some()) {
+            if self.partings < PARTINGS_MAX {
+                return self.part(control, key, code);
+            }
+            self.counts.farewells_cut += 1;
+        }
         self.flush_link(control, key);
         self.end_link(control, key, code, "", 0);
+    }
+
+    /// Links that have ended but for their farewell.
+    pub fn partings(&self) -> usize {
+        self.partings
+    }
+
+    fn part(&mut self, control: &mut impl Control, key: Key, code: Code) {
+        let Some(io) = self.links.get_mut(key) else { return };
+        let mut phase = std::mem::replace(&mut io.phase, Phase::Parting);
+        if let Phase::Live(link) = &mut phase {
+            // Payload belongs to ports that end, and so do most control frames: a little of what goes before the farewell
+            // is kept, since it is in one piece with it.
+            let control = link.control();
+            control.take(control.len().saturating_sub(PARTING_BYTES_MAX));
+            io.greeting.append(control);
+        }
+        io.closing = Some(code);
+        io.partial = None;
+        io.paused.clear();
+        io.assembling.clear();
+        if let Some(op) = io.receive_op.take() {
+            self.ring.cancel(op);
+        }
+        self.timers.set(io.timer, self.now + PARTING_MAX);
+        let (channels, counted) = (std::mem::take(&mut io.channels), std::mem::take(&mut io.counted));
+        self.partings += 1;
+        // It hears of the end of the send in flight.
+        self.touch(key);
+        self.end_remains(control, key, &phase, &channels, counted, (code, "", 0));
     }
 
     /// Ends a link now. Streams and flows on it end, bridged ports are reset.
@@ -202,15 +256,35 @@ impl Engine {
             self.ring.cancel(op);
         }
         self.timers.remove(io.timer);
-        self.queued -= io.counted;
-        self.end_channels(&io.channels);
-        self.counts_on_link_end(&io);
-        let mut ended = Vec::new();
-        if let Phase::Live(link) = &io.phase {
-            ended.extend(link.live().map(|(slot, owner)| (slot, Key::from_bits(owner))));
-        }
         // Dropping a socket with an armed receive would not close it: the other end is told.
         self.graveyard.extend(self.ring.close_connection(io.socket));
+        if io.is_parting() {
+            // Everybody was told before.
+            self.partings -= 1;
+            self.parted = true;
+            self.counts.farewells_cut += u64::from(!io.greeting.is_empty() || io.send_op.is_some());
+            return;
+        }
+        self.end_remains(control, key, &io.phase, &io.channels, io.counted, (code, text, retry_after_ms));
+    }
+
+    /// All of a link but its socket.
+    fn end_remains(
+        &mut self,
+        control: &mut impl Control,
+        key: Key,
+        phase: &Phase,
+        channels: &[u32],
+        counted: usize,
+        (code, text, retry_after_ms): (Code, &str, u32),
+    ) {
+        self.queued -= counted;
+        self.end_channels(channels);
+        let mut ended = Vec::new();
+        if let Phase::Live(link) = phase {
+            self.counts.datagrams_dropped_full += link.stats().datagrams_dropped;
+            ended.extend(link.live().map(|(slot, owner)| (slot, Key::from_bits(owner))));
+        }
         for (slot, owner) in ended {
             self.end_port_owner(control, key, slot, owner, Code::PeerGone);
         }
@@ -226,12 +300,6 @@ impl Engine {
 
     pub(crate) fn link_permits(&self, key: Key, to: SocketAddr) -> bool {
         self.links.get(key).is_some_and(|io| io.permits.as_ref().is_none_or(|permits| permits(to)))
-    }
-
-    fn counts_on_link_end(&mut self, io: &LinkIo) {
-        if let Phase::Live(link) = &io.phase {
-            self.counts.datagrams_dropped_full += link.stats().datagrams_dropped;
-        }
     }
 
     /// A port is gone (its link ended, or the other end reset it): whoever it belonged to ends too.
@@ -281,7 +349,7 @@ impl Engine {
                 }
                 Err(code) => self.end_link(control, key, code, "", 0),
             },
-            Phase::Connecting | Phase::Tls(_) | Phase::Greeting => {
+            Phase::Connecting | Phase::Tls(_) | Phase::Greeting | Phase::Parting => {
                 self.end_link(control, key, Code::HandshakeTimeout, "", 0);
             }
         }

@@ -36,6 +36,9 @@ impl Engine {
     pub(crate) fn on_link_received(&mut self, control: &mut impl Control, key: Key, result: std::io::Result<usize>) {
         let Some(io) = self.links.get_mut(key) else { return };
         io.receive_op = None;
+        if io.is_parting() {
+            return;
+        }
         match result {
             Ok(0) => self.end_link(control, key, Code::ConnectionLost, "the other end closed the connection", 0),
             Ok(length) => {
@@ -68,7 +71,7 @@ impl Engine {
             return self.on_handshake_bytes(control, key, &bytes);
         }
         loop {
-            let Some(io) = self.links.get_mut(key) else { return };
+            let Some(io) = self.links.get_mut(key).filter(|io| !io.is_parting()) else { return };
             let Some(session) = &mut io.session else { return };
             let len = match parse_header(&bytes) {
                 Ok(Some(len)) if len <= bytes.len() => len,
@@ -142,7 +145,7 @@ impl Engine {
             };
             frame.advance(HEADER_LEN);
             let now = self.now;
-            let Some(io) = self.links.get_mut(key) else { return };
+            let Some(io) = self.links.get_mut(key).filter(|io| !io.is_parting()) else { return };
             let decoded = match Frame::decode(header, &frame) {
                 Ok(decoded) => decoded,
                 Err(error) => return self.end_link(control, key, Code::ProtocolError, &error.to_string(), 0),

@@ -107,7 +107,13 @@ impl Engine {
                 let _ = socket.shutdown_both();
             }
         }
-        let timeout = self.sleep_for();
+        let parted = std::mem::take(&mut self.parted);
+        let timeout = if parted && self.partings == 0 {
+            // Whoever leaves once all farewells are out is not asked before the next turn.
+            Duration::ZERO
+        } else {
+            self.sleep_for()
+        };
         self.ring.set_busy_poll(self.busy.spell(self.counts.payload_moved(), self.now));
         self.ring.enter(Some(timeout), || control.has_work())
     }

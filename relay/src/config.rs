@@ -309,22 +309,25 @@ pub struct StateDir {
 
 /// Arguments of `token revoke`.
 #[derive(Clone, Debug, Args)]
-#[command(group = clap::ArgGroup::new("revoked").required(true).args(["jti", "mediator", "terminal"]))]
+#[command(group = clap::ArgGroup::new("revoked").required(true).args(["jti", "certificate", "mediator", "terminal"]))]
 pub struct RevokeArgs {
     /// Where.
     #[command(flatten)]
     pub at: StateDir,
-    /// The token's identifier, the token itself, or a certificate's SHA-256
+    /// The token's identifier, or the token itself
     #[arg(value_name = "JTI")]
     pub jti: Option<String>,
+    /// The certificate in this file (PEM), whatever its signature is made to look like
+    #[arg(long, value_name = "FILE")]
+    pub certificate: Option<PathBuf>,
     /// All that this mediator was issued so far
     #[arg(long, value_name = "ID")]
     pub mediator: Option<MediatorId>,
     /// All that this terminal was issued so far
     #[arg(long, value_name = "NAME", value_parser = terminal_name)]
     pub terminal: Option<String>,
-    /// Drop the entry after this time, when what it revokes has ended anyway [default: with the token that is given
-    /// whole, else never]
+    /// Drop the entry after this time, when what it revokes has ended anyway [default: with the token or certificate
+    /// that is given whole, else never]
     #[arg(long, value_name = "TIME", value_parser = time_to_live)]
     pub keep: Option<Duration>,
 }

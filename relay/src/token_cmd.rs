@@ -7,10 +7,12 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use isthmus_proto::enroll::Enrollment;
 use isthmus_proto::record::format_pin;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use crate::admin::ctl;
 use crate::config::{EnrollArgs, FingerprintArgs, KeyAction, RevokeArgs, TokenArgs};
-use crate::trust::{Entry, State, Target, TerminalScope, token_named, unix_now};
+use crate::trust::{Entry, State, Target, TerminalScope, certificate_named, token_named, unix_now};
 
 /// Prints a new token.
 ///
@@ -116,15 +118,25 @@ fn enrollment(args: &EnrollArgs) -> anyhow::Result<Enrollment> {
 }
 
 fn revocation(args: &RevokeArgs) -> anyhow::Result<Entry> {
-    let (target, end) = match (&args.jti, &args.mediator, &args.terminal) {
-        (Some(text), None, None) => token_named(text).map_err(anyhow::Error::msg)?,
-        (None, Some(id), None) => (Target::Mediator(id.clone()), None),
-        (None, None, Some(name)) => (Target::Terminal(name.clone()), None),
-        _ => bail!("give one of JTI, --mediator ID and --terminal NAME"),
+    let (target, end) = match (&args.jti, &args.certificate, &args.mediator, &args.terminal) {
+        (Some(text), None, None, None) => token_named(text).map_err(anyhow::Error::msg)?,
+        (None, Some(file), None, None) => certificate_in(file)?,
+        (None, None, Some(id), None) => (Target::Mediator(id.clone()), None),
+        (None, None, None, Some(name)) => (Target::Terminal(name.clone()), None),
+        _ => bail!("give one of JTI, --certificate FILE, --mediator ID and --terminal NAME"),
     };
     let at = now()?;
     let until = args.keep.map(|keep: Duration| at.saturating_add(keep.as_secs())).or(end);
     Ok(Entry { target, at, until })
+}
+
+fn certificate_in(file: &Path) -> anyhow::Result<(Target, Option<u64>)> {
+    let shown = file.display();
+    let certificate = CertificateDer::from_pem_file(file)
+        .with_context(|| format!("cannot read the certificate {shown}; give a PEM file"))?;
+    let (target, end) = certificate_named(&certificate)
+        .with_context(|| format!("{shown} is not an X.509 certificate; give the one that is to be revoked"))?;
+    Ok((target, Some(end)))
 }
 
 /// A relay that runs on this state takes the change at once; one that does not, at its start.
@@ -198,6 +210,30 @@ mod tests {
         assert_eq!(read.pin, State::open(&state).unwrap().fingerprint().to_string());
         let grant = trust(&state).grant(&read.token, unix_now()).unwrap();
         assert_eq!(grant.name, "cpe-1");
+    }
+
+    #[test]
+    fn certificate_is_revoked_by_its_file_until_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, file) = (dir.path().join("state"), dir.path().join("cpe-1.pem"));
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.not_after = rcgen::date_time_ymd(2040, 1, 1);
+        std::fs::write(&file, params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()).unwrap();
+        let line = |file: &Path| {
+            format!("isthmus-relay token revoke --state {} --certificate {}", state.display(), file.display())
+        };
+        let revoke = |line: String| {
+            let Ok(Invocation::Keys(action)) = parse(line.split_whitespace()) else { panic!("{line}") };
+            keys(&action)
+        };
+        revoke(line(&file)).unwrap();
+        let list = State::open(&state).unwrap();
+        let [Entry { target: Target::Jti(id), until: Some(2_208_988_800), .. }] = list.revoked().entries() else {
+            panic!("{:?}", list.revoked())
+        };
+        assert_eq!(id.len(), 64);
+        let error = revoke(line(&dir.path().join("none.pem"))).unwrap_err().to_string();
+        assert!(error.contains("none.pem") && error.contains("PEM"), "{error}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use super::datagram::{DatagramError, DatagramHeader, End, EpochKeys};
 use crate::id::ChannelId;
+use crate::rare::{Empty, Rare};
 
 /// The secret that all UDP channels of a link share.
 pub type UdpSecret = Arc<Zeroizing<[u8; 32]>>;
@@ -18,9 +19,21 @@ pub struct ChannelKeys {
     channel: ChannelId,
     end: End,
     current: EpochKeys,
-    /// Of the epoch before, for what was still on its way.
-    former: Option<Box<EpochKeys>>,
+    aside: Rare<Aside>,
     newest: bool,
+}
+
+/// Keys of the epochs beside the present one.
+#[derive(Default)]
+struct Aside {
+    /// Of the one before, for what was still on its way.
+    former: Option<EpochKeys>,
+    /// Of the next one, since somebody claims that it has begun: made once, however many claim it.
+    next: Option<EpochKeys>,
+}
+
+impl Empty for Aside {
+    const EMPTY: &'static Self = &Self { former: None, next: None };
 }
 
 impl ChannelKeys {
@@ -38,7 +51,7 @@ impl ChannelKeys {
     /// [`DatagramError::Crypto`].
     pub fn derive_shared(secret: &UdpSecret, channel: ChannelId, epoch: u32, end: End) -> Result<Self, DatagramError> {
         let current = EpochKeys::derive(secret, channel, epoch, end)?;
-        Ok(Self { secret: secret.clone(), channel, end, current, former: None, newest: false })
+        Ok(Self { secret: secret.clone(), channel, end, current, aside: Rare::default(), newest: false })
     }
 
     /// The key epoch.
@@ -60,7 +73,7 @@ impl ChannelKeys {
         out: &mut [u8],
     ) -> Result<usize, DatagramError> {
         if self.current.epoch_due() {
-            let next = self.next()?;
+            let next = self.take_next()?;
             self.turn(next);
         }
         self.current.seal_into(header, payload, trailer, out)
@@ -75,21 +88,43 @@ impl ChannelKeys {
         self.newest = false;
         let header = DatagramHeader::parse(packet)?;
         if header.epoch != self.current.wire_epoch() {
-            if let Some(former) = &mut self.former
-                && header.epoch == former.wire_epoch()
+            if self.aside.former.as_ref().is_some_and(|former| former.wire_epoch() == header.epoch)
+                && let Some(former) = &mut self.aside.former
             {
                 return former.open(packet);
             }
-            let mut next = self.next()?;
-            let range = next.open(packet)?;
-            self.turn(next);
-            self.newest = true;
-            return Ok(range);
+            if header.epoch != self.next_wire_epoch() {
+                return Err(DatagramError::WrongEpoch);
+            }
+            let mut next = self.take_next()?;
+            let opened = next.open(packet);
+            match opened {
+                Ok(_) => {
+                    self.turn(next);
+                    self.newest = true;
+                }
+                Err(_) => self.aside.next = Some(next),
+            }
+            return opened;
         }
         let above = self.current.above();
         let range = self.current.open(packet)?;
         self.newest = header.packet >= above;
         Ok(range)
+    }
+
+    /// Whether opening a datagram of this head would make the next epoch's keys, which costs more than all else that a
+    /// datagram does, on its word alone: the other end turns when it has sealed [`EpochKeys::EPOCH_AFTER`] datagrams, and
+    /// not half as many have come.
+    pub fn is_doubtful(&self, header: &DatagramHeader) -> bool {
+        header.epoch == self.next_wire_epoch()
+            && self.aside.next.is_none()
+            && self.current.above() < EpochKeys::EPOCH_AFTER / 2
+    }
+
+    /// Whether opening makes no key context anew.
+    pub fn is_warm(&self) -> bool {
+        self.current.is_warm()
     }
 
     /// Whether the datagram opened last is newer than all before it: only such a one may change where
@@ -101,10 +136,19 @@ impl ChannelKeys {
     /// Frees what can be built again, for a channel that fell idle.
     pub fn release_context(&mut self) {
         self.current.release_context();
-        self.former = None;
+        self.aside.clear();
     }
 
-    fn next(&self) -> Result<EpochKeys, DatagramError> {
+    fn next_wire_epoch(&self) -> u8 {
+        self.current.wire_epoch().wrapping_add(1) & 0xf
+    }
+
+    fn take_next(&mut self) -> Result<EpochKeys, DatagramError> {
+        if self.aside.next.is_some()
+            && let Some(next) = self.aside.next.take()
+        {
+            return Ok(next);
+        }
         // Epochs never come back: the same key with the same packet numbers would be the end of AES-GCM.
         let epoch = self.current.epoch().checked_add(1).ok_or(DatagramError::Exhausted)?;
         EpochKeys::derive(&self.secret, self.channel, epoch, self.end)
@@ -112,7 +156,7 @@ impl ChannelKeys {
 
     fn turn(&mut self, next: EpochKeys) {
         let former = std::mem::replace(&mut self.current, next);
-        self.former = Some(Box::new(former));
+        *self.aside = Aside { former: Some(former), next: None };
     }
 
     #[cfg(test)]
@@ -171,6 +215,49 @@ mod tests {
         assert_eq!(to.open(&mut packet), Err(DatagramError::WrongEpoch));
         assert_eq!(to.epoch(), 0);
         assert!(to.open(&mut sealed(&mut from)).is_ok());
+    }
+
+    /// A datagram that claims to be of another epoch.
+    fn forged(from: &mut ChannelKeys, epoch: u8) -> Vec<u8> {
+        let mut packet = sealed(from);
+        packet[1] = packet[1] & 0xf0 | epoch;
+        packet
+    }
+
+    #[test]
+    fn next_epochs_keys_are_made_once_however_many_claim_that_it_has_begun() {
+        let (mut from, mut to) = (keys(15, End::Caller), keys(15, End::Relay));
+        let (packet, other) = (forged(&mut from, 0), forged(&mut from, 1));
+        assert!(!to.is_doubtful(&DatagramHeader::parse(&other).unwrap()));
+        assert_eq!(to.open(&mut other.clone()), Err(DatagramError::WrongEpoch));
+        // No other epoch's keys are made at all.
+        assert!(to.aside.next.is_none());
+        assert!(to.is_doubtful(&DatagramHeader::parse(&packet).unwrap()));
+        assert_eq!(to.open(&mut packet.clone()), Err(DatagramError::Forged));
+        to.aside.next.as_mut().unwrap().set_sealed(7);
+        assert!(!to.is_doubtful(&DatagramHeader::parse(&packet).unwrap()));
+        assert_eq!(to.open(&mut packet.clone()), Err(DatagramError::Forged));
+        // The same ones: they still have what was set.
+        assert_eq!(to.aside.next.as_ref().unwrap().sealed(), 7);
+        // They are the ones that the epoch then begins with, and a channel that rests gives them back.
+        from.current_mut().set_sealed(EpochKeys::EPOCH_AFTER);
+        to.open(&mut sealed(&mut from)).unwrap();
+        assert_eq!(to.current.sealed(), 7);
+        assert_eq!((to.epoch(), to.aside.next.is_none()), (16, true));
+        assert_eq!(to.open(&mut forged(&mut from, 1)), Err(DatagramError::Forged));
+        to.release_context();
+        assert!(to.aside.next.is_none());
+    }
+
+    #[test]
+    fn next_epoch_is_no_longer_doubted_once_half_of_this_one_has_come() {
+        let (mut from, mut to) = (keys(0, End::Caller), keys(0, End::Relay));
+        for (count, doubtful) in [(EpochKeys::EPOCH_AFTER / 2 - 2, true), (EpochKeys::EPOCH_AFTER / 2 - 1, false)] {
+            from.current_mut().set_sealed(count);
+            to.open(&mut sealed(&mut from)).unwrap();
+            let packet = forged(&mut from, 1);
+            assert_eq!(to.is_doubtful(&DatagramHeader::parse(&packet).unwrap()), doubtful, "{count}");
+        }
     }
 
     #[test]

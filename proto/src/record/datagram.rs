@@ -219,6 +219,11 @@ impl EpochKeys {
     }
 
     #[cfg(test)]
+    pub(super) fn sealed(&self) -> u64 {
+        self.next
+    }
+
+    #[cfg(test)]
     pub(super) fn set_sealed(&mut self, count: u64) {
         self.next = count;
     }
@@ -229,6 +234,11 @@ impl EpochKeys {
         self.sealing.release();
         self.opening.release();
         self.window.rest();
+    }
+
+    /// Whether the key context for opening is built.
+    pub(super) fn is_warm(&self) -> bool {
+        self.opening.has_context()
     }
 
     /// One more than the largest packet number opened; 0 before any.

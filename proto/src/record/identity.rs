@@ -11,10 +11,14 @@
 //! The common name is not looked at: it has no type, so that a certificate made for something else could be taken for
 //! a mediator's (RFC 9525 section 2).
 
+use aws_lc_rs::digest::{SHA256, digest};
 use rustls::pki_types::CertificateDer;
 use webpki::EndEntityCert;
 
 use crate::id::MediatorId;
+
+/// What our URIs begin with.
+const SCHEME: &str = "isthmus:";
 
 /// Longest name of a terminal in bytes.
 const NAME_LEN_MAX: usize = 64;
@@ -51,6 +55,12 @@ pub enum BadIdentity {
     /// It cannot be read.
     #[error("the certificate cannot be read; give an X.509 version 3 certificate")]
     Unreadable,
+    /// Its names are damaged: what cannot be read could be a limit.
+    #[error(
+        "the certificate's subjectAltName is damaged; have it issued again, with each URI in plain text and isthmus: in \
+         small letters"
+    )]
+    Damaged,
     /// It names nobody.
     #[error(
         "the certificate names no mediator and no terminal; put a subjectAltName URI isthmus:mediator:ID or \
@@ -74,11 +84,13 @@ impl Certified {
     /// [`BadIdentity`].
     pub fn read(der: &[u8]) -> Result<Self, BadIdentity> {
         let certificate = CertificateDer::from(der);
-        let parsed = EndEntityCert::try_from(&certificate).map_err(|_| BadIdentity::Unreadable)?;
-        let (issued, expires) = validity(der).ok_or(BadIdentity::Unreadable)?;
+        EndEntityCert::try_from(&certificate).map_err(|_| BadIdentity::Unreadable)?;
+        let body = Body::read(der).ok_or(BadIdentity::Unreadable)?;
         let mut found = Found::default();
-        for text in parsed.valid_uri_names().filter_map(|uri| uri.strip_prefix("isthmus:")) {
-            found.take(text)?;
+        for uri in body.uris()? {
+            if let Some(text) = ours(uri)? {
+                found.take(text)?;
+            }
         }
         let holder = match (found.mediator, found.terminal) {
             (Some(id), None) => Holder::Mediator(id.parse().map_err(|_| BadIdentity::BadName)?),
@@ -93,9 +105,29 @@ impl Certified {
             mediators: text(found.mediators),
             allow: text(found.allow),
             to: text(found.to),
-            issued,
-            expires,
+            issued: body.issued,
+            expires: body.expires,
         })
+    }
+}
+
+/// By what a certificate is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The SHA-256 of what its authority signed (the TBSCertificate), without the signature: of an ECDSA one there are
+    /// two that are good, the second made from the first by anybody.
+    pub signed: [u8; 32],
+    /// End of its validity, in seconds since 1970.
+    pub expires: u64,
+}
+
+impl Known {
+    /// Of a certificate's DER; `None` for what is none.
+    pub fn read(der: &[u8]) -> Option<Self> {
+        let body = Body::read(der)?;
+        let mut signed = [0; 32];
+        signed.copy_from_slice(digest(&SHA256, body.signed).as_ref());
+        Some(Self { signed, expires: body.expires })
     }
 }
 
@@ -125,30 +157,111 @@ impl<'a> Found<'a> {
     }
 }
 
+/// What stands behind `isthmus:` in a URI; `None` for a URI of somebody else.
+///
+/// What could be one of ours if it were not damaged is no other's: passed over, a limit would be lost.
+fn ours(uri: &[u8]) -> Result<Option<&str>, BadIdentity> {
+    let uri = std::str::from_utf8(uri).map_err(|_| BadIdentity::Damaged)?;
+    if uri.contains(char::is_control) {
+        return Err(BadIdentity::Damaged);
+    }
+    if let Some(text) = uri.strip_prefix(SCHEME) {
+        return Ok(Some(text));
+    }
+    // A scheme's letters may be of either case (RFC 3986 section 3.1).
+    let start = uri.trim_start().get(..SCHEME.len());
+    if start.is_some_and(|start| start.eq_ignore_ascii_case(SCHEME)) { Err(BadIdentity::Damaged) } else { Ok(None) }
+}
+
 fn is_terminal_name(name: &str) -> bool {
     (1..=NAME_LEN_MAX).contains(&name.len()) && !name.contains(char::is_control)
 }
 
-/// The validity of a certificate (RFC 5280 section 4.1): both ends, in seconds since 1970.
-fn validity(der: &[u8]) -> Option<(u64, u64)> {
-    let mut certificate = Der(Der(der).expect(SEQUENCE)?);
-    let mut body = Der(certificate.expect(SEQUENCE)?);
-    let first = body.next()?;
-    if first.0 == VERSION {
-        body.expect(INTEGER)?;
+/// The parts of a certificate that count here (RFC 5280 section 4.1).
+struct Body<'a> {
+    /// What its authority signed, tag and length included.
+    signed: &'a [u8],
+    /// Both ends of its validity, in seconds since 1970.
+    issued: u64,
+    expires: u64,
+    /// Its extensions in a row.
+    extensions: Der<'a>,
+}
+
+impl<'a> Body<'a> {
+    fn read(der: &'a [u8]) -> Option<Self> {
+        let whole = Der(der).expect(SEQUENCE)?;
+        let mut certificate = Der(whole);
+        let mut body = Der(certificate.expect(SEQUENCE)?);
+        let signed = &whole[..whole.len() - certificate.0.len()];
+        let first = body.next()?;
+        if first.0 == VERSION {
+            body.expect(INTEGER)?;
+        }
+        // Signature algorithm, issuer.
+        body.expect(SEQUENCE)?;
+        body.expect(SEQUENCE)?;
+        let mut validity = Der(body.expect(SEQUENCE)?);
+        let (issued, expires) = (time(validity.next()?)?, time(validity.next()?)?);
+        // Subject, its key.
+        body.expect(SEQUENCE)?;
+        body.expect(SEQUENCE)?;
+        let mut extensions = Der(&[]);
+        while !body.0.is_empty() {
+            // Unique identifiers may stand before them.
+            if let (EXTENSIONS, content) = body.next()? {
+                extensions = Der(Der(content).expect(SEQUENCE)?);
+            }
+        }
+        Some(Self { signed, issued, expires, extensions })
     }
-    // Signature algorithm, issuer.
-    body.expect(SEQUENCE)?;
-    body.expect(SEQUENCE)?;
-    let mut validity = Der(body.expect(SEQUENCE)?);
-    Some((time(validity.next()?)?, time(validity.next()?)?))
+
+    /// The URIs of its subjectAltName, as they are.
+    fn uris(&self) -> Result<Vec<&'a [u8]>, BadIdentity> {
+        let mut extensions = Der(self.extensions.0);
+        let mut names: Option<&[u8]> = None;
+        while !extensions.0.is_empty() {
+            let mut extension = Der(extensions.expect(SEQUENCE).ok_or(BadIdentity::Damaged)?);
+            if extension.expect(OBJECT_ID).ok_or(BadIdentity::Damaged)? != SUBJECT_ALT_NAME {
+                continue;
+            }
+            let value = match extension.next() {
+                Some((BOOLEAN, _)) => extension.expect(OCTETS),
+                Some((OCTETS, value)) => Some(value),
+                _ => None,
+            };
+            let value = value.and_then(|value| Der(value).only(SEQUENCE)).ok_or(BadIdentity::Damaged)?;
+            if names.replace(value).is_some() {
+                return Err(BadIdentity::Damaged);
+            }
+        }
+        let mut names = Der(names.unwrap_or_default());
+        let mut uris = Vec::new();
+        while !names.0.is_empty() {
+            match names.next().ok_or(BadIdentity::Damaged)? {
+                (GENERAL_NAME_URI, uri) => uris.push(uri),
+                (tag, _) if GENERAL_NAMES.contains(&tag) => {}
+                _ => return Err(BadIdentity::Damaged),
+            }
+        }
+        Ok(uris)
+    }
 }
 
 const SEQUENCE: u8 = 0x30;
+const BOOLEAN: u8 = 0x01;
 const INTEGER: u8 = 0x02;
+const OCTETS: u8 = 0x04;
+const OBJECT_ID: u8 = 0x06;
 const VERSION: u8 = 0xa0;
+const EXTENSIONS: u8 = 0xa3;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
+/// 2.5.29.17.
+const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
+const GENERAL_NAME_URI: u8 = 0x86;
+/// The other kinds of names, primitive or constructed (RFC 5280 section 4.2.1.6).
+const GENERAL_NAMES: [u8; 8] = [0xa0, 0x81, 0x82, 0xa3, 0xa4, 0xa5, 0x87, 0x88];
 
 /// DER values in a row (X.690): tag, length, content.
 struct Der<'a>(&'a [u8]);
@@ -170,6 +283,11 @@ impl<'a> Der<'a> {
 
     fn expect(&mut self, wanted: u8) -> Option<&'a [u8]> {
         self.next().filter(|(tag, _)| *tag == wanted).map(|(_, content)| content)
+    }
+
+    /// The only value, of this tag.
+    fn only(mut self, wanted: u8) -> Option<&'a [u8]> {
+        self.expect(wanted).filter(|_| self.0.is_empty())
     }
 }
 
@@ -251,7 +369,43 @@ mod tests {
         let whole = certificate(&["isthmus:mediator:a"], 2048);
         for length in 0..whole.len() {
             assert_eq!(Certified::read(&whole[..length]), Err(BadIdentity::Unreadable), "{length}");
-            assert!(length > 120 || validity(&whole[..length]).is_none());
+            assert!(Body::read(&whole[..length]).is_none());
+        }
+    }
+
+    /// A certificate whose second URI was `isthmus:to:10.0.0.0/8`, with these bytes in its place.
+    fn damaged(uri: &[u8; 21]) -> Result<Certified, BadIdentity> {
+        let mut der = certificate(&["isthmus:terminal:desk", "isthmus:to:10.0.0.0/8", "isthmus:mediators:*"], 2048);
+        let at = der.windows(21).position(|bytes| bytes == b"isthmus:to:10.0.0.0/8").unwrap();
+        der[at..at + 21].copy_from_slice(uri);
+        Certified::read(&der)
+    }
+
+    #[test]
+    fn damaged_names_are_refused_rather_than_passed_over() {
+        assert_eq!(damaged(b"isthmus:to:10.0.0.0/9").unwrap().to.as_deref(), Some("10.0.0.0/9"));
+        // Somebody else's.
+        assert_eq!(damaged(b"https://other.test/10").unwrap().to, None);
+        for uri in [
+            b"isthmus:to:10.0.0.0/\xff",
+            b"\xffsthmus:to:10.0.0.0/8",
+            b"isthmus:to:10.0.0\0\0/8",
+            b"Isthmus:to:10.0.0.0/8",
+            b" isthmus:to:10.0.0.0/",
+        ] {
+            assert_eq!(damaged(uri), Err(BadIdentity::Damaged), "{}", String::from_utf8_lossy(uri));
+        }
+    }
+
+    #[test]
+    fn damaged_list_of_names_is_refused_though_those_before_the_damage_are_whole() {
+        let whole = certificate(&["isthmus:mediator:a", "isthmus:to:10.0.0.0/8"], 2048);
+        let at = whole.windows(11).position(|bytes| bytes == b"isthmus:to:").unwrap() - 2;
+        // No kind of name, a name of no end, and one that goes beyond the list.
+        for (offset, byte) in [(0, 0x99), (1, 0xff), (1, 0x7f)] {
+            let mut der = whole.clone();
+            der[at + offset] = byte;
+            assert_eq!(Certified::read(&der), Err(BadIdentity::Damaged), "{offset} {byte:#x}");
         }
     }
 

@@ -107,7 +107,6 @@ impl TrafficKey {
         self.key.suite()
     }
 
-    #[cfg(test)]
     pub(super) fn has_context(&self) -> bool {
         self.context.is_some()
     }

@@ -35,7 +35,7 @@ pub use config::{
 };
 pub use datagram::{DATAGRAM_HEADER, DATAGRAM_OVERHEAD, DatagramError, DatagramHeader, End};
 pub use handshake::{ClientHandshake, Established, HandshakeError, ServerHandshake, Step};
-pub use identity::{BadIdentity, Certified, Holder};
+pub use identity::{BadIdentity, Certified, Holder, Known};
 pub use session::{Opened, Session};
 pub use verify::{BadPin, fingerprint, format_pin, parse_pin};
 

@@ -83,6 +83,12 @@ impl ControlBuf {
         self.len() == 0
     }
 
+    /// Puts what waits in `other` behind what waits here.
+    pub fn append(&mut self, other: &mut Self) {
+        self.bytes.extend_from_slice(other.take(usize::MAX));
+        other.reclaim();
+    }
+
     /// Takes whole frames off the front, as many as fit `room` bytes.
     pub fn take(&mut self, room: usize) -> &[u8] {
         let start = self.taken;

@@ -106,6 +106,7 @@ counters! {
     DatagramsFromMediators = "datagrams_from_mediators", Total, "Datagrams from mediators";
     DatagramsOversizeTcp = "datagrams_oversize_tcp", Total, "Datagrams that went over TCP since they did not fit a UDP channel";
     DatagramsForged = "datagrams_dropped_forged", Total, "Channel datagrams dropped: authentication failed";
+    DatagramsEpochLimited = "datagrams_dropped_epoch_limit", Total, "Channel datagrams dropped: too many claimed a new key epoch in one second";
     DatagramsReplayed = "datagrams_dropped_replayed", Total, "Channel datagrams dropped: seen before or too old";
     DatagramsUnknownChannel = "datagrams_dropped_unknown_channel", Total, "Channel datagrams dropped: no such channel";
     DatagramsUnknownFlow = "datagrams_dropped_unknown_flow", Total, "Datagrams from mediators dropped: the visitor's flow has ended";
@@ -116,6 +117,7 @@ counters! {
     FlowsTotal = "flows_total", Total, "UDP flows of visitors";
     ChannelsLive = "channels_live", Gauge, "UDP channels now";
     Roamed = "roamed", Total, "UDP channels whose peer address changed";
+    FarewellsCut = "farewells_cut", Total, "Links that ended without telling the other end why: it did not read on, or too many did not";
     KeyUpdates = "key_updates", Total, "TLS key updates, both ways";
 
     ChecksAsked = "checks_asked", Total, "Tunnels asked by 'check tunnels'";

@@ -32,7 +32,7 @@ set log FILTER                                             log level or filter, 
 check tunnels                                              an operation through each; 'show stat' counts the answers
 show trust [json]                                          token keys, issuers, authorities, revocations
 reload trust                                               read them again; sessions that they do not cover end
-revoke token JTI                                           end what that token (or certificate's SHA-256) let in
+revoke token JTI                                           end what that token let in
 revoke mediator ID                                         end what that mediator was issued so far
 revoke terminal NAME                                       end what that terminal was issued so far
 kill tunnel ID                                             end a mediator's tunnel; it may connect again

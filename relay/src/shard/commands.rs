@@ -94,6 +94,6 @@ impl Shard {
 fn session_of(party: &Party) -> u64 {
     match party {
         Party::Tunnel(tunnel) => tunnel.session,
-        Party::HalfOpen | Party::Leaving | Party::Terminal(_) => 0,
+        Party::HalfOpen(_) | Party::Leaving | Party::Terminal(_) => 0,
     }
 }

@@ -34,7 +34,7 @@ use isthmus_proto::{Code, MediatorId};
 use crate::admin::{Counter, Counters};
 use crate::names::Names;
 use crate::run::{ShardSeat, Shared};
-use crate::trust::Trust;
+use crate::trust::{Judges, Trust};
 use handover::{Message, Peer};
 use newcomer::Newcomer;
 use publish::Published;
@@ -73,12 +73,14 @@ struct Shard {
     sessions: u64,
     half_open: u32,
     stopping: bool,
+    /// Farewells are still on their way.
+    parting: bool,
 }
 
 /// Who is at the other end of a link.
 enum Party {
-    /// Not known yet.
-    HalfOpen,
+    /// Not known yet; a certificate that it shows in the handshake is held against these.
+    HalfOpen(Judges),
     /// Told to go: only the farewell is still on its way.
     Leaving,
     Tunnel(Box<Tunnel>),
@@ -182,12 +184,13 @@ impl Control for Shard {
             self.on_command(engine, command);
         }
         self.go_on_checking(engine);
+        self.parting = engine.partings() > 0;
         self.publish_counters(engine);
     }
 
     fn has_work(&self) -> bool {
         // The last one out does not sleep on it.
-        let leaving = self.stopping && self.links.is_empty();
+        let leaving = self.stopping && self.links.is_empty() && !self.parting;
         leaving || self.checks.has_work() || !self.mail.is_empty() || !self.seat.commands.is_empty()
     }
 }
@@ -205,7 +208,7 @@ impl Shard {
         }
         match self.links.remove(&link) {
             None => {}
-            Some(Party::HalfOpen) => self.on_half_open_ended(code, text),
+            Some(Party::HalfOpen(_)) => self.on_half_open_ended(code, text),
             Some(Party::Leaving) => {}
             Some(Party::Tunnel(tunnel)) => self.on_tunnel_ended(engine, link, &tunnel, code, text),
             Some(Party::Terminal(terminal)) => self.on_terminal_ended(link, &terminal, code, text),
@@ -219,6 +222,7 @@ impl Shard {
         for (counter, value) in [
             (Counter::DatagramsOversizeTcp, counts.datagrams_oversize),
             (Counter::DatagramsForged, counts.datagrams_forged),
+            (Counter::DatagramsEpochLimited, counts.datagrams_epoch_limited),
             (Counter::DatagramsReplayed, counts.datagrams_replayed),
             (Counter::DatagramsUnknownChannel, counts.datagrams_unknown_channel),
             (Counter::DatagramsUnknownFlow, counts.datagrams_unknown_port),
@@ -236,6 +240,7 @@ impl Shard {
             (Counter::KeyUpdates, counts.key_updates),
             (Counter::BufferExhausted, counts.buffers_exhausted),
             (Counter::RecordsCopied, counts.payloads_copied),
+            (Counter::FarewellsCut, counts.farewells_cut),
             (Counter::AcceptErrors, counts.accept_errors),
             (Counter::Loops, counts.turns),
             (Counter::RingEnters, counts.turns),

@@ -15,7 +15,7 @@ use super::handover::Message;
 use super::tunnel::Caller;
 use super::{Party, Shard};
 use crate::admin::Counter;
-use crate::trust::{Grant, unix_now};
+use crate::trust::{Grant, Shown, unix_now};
 
 impl Shard {
     /// A connection to the service port.
@@ -29,7 +29,7 @@ impl Shard {
         }
         let link = engine.accept_link(socket, peer, self.trust.tls.clone());
         self.half_open += 1;
-        self.links.insert(link, Party::HalfOpen);
+        self.links.insert(link, Party::HalfOpen(self.trust.judges()));
     }
 
     /// A handshake that came to nothing.
@@ -55,11 +55,10 @@ impl Shard {
 
     /// A caller's first frame: who is it, may it come in, and to which shard does it belong?
     pub(super) fn on_greeting(&mut self, engine: &mut Engine, link: Key, frame: Frame<'_>) {
-        if !matches!(self.links.get(&link), Some(Party::HalfOpen)) {
-            return;
-        }
+        let Some(&Party::HalfOpen(judges)) = self.links.get(&link) else { return };
         let certificate = engine.take_caller_certificate(link);
-        let (hello, grant) = match self.check_hello(frame, certificate.as_deref()) {
+        let shown = certificate.as_deref().map(|der| Shown { der, judges });
+        let (hello, grant) = match self.check_hello(frame, shown) {
             Ok(pair) => pair,
             Err((code, text)) => return self.refuse(engine, link, code, &text),
         };
@@ -84,7 +83,7 @@ impl Shard {
         }
     }
 
-    fn check_hello(&self, frame: Frame<'_>, certificate: Option<&[u8]>) -> Result<(Hello, Grant), (Code, String)> {
+    fn check_hello(&self, frame: Frame<'_>, certificate: Option<Shown<'_>>) -> Result<(Hello, Grant), (Code, String)> {
         let Frame::Hello { version, json } = frame else {
             return Err((Code::BadHello, "the first frame must be a hello".into()));
         };
@@ -103,7 +102,7 @@ impl Shard {
         let peer = engine.link_peer(link);
         tracing::info!(peer = peer.map(tracing::field::display), reason = code.word(), text, "caller refused");
         self.count_refusal(code);
-        if let Some(Party::HalfOpen) = self.links.insert(link, Party::Leaving) {
+        if let Some(Party::HalfOpen(_)) = self.links.insert(link, Party::Leaving) {
             self.half_open = self.half_open.saturating_sub(1);
         }
         engine.farewell(link, code, 0, text);
@@ -111,7 +110,7 @@ impl Shard {
 
     /// Lets a caller in, on its owner's shard.
     pub(super) fn admit(&mut self, engine: &mut Engine, link: Key, hello: Hello, grant: Grant) {
-        if let Some(Party::HalfOpen) = self.links.insert(link, Party::Leaving) {
+        if let Some(Party::HalfOpen(_)) = self.links.insert(link, Party::Leaving) {
             self.half_open = self.half_open.saturating_sub(1);
         }
         if self.stopping {

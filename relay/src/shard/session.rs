@@ -127,7 +127,7 @@ impl Shard {
                 terminal.grant = grant.clone();
                 engine.set_link_filter(link, Rc::new(move |to| grant.permits_destination(to)));
             }
-            Some(Party::HalfOpen | Party::Leaving) | None => return,
+            Some(Party::HalfOpen(_) | Party::Leaving) | None => return,
         }
         self.watch_expiry(engine, link, &proof);
     }
@@ -138,7 +138,7 @@ impl Shard {
         let (holder, name, _) = proof_of(party).ok_or(Code::TokenMismatch)?;
         let attached = match party {
             Party::Terminal(terminal) => terminal.mediator.as_ref().is_none_or(|id| grant.mediators.matches(id)),
-            Party::Tunnel(_) | Party::HalfOpen | Party::Leaving => true,
+            Party::Tunnel(_) | Party::HalfOpen(_) | Party::Leaving => true,
         };
         if holder == grant.holder && name == grant.name && attached { Ok(grant) } else { Err(Code::TokenMismatch) }
     }
@@ -149,6 +149,6 @@ fn proof_of(party: &Party) -> Option<(Holder, &str, &Credential)> {
     match party {
         Party::Tunnel(tunnel) => Some((Holder::Mediator, tunnel.id.as_str(), &tunnel.proof)),
         Party::Terminal(terminal) => Some((Holder::Terminal, &terminal.grant.name, &terminal.grant.credential)),
-        Party::HalfOpen | Party::Leaving => None,
+        Party::HalfOpen(_) | Party::Leaving => None,
     }
 }

@@ -143,6 +143,7 @@ fn run_shard(
         sessions: 0,
         half_open: 0,
         stopping: false,
+        parting: false,
     };
     for (port, socket) in proxies {
         shard.add_proxy(&mut engine, port, socket);
@@ -150,7 +151,7 @@ fn run_shard(
     shard.publish(&mut engine, published).map_err(anyhow::Error::msg)?;
     let exposes: Vec<_> = shard.exposes_of_config(shards);
     shard.expose(&mut engine, exposes).map_err(anyhow::Error::msg)?;
-    while !(shard.stopping && shard.links.is_empty()) {
+    while !(shard.stopping && shard.links.is_empty() && engine.partings() == 0) {
         engine.turn(&mut shard).context("the ring failed")?;
     }
     shard.publish_counters(&engine);

@@ -63,8 +63,11 @@ impl Grant {
 /// The proof that a session came in with, as little of it as tells whether it still holds: every tunnel keeps one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Credential {
-    /// [`digest64`] of the token's `jti`, or of the certificate's fingerprint in hexadecimal digits.
+    /// [`digest64`] of the token's `jti`, or of the SHA-256 of what a certificate's authority signed, in hexadecimal
+    /// digits.
     pub id: u64,
+    /// The same of a whole certificate's SHA-256, by which revocation lists of earlier versions name it; of a token, `id`.
+    pub print: u64,
     /// Which key it was verified with.
     pub key: u64,
     /// When it was issued, in seconds since 1970; zero if it does not say.
@@ -75,7 +78,7 @@ pub struct Credential {
 
 impl Credential {
     /// Of those who come where nobody is asked for a proof: it neither ends nor can be revoked.
-    pub const NOBODYS: Self = Self { id: 0, key: 0, issued: 0, expires: u64::MAX };
+    pub const NOBODYS: Self = Self { id: 0, print: 0, key: 0, issued: 0, expires: u64::MAX };
 }
 
 /// The first 64 bits of a text's SHA-256. Whoever could make two texts collide would only get his own token refused.

@@ -1,7 +1,7 @@
 //! What was issued and shall not be good any more: the file `revoked` of the state directory, a JSON object a line.
 //!
 //! ```text
-//! {"jti":"9f…","at":1800000000,"until":1900000000}     one token, or one certificate by its SHA-256
+//! {"jti":"9f…","at":1800000000,"until":1900000000}     one token, or certificate by the SHA-256 of what is signed
 //! {"mediator":"cpe-1","at":1800000000}                 all that was issued to that mediator until then
 //! {"terminal":"desk","at":1800000000}                  all that was issued to that terminal until then
 //! ```
@@ -12,9 +12,11 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use isthmus_proto::MediatorId;
+use isthmus_proto::record::{Known, parse_pin};
 use serde::{Deserialize, Serialize};
 
 use super::grant::{Credential, Holder, digest64};
+use super::hex;
 use super::token::signed_part;
 
 /// Most entries: 16 MiB of file, and about as much memory.
@@ -27,7 +29,9 @@ const ID_LEN_MAX: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {
-    /// The token of this identifier, or the certificate of this SHA-256 (64 lower-case hexadecimal digits).
+    /// The token of this identifier, or the certificate of which this is the SHA-256 of what its authority signed (64
+    /// lower-case hexadecimal digits). A whole certificate's SHA-256 counts too, but its holder can make another one of
+    /// that by the signature alone.
     Jti(String),
     /// What a mediator was issued so far.
     Mediator(MediatorId),
@@ -145,13 +149,15 @@ impl Revoked {
         }
     }
 
-    /// Whether this holder's proof is revoked.
-    pub fn covers(&self, holder: Holder, name: &str, credential: &Credential) -> bool {
+    /// Whether this holder's proof is revoked. What was issued by a clock that may be `ahead_s` seconds before ours could
+    /// bear a later time than a revocation that came after it.
+    pub fn covers(&self, holder: Holder, name: &str, credential: &Credential, ahead_s: u64) -> bool {
         if self.entries.is_empty() {
             return false;
         }
         self.ids.contains(&credential.id)
-            || self.holders.get(&(holder, name.to_owned())).is_some_and(|&at| credential.issued <= at)
+            || self.ids.contains(&credential.print)
+            || self.holders.get(&(holder, name.to_owned())).is_some_and(|&at| credential.issued <= at.saturating_add(ahead_s))
     }
 
     /// All entries.
@@ -177,12 +183,20 @@ pub fn token_named(text: &str) -> Result<(Target, Option<u64>), String> {
         return Ok((Target::Jti(claims.jti.unwrap_or_else(|| signed_part(text).to_owned())), claims.exp));
     }
     if (1..=ID_LEN_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        // Fingerprints are printed with a prefix and in either case.
-        let digits = text.strip_prefix("SHA256:").unwrap_or(text).replace(':', "");
-        let is_fingerprint = digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-        return Ok((Target::Jti(if is_fingerprint { digits.to_lowercase() } else { text.to_owned() }), None));
+        if parse_pin(text).is_ok() && text.contains(':') {
+            return Err("a certificate's fingerprint covers its signature, which its holder can change; give the \
+                        certificate itself, with 'isthmus-relay token revoke --certificate FILE'"
+                .into());
+        }
+        return Ok((Target::Jti(text.to_owned()), None));
     }
-    Err("give the token's identifier (its jti), the token itself, or a certificate's SHA-256".into())
+    Err("give the token's identifier (its jti), or the token itself".into())
+}
+
+/// A certificate (DER), by what of it is signed, with its end; `None` for what is none.
+pub fn certificate_named(der: &[u8]) -> Option<(Target, u64)> {
+    let known = Known::read(der)?;
+    Some((Target::Jti(hex(&known.signed)), known.expires))
 }
 
 #[cfg(test)]
@@ -192,7 +206,7 @@ mod tests {
     const NOW: u64 = 1_800_000_000;
 
     fn proof(jti: &str, issued: u64) -> Credential {
-        Credential { id: digest64(jti.as_bytes()), key: 1, issued, expires: NOW + 9 }
+        Credential { id: digest64(jti.as_bytes()), print: 0, key: 1, issued, expires: NOW + 9 }
     }
 
     fn entry(target: Target, at: u64, until: Option<u64>) -> Entry {
@@ -202,22 +216,24 @@ mod tests {
     #[test]
     fn one_token_is_revoked_by_its_identifier_alone() {
         let list = Revoked::parse("{\"jti\":\"a\",\"at\":1}\n\n", NOW).unwrap();
-        assert!(list.covers(Holder::Terminal, "desk", &proof("a", NOW)));
-        assert!(!list.covers(Holder::Terminal, "desk", &proof("b", 0)));
+        assert!(list.covers(Holder::Terminal, "desk", &proof("a", NOW), 0));
+        assert!(!list.covers(Holder::Terminal, "desk", &proof("b", 0), 0));
     }
 
     #[test]
     fn a_holders_older_tokens_are_revoked_and_its_newer_ones_are_not() {
         let mut list = Revoked::default();
         list.add(entry(Target::Mediator("cpe-1".parse().unwrap()), NOW, None), NOW).unwrap();
-        for (holder, name, issued, want) in [
-            (Holder::Mediator, "cpe-1", NOW, true),
-            (Holder::Mediator, "cpe-1", 0, true),
-            (Holder::Mediator, "cpe-1", NOW + 1, false),
-            (Holder::Mediator, "cpe-10", NOW, false),
-            (Holder::Terminal, "cpe-1", NOW, false),
+        for (holder, name, issued, ahead_s, want) in [
+            (Holder::Mediator, "cpe-1", NOW, 0, true),
+            (Holder::Mediator, "cpe-1", 0, 0, true),
+            (Holder::Mediator, "cpe-1", NOW + 1, 0, false),
+            (Holder::Mediator, "cpe-1", NOW + 30, 30, true),
+            (Holder::Mediator, "cpe-1", NOW + 31, 30, false),
+            (Holder::Mediator, "cpe-10", NOW, 30, false),
+            (Holder::Terminal, "cpe-1", NOW, 30, false),
         ] {
-            assert_eq!(list.covers(holder, name, &proof("a", issued)), want, "{holder:?} {name} {issued}");
+            assert_eq!(list.covers(holder, name, &proof("a", issued), ahead_s), want, "{holder:?} {name} {issued}");
         }
     }
 
@@ -232,7 +248,7 @@ mod tests {
         assert_eq!(text.lines().count(), 2);
         let read = Revoked::parse(&text, NOW).unwrap();
         assert_eq!(read.entries(), list.entries());
-        assert!(read.covers(Holder::Terminal, "the desk", &proof("x", 5)));
+        assert!(read.covers(Holder::Terminal, "the desk", &proof("x", 5), 0));
         assert_eq!(Revoked::parse(&text, NOW + 1).unwrap().entries().len(), 1);
     }
 
@@ -253,11 +269,13 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_named_by_identifier_whole_or_by_fingerprint() {
+    fn tokens_are_named_by_identifier_or_whole_and_fingerprints_are_refused_with_the_cure() {
         let jti = |text: &str| token_named(text).unwrap();
         assert_eq!(jti("abc"), (Target::Jti("abc".into()), None));
         let colons = ["AB"; 32].join(":");
-        assert_eq!(jti(&format!("SHA256:{colons}")).0, Target::Jti("ab".repeat(32)));
+        for print in [format!("SHA256:{colons}"), format!("sha256:{}", "ab".repeat(32)), colons] {
+            assert!(token_named(&print).unwrap_err().contains("--certificate"), "{print}");
+        }
         let key = super::super::TokenKey::new(&[1; 32]);
         let token = key.issue_mediator(&"cpe-1".parse().unwrap(), std::time::Duration::from_secs(5), NOW).unwrap();
         let (Target::Jti(id), Some(end)) = jti(&token) else { panic!("{token}") };

@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use isthmus_proto::Code;
 use isthmus_proto::hello::{Hello, Role};
 use isthmus_proto::policy::AllowRule;
-use isthmus_proto::record::{self, Certified, fingerprint};
+use isthmus_proto::record::{self, BadIdentity, Certified, Known, fingerprint};
 use jsonwebtoken::Algorithm;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
@@ -15,7 +15,7 @@ use rustls::pki_types::pem::PemObject;
 
 use super::grant::{Credential, Grant, Holder, digest64};
 use super::jwks::{self, IssuerKey};
-use super::token::{TOKEN_LEN_MAX, everywhere, mediator_grant};
+use super::token::{ISSUED_AHEAD_MAX_S, TOKEN_LEN_MAX, everywhere, mediator_grant};
 use super::{Glob, Operations, Revoked, State, TokenKey, hex, tls};
 
 /// What of the command line decides whom to trust.
@@ -47,6 +47,19 @@ struct Callers {
     /// Changes when an authority is gone: a certificate does not tell which one vouched for it, so that all who came by
     /// one are sent away then, and those whose authority still stands come back.
     epoch: u64,
+}
+
+/// Which authorities a handshake's certificate was held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judges(u64);
+
+/// A certificate (DER) that TLS has verified.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown<'a> {
+    /// The certificate.
+    pub der: &'a [u8],
+    /// What it was verified against.
+    pub judges: Judges,
 }
 
 impl Trust {
@@ -82,16 +95,20 @@ impl Trust {
         })
     }
 
-    /// Who the sender of `hello` is and what he may, by its token, or, if there is none, by `certificate` (DER, verified
-    /// by TLS).
+    /// Who the sender of `hello` is and what he may, by its token, or, if there is none, by `certificate`.
     ///
     /// # Errors
     /// The code, and what to tell the caller.
-    pub fn admit(&self, hello: &Hello, certificate: Option<&[u8]>, now_unix: u64) -> Result<Grant, (Code, String)> {
+    pub fn admit(&self, hello: &Hello, certificate: Option<Shown<'_>>, now_unix: u64) -> Result<Grant, (Code, String)> {
         let told = |code: Code| (code, code.text().to_owned());
         match certificate {
-            Some(der) if hello.token.is_empty() => {
-                let grant = self.certified(der, now_unix)?;
+            Some(shown) if hello.token.is_empty() => {
+                // TLS judged by what was trusted when the connection came, which may be long ago for a slow caller.
+                if shown.judges != self.judges() || self.callers.authorities.is_empty() {
+                    let text = "the authorities of certificates changed during the handshake; try again";
+                    return Err((Code::Revoked, text.into()));
+                }
+                let grant = self.certified(shown.der, now_unix)?;
                 self.matches(&grant, &hello.role).and_then(|()| self.unrevoked(&grant)).map_err(told)?;
                 Ok(grant)
             }
@@ -154,10 +171,12 @@ impl Trust {
         if read.expires <= now_unix {
             return Err((Code::TokenExpired, "the certificate has expired; renew it".into()));
         }
-        let print = hex(&fingerprint(&CertificateDer::from(der)));
+        let known = Known::read(der).ok_or_else(|| bad(BadIdentity::Unreadable.to_string()))?;
+        let digest = |sha256: [u8; 32]| digest64(hex(&sha256).as_bytes());
         let credential = Credential {
-            id: digest64(print.as_bytes()),
-            key: self.callers_key(),
+            id: digest(known.signed),
+            print: digest(fingerprint(&CertificateDer::from(der))),
+            key: self.judges().0,
             issued: read.issued,
             expires: read.expires,
         };
@@ -185,9 +204,11 @@ impl Trust {
         }
     }
 
-    /// The number that stands for the authorities in [`Credential::key`].
-    fn callers_key(&self) -> u64 {
-        digest64(&[b"isthmus client authorities".as_slice(), &self.callers.epoch.to_be_bytes()].concat())
+    /// What certificates are held against in a handshake that begins now; its number stands for the authorities in
+    /// [`Credential::key`].
+    pub fn judges(&self) -> Judges {
+        let epoch = self.callers.epoch.to_be_bytes();
+        Judges(digest64(&[b"isthmus client authorities".as_slice(), &epoch].concat()))
     }
 
     fn matches(&self, grant: &Grant, role: &Role) -> Result<(), Code> {
@@ -202,10 +223,14 @@ impl Trust {
     }
 
     fn unrevoked(&self, grant: &Grant) -> Result<(), Code> {
-        match self.revoked.covers(grant.holder, &grant.name, &grant.credential) {
-            true => Err(Code::Revoked),
-            false => Ok(()),
-        }
+        if self.takes_back(grant.holder, &grant.name, &grant.credential) { Err(Code::Revoked) } else { Ok(()) }
+    }
+
+    /// Whether the revocation list covers a proof. Our own keys sign by the clock that dates revocations; others' clocks
+    /// may be as far ahead as they are believed.
+    fn takes_back(&self, holder: Holder, name: &str, proof: &Credential) -> bool {
+        let own = self.keys.iter().any(|key| key.verifier.id == proof.key);
+        self.revoked.covers(holder, name, proof, if own { 0 } else { ISSUED_AHEAD_MAX_S })
     }
 
     /// Whether a session that came in before would be let in now.
@@ -218,8 +243,8 @@ impl Trust {
         }
         let known = self.keys.iter().any(|key| key.verifier.id == proof.key)
             || self.issuers.iter().any(|key| key.verifier.id == proof.key)
-            || !self.callers.authorities.is_empty() && proof.key == self.callers_key();
-        if !known || self.revoked.covers(holder, name, proof) { Err(Code::Revoked) } else { Ok(()) }
+            || !self.callers.authorities.is_empty() && proof.key == self.judges().0;
+        if !known || self.takes_back(holder, name, proof) { Err(Code::Revoked) } else { Ok(()) }
     }
 
     /// The names of the own keys; the first one's signs.
@@ -366,7 +391,8 @@ mod tests {
     #[test]
     fn a_certificate_does_not_stand_in_for_a_bad_token() {
         let trust = Trust::of_keys(vec![TokenKey::new(&[1; 32])]);
-        let (code, _) = trust.admit(&hello("x".into()), Some(b"never read"), NOW).unwrap_err();
+        let shown = Shown { der: b"never read", judges: trust.judges() };
+        let (code, _) = trust.admit(&hello("x".into()), Some(shown), NOW).unwrap_err();
         assert_eq!(code, Code::BadToken);
         assert_eq!(trust.admit(&hello(String::new()), None, NOW).unwrap_err().0, Code::BadToken);
     }

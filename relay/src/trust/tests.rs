@@ -1,6 +1,7 @@
 //! Issuers' keys and callers' certificates, from their files to a grant.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _};
@@ -10,6 +11,9 @@ use isthmus_proto::Code;
 use isthmus_proto::hello::{Hello, Report, Role};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType, date_time_ymd};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
 use serde_json::{Value, json};
 
 use super::*;
@@ -158,6 +162,39 @@ fn sessions_end_with_the_issuers_key_that_they_came_by() {
     assert!(format!("{:#}", place.load(Some(&both)).unwrap_err()).contains("--jwks"));
 }
 
+#[test]
+fn revoking_a_holder_covers_what_an_issuer_signed_by_a_clock_that_is_ahead() {
+    let mut place = Place::new();
+    let issuer = key(Algorithm::ES256);
+    let file = place.path("issuer.json");
+    publish(&file, &[(&issuer, "one")]);
+    place.options.jwks = Some(file);
+    let before = place.load(None).unwrap();
+    let desk = Target::Terminal("desk".into());
+    State::revoke(&place.path("state"), Entry { target: desk, at: NOW, until: None }).unwrap();
+    let after = place.load(Some(&before)).unwrap();
+    let own = |issued: u64| {
+        let mediators = "*".parse().unwrap();
+        let scope = TerminalScope { name: "desk".into(), mediators, operations: None, destinations: None };
+        let ttl = std::time::Duration::from_secs(3600);
+        State::open(&place.path("state")).unwrap().tokens().issue_terminal(&scope, ttl, issued).unwrap()
+    };
+    let others = |issued: u64| {
+        let claims = json!({ "sub": "desk", "role": "terminal", "mediators": "*", "iat": issued, "exp": NOW + 3600 });
+        let header = Header { kid: Some("one".into()), ..Header::new(Algorithm::ES256) };
+        jsonwebtoken::encode(&header, &claims, &issuer.key).unwrap()
+    };
+    for (token, good) in
+        [(others(NOW + 30), false), (others(NOW + 31), true), (own(NOW), false), (own(NOW + 1), true)]
+    {
+        let want = if good { Ok(()) } else { Err(Code::Revoked) };
+        assert_eq!(after.grant(&token, NOW + 60).map(|_| ()), want);
+        // A session that came in before is judged alike.
+        let grant = before.grant(&token, NOW + 60).unwrap();
+        assert_eq!(after.still(grant.holder, &grant.name, &grant.credential, NOW + 60), want);
+    }
+}
+
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -193,6 +230,11 @@ fn terminal(mediator: &str) -> Hello {
     hello(Role::Terminal { mediator: Some(mediator.parse().unwrap()) })
 }
 
+/// Of a caller whose handshake began under the same trust.
+fn admit_certificate(trust: &Trust, hello: &Hello, der: &[u8]) -> Result<Grant, (Code, String)> {
+    trust.admit(hello, Some(Shown { der, judges: trust.judges() }), NOW)
+}
+
 #[test]
 fn certificates_grant_what_their_names_say() {
     let mut place = Place::new();
@@ -200,7 +242,7 @@ fn certificates_grant_what_their_names_say() {
     std::fs::write(place.path("ca.pem"), &authority.pem).unwrap();
     place.options.client_ca = Some(place.path("ca.pem"));
     let trust = place.load(None).unwrap();
-    let admit = |hello: &Hello, uris: &[&str]| trust.admit(hello, Some(&authority.certificate(uris)), NOW);
+    let admit = |hello: &Hello, uris: &[&str]| admit_certificate(&trust, hello, &authority.certificate(uris));
 
     let grant = admit(&mediator("cpe-1"), &["isthmus:mediator:cpe-1"]).unwrap();
     assert_eq!((grant.holder, grant.name.as_str()), (Holder::Mediator, "cpe-1"));
@@ -222,22 +264,76 @@ fn certificates_grant_what_their_names_say() {
     assert!(code == Code::BadToken && text.contains("isthmus:to:x"), "{text}");
 }
 
+/// The same certificate with the other good signature: of ECDSA, (r, n - s) is as good as (r, s).
+fn twin(der: &[u8]) -> Vec<u8> {
+    let order = *b"\xff\xff\xff\xff\0\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\xbc\xe6\xfa\xad\xa7\x17\x9e\x84\xf3\xb9\xca\xc2\xfc\x63\x25\x51";
+    let value = |tag: u8, content: &[u8]| {
+        let [high, low] = (content.len() as u16).to_be_bytes();
+        let length = match content.len() {
+            0..0x80 => vec![low],
+            0x80..0x100 => vec![0x81, low],
+            _ => vec![0x82, high, low],
+        };
+        [[tag].as_slice(), &length, content].concat()
+    };
+    // 30 82 LL LL, what is signed and by which algorithm; 03 LL 00 30 LL 02 LL r 02 LL s at the end.
+    let start = (der.len() - 75..der.len() - 60).find(|&at| {
+        let length = usize::from(der[at + 1]);
+        der[at] == 3 && at + 2 + length == der.len() && der[at + 2..at + 4] == [0, 0x30]
+    });
+    let start = start.expect("a P-256 signature");
+    let r: &[u8] = &der[start + 5..start + 7 + usize::from(der[start + 6])];
+    let s = &der[start + 5 + r.len() + 2..];
+    let mut other = [0; 32];
+    let s = &s[s.len().saturating_sub(32)..];
+    let mut borrow = 0;
+    for (at, (n, out)) in std::iter::zip(order, &mut other).enumerate().rev() {
+        let digit = (at + s.len()).checked_sub(32).map_or(0, |at| i16::from(s[at]));
+        let rest = i16::from(n) - digit - borrow;
+        borrow = i16::from(rest < 0);
+        *out = rest.rem_euclid(256) as u8;
+    }
+    let first = other.iter().position(|&byte| byte != 0).unwrap();
+    let zero: &[u8] = if other[first] >= 0x80 { &[0] } else { &[] };
+    let signature = value(0x30, &[r, &value(2, &[zero, &other[first..]].concat())].concat());
+    value(0x30, &[&der[4..start], &value(3, &[[0].as_slice(), &signature].concat())].concat())
+}
+
 #[test]
-fn certificates_are_revoked_by_fingerprint_and_by_name() {
+fn certificates_are_revoked_by_name_and_by_themselves_whatever_their_signature() {
     let mut place = Place::new();
     let authority = Authority::new();
     std::fs::write(place.path("ca.pem"), &authority.pem).unwrap();
     place.options.client_ca = Some(place.path("ca.pem"));
     let der = authority.certificate(&["isthmus:mediator:cpe-1"]);
-    let print = isthmus_proto::record::format_pin(&isthmus_proto::record::fingerprint(&der.clone().into()));
-    let (by_print, _) = token_named(&print).unwrap();
-    for target in [by_print, Target::Mediator("cpe-1".parse().unwrap())] {
+    let twin = twin(&der);
+    let print = |der: &[u8]| hex(&isthmus_proto::record::fingerprint(&der.to_vec().into()));
+    assert_ne!(print(&der), print(&twin));
+    // Both are good for TLS.
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(NOW));
+    for der in [&der, &twin] {
+        tls.verify_client_cert(&der.clone().into(), &[], now).unwrap();
+    }
+    let (itself, end) = certificate_named(&der).unwrap();
+    assert_eq!(end, 2_208_988_800);
+    let by_print = Target::Jti(print(&der));
+    for (target, covers_twin) in
+        [(itself, true), (Target::Mediator("cpe-1".parse().unwrap()), true), (by_print, false)]
+    {
         let before = place.load(None).unwrap();
-        let grant = before.admit(&mediator("cpe-1"), Some(&der), NOW).unwrap();
         State::revoke(&place.path("state"), Entry { target, at: NOW, until: None }).unwrap();
         let after = place.load(Some(&before)).unwrap();
-        assert_eq!(after.admit(&mediator("cpe-1"), Some(&der), NOW).unwrap_err().0, Code::Revoked);
-        assert_eq!(after.still(grant.holder, &grant.name, &grant.credential, NOW), Err(Code::Revoked));
+        for (der, covered) in [(&der, true), (&twin, covers_twin)] {
+            let grant = admit_certificate(&before, &mediator("cpe-1"), der).unwrap();
+            let want = if covered { Err(Code::Revoked) } else { Ok(()) };
+            let admitted = admit_certificate(&after, &mediator("cpe-1"), der);
+            assert_eq!(admitted.map(|_| ()).map_err(|(code, _)| code), want);
+            assert_eq!(after.still(grant.holder, &grant.name, &grant.credential, NOW), want);
+        }
         std::fs::remove_file(place.path("state/revoked")).unwrap();
     }
 }
@@ -251,7 +347,7 @@ fn an_authority_more_keeps_sessions_and_one_less_ends_them() {
     std::fs::write(&file, &first.pem).unwrap();
     let one = place.load(None).unwrap();
     let der = first.certificate(&["isthmus:mediator:cpe-1"]);
-    let grant = one.admit(&mediator("cpe-1"), Some(&der), NOW).unwrap();
+    let grant = admit_certificate(&one, &mediator("cpe-1"), &der).unwrap();
     let still = |trust: &Trust| trust.still(grant.holder, &grant.name, &grant.credential, NOW);
     std::fs::write(&file, format!("{}{}", first.pem, second.pem)).unwrap();
     let two = place.load(Some(&one)).unwrap();
@@ -259,6 +355,10 @@ fn an_authority_more_keeps_sessions_and_one_less_ends_them() {
     std::fs::write(&file, &second.pem).unwrap();
     let other = place.load(Some(&two)).unwrap();
     assert_eq!(still(&other), Err(Code::Revoked));
+    // Nor is a handshake that was judged by the ones before worth anything now.
+    let late = Shown { der: &der, judges: one.judges() };
+    assert!(two.admit(&mediator("cpe-1"), Some(late), NOW).is_ok());
+    assert_eq!(other.admit(&mediator("cpe-1"), Some(late), NOW).unwrap_err().0, Code::Revoked);
     // It does not become good again by what comes later.
     std::fs::write(&file, format!("{}{}", first.pem, second.pem)).unwrap();
     assert_eq!(still(&place.load(Some(&other)).unwrap()), Err(Code::Revoked));

@@ -16,7 +16,7 @@ use super::{Glob, Operation, Operations, hex};
 
 /// How far a token's issuer's clock may be ahead of ours, in seconds. An expiry has no such leeway: it is
 /// ours to enforce.
-const ISSUED_AHEAD_MAX_S: u64 = 30;
+pub(super) const ISSUED_AHEAD_MAX_S: u64 = 30;
 
 /// Longest token in bytes: room for hundreds of rules.
 pub(super) const TOKEN_LEN_MAX: usize = 4096;
@@ -207,8 +207,10 @@ impl Claims {
         if self.aud.is_some_and(|audience| !audience.is_ours()) {
             return Err(Code::BadToken);
         }
+        let id = digest64(self.jti.as_deref().unwrap_or_else(|| signed_part(token)).as_bytes());
         let credential = Credential {
-            id: digest64(self.jti.as_deref().unwrap_or_else(|| signed_part(token)).as_bytes()),
+            id,
+            print: id,
             key,
             issued: self.iat,
             expires: self.exp,

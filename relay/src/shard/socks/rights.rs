@@ -130,7 +130,7 @@ mod tests {
 
     fn grant(id: u64, expires: u64) -> Grant {
         let mediator: MediatorId = "cpe".parse().unwrap();
-        let credential = Credential { id, key: 1, issued: 0, expires };
+        let credential = Credential { id, print: id, key: 1, issued: 0, expires };
         Grant { credential, ..Grant::everything("desk", Glob::exactly(&mediator)) }
     }
 
