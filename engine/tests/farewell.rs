@@ -72,7 +72,7 @@ fn stalled() -> (Engine, Party, Key, TcpStream) {
         while before.elapsed() < Duration::from_millis(50) {
             engine.turn(&mut party).unwrap();
         }
-        if engine.link(link).unwrap().control().len() > 0 {
+        if !engine.link(link).unwrap().control().is_empty() {
             return (engine, party, link, client);
         }
         assert!(start.elapsed() < HANG, "the sockets take everything");

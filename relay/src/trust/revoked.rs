@@ -157,7 +157,10 @@ impl Revoked {
         }
         self.ids.contains(&credential.id)
             || self.ids.contains(&credential.print)
-            || self.holders.get(&(holder, name.to_owned())).is_some_and(|&at| credential.issued <= at.saturating_add(ahead_s))
+            || self
+                .holders
+                .get(&(holder, name.to_owned()))
+                .is_some_and(|&at| credential.issued <= at.saturating_add(ahead_s))
     }
 
     /// All entries.

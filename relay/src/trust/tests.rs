@@ -184,8 +184,7 @@ fn revoking_a_holder_covers_what_an_issuer_signed_by_a_clock_that_is_ahead() {
         let header = Header { kid: Some("one".into()), ..Header::new(Algorithm::ES256) };
         jsonwebtoken::encode(&header, &claims, &issuer.key).unwrap()
     };
-    for (token, good) in
-        [(others(NOW + 30), false), (others(NOW + 31), true), (own(NOW), false), (own(NOW + 1), true)]
+    for (token, good) in [(others(NOW + 30), false), (others(NOW + 31), true), (own(NOW), false), (own(NOW + 1), true)]
     {
         let want = if good { Ok(()) } else { Err(Code::Revoked) };
         assert_eq!(after.grant(&token, NOW + 60).map(|_| ()), want);
@@ -321,8 +320,7 @@ fn certificates_are_revoked_by_name_and_by_themselves_whatever_their_signature()
     let (itself, end) = certificate_named(&der).unwrap();
     assert_eq!(end, 2_208_988_800);
     let by_print = Target::Jti(print(&der));
-    for (target, covers_twin) in
-        [(itself, true), (Target::Mediator("cpe-1".parse().unwrap()), true), (by_print, false)]
+    for (target, covers_twin) in [(itself, true), (Target::Mediator("cpe-1".parse().unwrap()), true), (by_print, false)]
     {
         let before = place.load(None).unwrap();
         State::revoke(&place.path("state"), Entry { target, at: NOW, until: None }).unwrap();

@@ -208,13 +208,7 @@ impl Claims {
             return Err(Code::BadToken);
         }
         let id = digest64(self.jti.as_deref().unwrap_or_else(|| signed_part(token)).as_bytes());
-        let credential = Credential {
-            id,
-            print: id,
-            key,
-            issued: self.iat,
-            expires: self.exp,
-        };
+        let credential = Credential { id, print: id, key, issued: self.iat, expires: self.exp };
         let (name, rights) = match self.isthmus {
             Some(named) => (named.name, named.rights),
             None => (self.sub.ok_or(Code::BadToken)?, self.rights),
