@@ -96,8 +96,9 @@ fn reload_that_cannot_be_done_whole_changes_nothing() {
 
 #[test]
 fn difference_of_exposed_services_is_applied_and_told() {
+    // The same number with another protocol is another port.
     let mut it = Reloaded::start("");
-    let (a, b) = ("tcp:cpe-1/10.0.0.2:80=192.0.2.1:80", "tcp:cpe-2/10.0.0.2:80=192.0.2.1:80");
+    let (a, b) = ("tcp:cpe-1/10.0.0.2:80=192.0.2.1:80", "udp:cpe-1/10.0.0.2:80=192.0.2.1:80");
     assert_eq!(it.reload(&format!("expose = ['{a}', '{b}']")), format!("exposed {a}\nexposed {b}"));
     let c = "tcp:cpe-1/10.0.0.2:80=192.0.2.1:81,proxy=v2";
     assert_eq!(it.reload(&format!("expose = ['{c}']")), format!("changed {a} to {c}\nunexposed {b}"));
@@ -105,14 +106,14 @@ fn difference_of_exposed_services_is_applied_and_told() {
     assert_eq!((json["exposes"].as_array().unwrap().len(), json["exposes"][0]["expose"].as_str()), (1, Some(c)));
 
     // What operators expose is theirs.
-    assert!(it.client.ask(&format!("expose {b}")).starts_with("exposed tcp:cpe-2/"));
-    assert!(it.client.ask(&format!("expose {b}")).contains("exposed already, as tcp:cpe-2/"));
-    let other = "tcp:cpe-2/10.0.0.2:80=198.51.100.1:80";
+    assert!(it.client.ask(&format!("expose {b}")).starts_with("exposed udp:cpe-1/"));
+    assert!(it.client.ask(&format!("expose {b}")).contains("exposed already, as udp:cpe-1/"));
+    let other = "udp:cpe-1/10.0.0.2:80=198.51.100.1:80";
     let answer = it.reload(&format!("expose = ['{c}', '{other}']"));
     assert!(answer.starts_with("error: nothing is changed: ") && answer.contains("unexpose it first"), "{answer}");
     assert_eq!(it.reload(""), format!("unexposed {c}"));
-    assert_eq!(it.client.ask("unexpose tcp:cpe-2/10.0.0.2:80"), format!("unexposed {b}"));
-    assert!(it.client.ask("unexpose tcp:cpe-2/10.0.0.2:80").contains("nothing is exposed there"));
+    assert_eq!(it.client.ask("unexpose udp:cpe-1/10.0.0.2:80"), format!("unexposed {b}"));
+    assert!(it.client.ask("unexpose udp:cpe-1/10.0.0.2:80").contains("nothing is exposed there"));
     it.plane.stop();
 }
 

@@ -34,7 +34,7 @@ impl Shard {
     fn begin_host(&mut self, engine: &mut Engine, tag: u32, host: SocketAddr) -> Result<(), Code> {
         let exposed = self.exposes.table.get_mut(tag).ok_or(Code::UnknownPort)?;
         let limit = self.shared.config.exposed_flows_max as usize;
-        if engine.is_overcommitted() || engine.hosts_of(tag) >= limit || self.exposes.flows >= FLOWS_MAX {
+        if engine.is_overcommitted() || !has_room(engine.hosts_of(tag), limit, self.exposes.flows) {
             return Err(Code::NoResources);
         }
         let target = exposed.expose.target;
@@ -80,10 +80,36 @@ impl Exposed {
     }
 }
 
+/// Whether one more flow keeps to the bounds of its service and of the shard.
+fn has_room(of_service: usize, limit: usize, of_shard: usize) -> bool {
+    of_service < limit && of_shard < FLOWS_MAX
+}
+
 fn socket_for(target: SocketAddr) -> io::Result<Socket> {
     let any: IpAddr = match target {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     Socket::udp(SocketAddr::new(any, 0), UdpOptions { gro: true, ..UdpOptions::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_are_bounded_for_each_service_and_for_the_shard() {
+        assert!(has_room(9, 10, FLOWS_MAX - 1));
+        assert!(!has_room(10, 10, FLOWS_MAX - 1));
+        assert!(!has_room(9, 10, FLOWS_MAX));
+    }
+
+    #[test]
+    fn socket_of_a_flow_speaks_the_targets_family() {
+        for target in ["127.0.0.1:9", "[::1]:9"] {
+            let target: SocketAddr = target.parse().unwrap();
+            let local = socket_for(target).unwrap().local_addr().unwrap();
+            assert_eq!((local.is_ipv4(), local.port() > 0), (target.is_ipv4(), true));
+        }
+    }
 }
