@@ -23,7 +23,7 @@ publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]          lend a port; [save] k
 unpublish PROTO:ADDR:PORT [now]                            close it; visitors stay, but for [now]
 show exposes [json]                                        ports of mediators that lead to public addresses
 expose PROTO:MEDIATOR/IP:PORT=HOST:PORT                    lead hosts there, until the relay ends
-unexpose PROTO:MEDIATOR/IP:PORT [now]                      lead them no more; who is connected by TCP stays, but for [now]
+unexpose PROTO:MEDIATOR/IP:PORT [now]                      lead them no more; TCP connections stay, but for [now]
 show names [json]                                          where names lead
 name NAME=MEDIATOR/HOST:PORT                               lead visitors of a name there, until the relay ends
 unname NAME                                                lead them no more; visitors stay
@@ -196,6 +196,7 @@ mod tests {
         for command in &commands[..commands.len() - 1] {
             let full = command
                 .replace("PROTO:ADDR:PORT", "tcp:0.0.0.0:1-2")
+                .replace("PROTO:", "udp:")
                 .replace("IP:PORT", "10.0.0.2:1")
                 .replace("HOST:PORT", "10.0.0.5:1")
                 .replace("MEDIATOR", "m")
