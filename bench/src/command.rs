@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use isthmus_bench::load::preface::Target;
 use isthmus_bench::names::{self, Names};
 use isthmus_bench::usage::Watched;
 use isthmus_bench::{load, operate, peer, simulate};
@@ -44,7 +45,7 @@ enum Command {
     Setup(loads::Setup),
     /// Small messages to a sink, or to what leads to one, and their echoes
     Pingpong(loads::Pingpong),
-    /// What idle tunnels cost the relay, in network namespaces; needs root, as do the next four
+    /// What idle tunnels cost the relay, in network namespaces; needs root, as do the next five
     Idle(works::Idle),
     /// All mediators come back after the relay's kill -9
     Storm(works::Storm),
@@ -54,6 +55,8 @@ enum Command {
     Share(works::Share),
     /// Thousands of UDP flows, and thousands of mediators with a flow each
     Flows(works::Flows),
+    /// What SOCKS5 and names cost by a plain published port, and ten thousand names by one
+    Doors(works::Doors),
     /// A run's JSON as a page
     Report(results::Render),
     /// Two runs' JSON compared
@@ -158,9 +161,10 @@ struct Operate {
 
 #[derive(Debug, Args)]
 struct Tcp {
-    /// The sink; the streams take turns with several
-    #[arg(long, value_name = "HOST:PORT", required = true)]
-    to: Vec<String>,
+    /// The sink, or a door that leads to it: a SOCKS5 port, which is asked for a destination, or a port of names, which is sent
+    /// a ClientHello for one; the streams take turns with several
+    #[arg(long, value_name = "HOST:PORT[,socks5=IP:PORT|,tls=NAME]", required = true)]
+    to: Vec<Target>,
     /// Streams at once
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u16).range(1..=1024))]
     streams: u16,
@@ -253,6 +257,7 @@ impl Cli {
             Command::Mixed(args) => works::mixed(&args),
             Command::Share(args) => works::share(&args),
             Command::Flows(args) => works::flows(&args),
+            Command::Doors(args) => works::doors(&args),
             Command::Report(args) => results::render(&args),
             Command::Diff(args) => results::diff(&args),
             Command::Sink(args) => {
@@ -323,7 +328,7 @@ fn operate(args: &Operate) -> anyhow::Result<ExitCode> {
 
 fn tcp(args: Tcp) -> anyhow::Result<ExitCode> {
     let line = load::tcp::run(&load::tcp::Settings {
-        to: resolve_all(&args.to)?,
+        to: args.to,
         streams: args.streams.into(),
         measured: Duration::from_secs(args.seconds),
         warm_up: Duration::from_millis(args.warm_up_ms),

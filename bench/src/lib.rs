@@ -7,6 +7,7 @@
 //! | `operate` | a terminal's operation through each of many mediators | [`operate`] |
 //! | `tcp`, `udp`, `setup`, `pingpong` | loads: bulk streams, datagrams, new connections, small messages | [`load`] |
 //! | `sink` | the other end of all loads | [`peer`] |
+//! | `idle`, `storm`, `mixed`, `share`, `flows`, `doors` | what Isthmus alone is asked | [`works`] |
 //! | `compare` | the same work on Isthmus, its peers and the ceilings | [`compare`], [`systems`], [`world`] |
 //! | `report`, `diff` | results as a page, and two of them compared | [`html`], [`mod@diff`] |
 //!

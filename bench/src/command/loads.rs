@@ -4,16 +4,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, value_parser};
-use isthmus_bench::load::{pingpong, setup};
+use isthmus_bench::load::{pingpong, preface::Target, setup};
 use isthmus_bench::usage::Watched;
 
 use super::{SECONDS_MAX, resolve};
 
 #[derive(Debug, Args)]
 pub(super) struct Setup {
-    /// The sink
-    #[arg(long, value_name = "HOST:PORT")]
-    to: String,
+    /// The sink, or a door that leads to it, as for tcp; the connections take turns with several
+    #[arg(long, value_name = "HOST:PORT[,socks5=IP:PORT|,tls=NAME]", required = true)]
+    to: Vec<Target>,
     /// Connections at once, each followed by the next
     #[arg(long, value_name = "N", default_value_t = 1)]
     at_once: usize,
@@ -52,7 +52,7 @@ pub(super) struct Pingpong {
 
 pub(super) fn setup(args: Setup) -> anyhow::Result<ExitCode> {
     let line = setup::run(&setup::Settings {
-        to: resolve(&args.to)?,
+        to: args.to,
         at_once: args.at_once,
         measured: Duration::from_secs(args.seconds),
         watched: args.watched,

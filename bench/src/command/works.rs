@@ -1,4 +1,4 @@
-//! `idle`, `storm`, `mixed`, `share`, `flows`.
+//! `idle`, `storm`, `mixed`, `share`, `flows`, `doors`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, value_parser};
 use isthmus_bench::results::Report;
-use isthmus_bench::works::{self, flows, idle, mixed, share, storm};
+use isthmus_bench::works::{self, doors, flows, idle, mixed, share, storm};
 use isthmus_proto::limits::CHANNELS_MAX;
 
 use super::compare::closing;
@@ -113,6 +113,20 @@ pub(super) struct Flows {
     common: Common,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct Doors {
+    /// Names that are compared to one
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    names: usize,
+    /// Only loads with this in their name, such as '16 streams', 'up' or 'connections'; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    loads: Vec<String>,
+    #[command(flatten)]
+    rounds: Rounds,
+    #[command(flatten)]
+    common: Common,
+}
+
 impl Common {
     fn settings(&self) -> works::Common {
         works::Common { shards: self.shards, congestion: self.congestion.clone(), channels: self.udp_channels }
@@ -160,4 +174,10 @@ pub(super) fn flows(args: &Flows) -> anyhow::Result<ExitCode> {
     let Rounds { rounds, seconds } = args.rounds;
     let settings = flows::Settings { flows, mediators, rate, rounds, seconds };
     args.common.finish(&flows::run(&settings, &args.common.settings())?)
+}
+
+pub(super) fn doors(args: &Doors) -> anyhow::Result<ExitCode> {
+    let Rounds { rounds, seconds } = args.rounds;
+    let settings = doors::Settings { names: args.names, loads: args.loads.clone(), rounds, seconds };
+    args.common.finish(&doors::run(&settings, &args.common.settings())?)
 }

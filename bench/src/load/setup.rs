@@ -3,13 +3,13 @@
 //! The far end ends each connection first ([`ONCE`]), with an orderly FIN that has to travel the whole way before ours is
 //! sent. So no port number of ours stays taken, every system on the way does the same work, and nobody sees a reset.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use isthmus_ring::{Completion, Family, OpId, Piece, Ring, SendMode, Socket};
 
 use crate::load::own::Own;
+use crate::load::preface::{BadReply, Dialogue, Heard, Target};
 use crate::peer::stream::{self, ONCE, ONCE_BYTES, no_buffers};
 use crate::report::{Line, Samples};
 use crate::usage::{self, Usage, Watched};
@@ -17,8 +17,8 @@ use crate::usage::{self, Usage, Watched};
 /// What to do.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The sink, or what leads to it.
-    pub to: SocketAddr,
+    /// Sinks, or what leads to them, at least one; the connections take turns.
+    pub to: Vec<Target>,
     /// Connections at once, from 1 to [`AT_ONCE_MAX`].
     pub at_once: usize,
     /// Time that is measured.
@@ -62,11 +62,13 @@ pub struct Outcome {
 /// Bad settings, no connection at all, a watched process is gone, no io_uring.
 pub fn run(settings: &Settings) -> anyhow::Result<Line> {
     ensure!((1..=AT_ONCE_MAX).contains(&settings.at_once), "--at-once is from 1 to {AT_ONCE_MAX}");
+    let first = settings.to.first().context("give at least one --to")?.address;
     usage::raise_descriptors(settings.at_once as u64 + DESCRIPTORS_BESIDE)?;
     let slots = (0..settings.at_once).map(|_| None).collect();
     let free = (0..settings.at_once).collect();
     let ring = stream::ring()?;
-    let mut load = Load { to: settings.to, ring, slots, free, outcome: Outcome::default(), received: Vec::new() };
+    let (to, outcome) = (settings.to.clone(), Outcome::default());
+    let mut load = Load { to, turn: 0, ring, slots, free, outcome, received: Vec::new() };
     load.go(WARM_UP)?;
     load.outcome = Outcome::default();
     let (usage, own, started) = (Usage::now(&settings.watched)?, Own::now(), Instant::now());
@@ -74,7 +76,7 @@ pub fn run(settings: &Settings) -> anyhow::Result<Line> {
     let (used, share, seconds) = (Usage::now(&settings.watched)?, own.since(), started.elapsed().as_secs_f64());
     let outcome = load.outcome;
     let why = outcome.why.as_deref().unwrap_or("none ended in time");
-    ensure!(outcome.connects > 0, "no connection to {} had its echo: {why}", settings.to);
+    ensure!(outcome.connects > 0, "no connection to {} had its echo: {why}", first);
     let mut line = Line::default()
         .with("rate", format_args!("{:.0}", outcome.connects as f64 / seconds))
         .with("connects", outcome.connects)
@@ -90,7 +92,9 @@ pub fn run(settings: &Settings) -> anyhow::Result<Line> {
 }
 
 struct Load {
-    to: SocketAddr,
+    to: Vec<Target>,
+    /// The next connection's target.
+    turn: usize,
     ring: Ring,
     slots: Vec<Option<Connection>>,
     /// Slots for which a connection can be begun.
@@ -101,12 +105,17 @@ struct Load {
 
 struct Connection {
     socket: Socket,
+    /// Its target's place.
+    to: usize,
+    dialogue: Dialogue,
+    /// The door has heard all, and the echo is awaited.
+    through: bool,
     begun: Instant,
     echoed: usize,
     /// Connecting or receiving.
     op: OpId,
-    /// Whether the send is in the kernel's hands.
-    sending: bool,
+    /// Sends in the kernel's hands. A reply may be here before the completion of what it answers.
+    sending: usize,
     /// Why it came to nothing.
     failed: Option<String>,
     /// Nothing more is expected.
@@ -148,9 +157,24 @@ impl Load {
 
     fn begin(&mut self, slot: usize) -> std::io::Result<()> {
         let begun = Instant::now();
-        let socket = Socket::tcp(Family::from(self.to))?;
-        let op = self.ring.connect(&socket, self.to, slot as u64);
-        self.slots[slot] = Some(Connection { socket, begun, echoed: 0, op, sending: false, failed: None, over: false });
+        let to = self.turn % self.to.len();
+        self.turn = to + 1;
+        let address = self.to[to].address;
+        let socket = Socket::tcp(Family::from(address))?;
+        let op = self.ring.connect(&socket, address, slot as u64);
+        let dialogue = Dialogue::default();
+        self.slots[slot] = Some(Connection {
+            socket,
+            to,
+            dialogue,
+            through: false,
+            begun,
+            echoed: 0,
+            op,
+            sending: 0,
+            failed: None,
+            over: false,
+        });
         Ok(())
     }
 
@@ -176,12 +200,7 @@ impl Load {
         let mut receive = false;
         match completion {
             Completion::Connect { result: Ok(()), .. } => {
-                let mut batch = self.ring.send_batch();
-                let mut message = self.ring.alloc_stream().unwrap_or_else(|| Piece::with_capacity(0, 1 + ONCE_BYTES));
-                message.append(1 + ONCE_BYTES).fill(ONCE);
-                batch.push(message);
-                self.ring.send(&connection.socket, batch, SendMode::WaitAll, user);
-                connection.sending = true;
+                connection.say(&mut self.ring, &self.to, user);
                 receive = true;
             }
             Completion::Recv { result: Ok(0), .. } => {
@@ -191,6 +210,14 @@ impl Load {
                     let why = || format!("it ended after {echoed} of {ONCE_BYTES} bytes");
                     connection.failed.get_or_insert_with(why);
                 }
+            }
+            Completion::Recv { result: Ok(_), .. } if !connection.through => {
+                match connection.hear(&self.to, received) {
+                    Ok(Heard::Part) => {}
+                    Ok(Heard::Whole) => connection.say(&mut self.ring, &self.to, user),
+                    Err(bad) => connection.fail(bad.to_string()),
+                }
+                receive = true;
             }
             Completion::Recv { result: Ok(bytes), .. } => {
                 received.clear();
@@ -206,7 +233,7 @@ impl Load {
                 connection.failed.get_or_insert_with(|| error.to_string());
             }
             Completion::Send { result, .. } => {
-                connection.sending = false;
+                connection.sending -= 1;
                 if let Err(error) = result {
                     connection.failed.get_or_insert_with(|| error.to_string());
                 }
@@ -216,7 +243,7 @@ impl Load {
         if receive {
             connection.op = self.ring.recv_stream(&connection.socket, 0, false, user);
         }
-        if connection.over && !connection.sending {
+        if connection.over && connection.sending == 0 {
             self.end(slot, failed);
         }
     }
@@ -238,12 +265,42 @@ impl Load {
     }
 }
 
+impl Connection {
+    /// Sends what is its turn to say.
+    fn say(&mut self, ring: &mut Ring, to: &[Target], user: u64) {
+        let said = self.dialogue.say(&to[self.to].preface, &[ONCE; 1 + ONCE_BYTES]);
+        let message = ring.alloc_stream().filter(|message| message.tailroom() >= said.bytes.len());
+        let mut message = message.unwrap_or_else(|| Piece::with_capacity(0, said.bytes.len()));
+        message.append(said.bytes.len()).copy_from_slice(&said.bytes);
+        let mut batch = ring.send_batch();
+        batch.push(message);
+        ring.send(&self.socket, batch, SendMode::WaitAll, user);
+        self.sending += 1;
+        self.through = said.last;
+    }
+
+    /// Takes a door's reply.
+    fn hear(&mut self, to: &[Target], received: &mut Vec<Piece>) -> Result<Heard, BadReply> {
+        let preface = &to[self.to].preface;
+        received.drain(..).try_fold(Heard::Part, |_, piece| self.dialogue.hear(preface, &piece))
+    }
+
+    /// Ends it from this side; the receive that is armed next tells when it is over.
+    fn fail(&mut self, why: String) {
+        self.failed.get_or_insert(why);
+        // An error means that the connection is gone.
+        let _ = self.socket.shutdown_both();
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     fn settings(to: SocketAddr, at_once: usize) -> Settings {
-        Settings { to, at_once, measured: Duration::from_millis(100), watched: Vec::new() }
+        Settings { to: vec![to.into()], at_once, measured: Duration::from_millis(100), watched: Vec::new() }
     }
 
     #[test]

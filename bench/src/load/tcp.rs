@@ -1,7 +1,7 @@
 //! Bulk TCP: so many streams with large writes or reads, for so many seconds, against [`crate::peer`].
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use crate::load::own::Own;
+use crate::load::preface::Target;
 use crate::peer::stream::{self, BLOCK};
 use crate::report::Line;
 use crate::usage::{Usage, Watched};
@@ -18,7 +19,7 @@ use crate::usage::{Usage, Watched};
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Sinks, or what leads to them, at least one; the streams take turns.
-    pub to: Vec<SocketAddr>,
+    pub to: Vec<Target>,
     /// Streams at once.
     pub streams: usize,
     /// Time that is measured.
@@ -68,11 +69,14 @@ pub fn run(settings: &Settings) -> anyhow::Result<Line> {
 
 fn connect(settings: &Settings, number: usize) -> anyhow::Result<TcpStream> {
     let to = settings.to.get(number % settings.to.len().max(1)).context("give at least one --to")?;
-    let mut socket = TcpStream::connect_timeout(to, PATIENCE).with_context(|| format!("cannot connect to {to}"))?;
+    let Target { address, preface } = to;
+    let socket =
+        TcpStream::connect_timeout(address, PATIENCE).with_context(|| format!("cannot connect to {address}"))?;
     socket.set_nodelay(true)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_write_timeout(Some(PATIENCE))?;
-    socket.write_all(&[if settings.up { stream::SINK } else { stream::SOURCE }])?;
+    let wish = if settings.up { stream::SINK } else { stream::SOURCE };
+    preface.speak(&socket, &[wish]).with_context(|| format!("no way through {address}"))?;
     Ok(socket)
 }
 
@@ -129,19 +133,23 @@ fn pass(time: Duration, failures: &mpsc::Receiver<std::io::Error>) -> anyhow::Re
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     fn settings(to: SocketAddr, up: bool) -> Settings {
         let time = Duration::from_millis(50);
-        Settings { to: vec![to], streams: 3, measured: time, warm_up: time, up, watched: Vec::new() }
+        Settings { to: vec![to.into()], streams: 3, measured: time, warm_up: time, up, watched: Vec::new() }
     }
 
     #[test]
     fn both_directions_move_bytes_on_every_stream() {
         let to = stream::spawn("127.0.0.1:0".parse().unwrap()).unwrap();
         let other = stream::spawn("127.0.0.1:0".parse().unwrap()).unwrap();
+        // What precedes a stream led by a name does not change it.
+        let named: Target = format!("{other},tls=www.example.net").parse().unwrap();
         for up in [true, false] {
-            let line = run(&Settings { to: vec![to, other], ..settings(to, up) }).unwrap().to_string();
+            let line = run(&Settings { to: vec![to.into(), named.clone()], ..settings(to, up) }).unwrap().to_string();
             let value = |key: &str| {
                 let word = line.split(' ').find_map(|word| word.strip_prefix(key)).unwrap();
                 word.parse::<f64>().unwrap()

@@ -1,6 +1,7 @@
 //! The far end of both loads: a TCP source and sink, and a UDP echo, on one port number.
 
 pub mod datagram;
+mod opening;
 pub mod stream;
 
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! TCP: a connection's first byte says what it wants.
+//! TCP: a connection's first byte says what it wants, or the one after a ClientHello (`opening`).
 //!
 //! A ring accepts, and serves all that echoes by itself, so that thousands of short connections a second cost little. Bulk
 //! connections get a thread each with blocking calls, which is as fast as it gets with blocks of that size.
@@ -15,6 +15,8 @@ use std::time::Duration;
 use anyhow::Context;
 use isthmus_ring::{BATCH_PIECES_MAX, Completion, Piece, PoolConfig, Ring, RingConfig, SendMode, Socket};
 use slab::Slab;
+
+use super::opening::Opening;
 
 /// First byte of a connection whose bytes shall be read and forgotten.
 pub const SINK: u8 = b'U';
@@ -105,7 +107,7 @@ struct Stream {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wish {
-    Unknown,
+    Unknown(Opening),
     Echo,
     /// With what is still to be echoed.
     Once(usize),
@@ -150,7 +152,7 @@ impl Server {
         // An error here shows at the first use.
         let _ = socket.set_nodelay();
         if self.streams.len() < ECHO_MAX {
-            let (wish, waiting) = (Wish::Unknown, VecDeque::new());
+            let (wish, waiting) = (Wish::Unknown(Opening::default()), VecDeque::new());
             let stream = Stream { socket, wish, receiving: false, sending: false, waiting, ended: false };
             let index = self.streams.insert(stream);
             self.receive(index);
@@ -176,15 +178,14 @@ impl Server {
                 stream.ended = true;
             }
         }
-        if stream.wish == Wish::Unknown
-            && let Some(first) = received.first_mut()
+        if let Wish::Unknown(opening) = &mut stream.wish
+            && let Some(wish) = opening.take_from(received)
         {
-            stream.wish = match first[0] {
+            stream.wish = match wish {
                 ECHO => Wish::Echo,
                 ONCE => Wish::Once(ONCE_BYTES),
                 wish => return self.hand_over(index, wish),
             };
-            first.advance(1);
         }
         for mut piece in received.drain(..) {
             if let Wish::Once(left) = &mut stream.wish {

@@ -82,10 +82,20 @@ struct Relay {
     pin: String,
 }
 
-/// A relay and its mediator that nothing happens to.
-pub(super) struct Survivor {
-    _relay: Relay,
-    _agent: Process,
+/// Another relay on the relay's machine, and its mediator.
+pub(super) struct Beside {
+    relay: Relay,
+    agent: Process,
+}
+
+impl Beside {
+    pub(super) fn relay_pid(&self) -> u32 {
+        self.relay.process.pid()
+    }
+
+    pub(super) fn agent_pid(&self) -> u32 {
+        self.agent.pid()
+    }
 }
 
 impl Lab {
@@ -94,14 +104,15 @@ impl Lab {
     /// # Errors
     /// The world cannot be made, or a program is missing or does not start.
     pub(super) fn up(common: &Common, publish: &[String]) -> anyhow::Result<Self> {
-        Self::up_with(common, publish, &[])
+        let publish = publish.iter().flat_map(|port| ["--publish".to_owned(), port.clone()]);
+        Self::up_with(common, &publish.collect::<Vec<_>>(), &[])
     }
 
-    /// The same, with the relay started in a further `environment` (`NAME=VALUE`).
+    /// A world with a relay that is started with these arguments, and in a further `environment` (`NAME=VALUE`).
     ///
     /// # Errors
-    /// As [`Lab::up`].
-    pub(super) fn up_with(common: &Common, publish: &[String], environment: &[&str]) -> anyhow::Result<Self> {
+    /// As there.
+    pub(super) fn up_with(common: &Common, more: &[String], environment: &[&str]) -> anyhow::Result<Self> {
         let tools = Tools { bench: std::env::current_exe()?, rathole: None };
         // Before the world is made: it is what is missing most often.
         tools.own("isthmus-relay")?;
@@ -111,7 +122,7 @@ impl Lab {
         let visitor = Role::Public.address().to_string();
         let way = ["route", "add", FIELD, "via", &visitor, "congctl", &common.congestion];
         world.run(Role::Relay, "ip", way, SOON)?;
-        let relay = Relay::start(&world, &tools, common, "state", SERVICE, publish, environment)?;
+        let relay = Relay::start(&world, &tools, common, "state", SERVICE, more, environment)?;
         Ok(Self { world, tools, common: common.clone(), relay, looks: RefCell::default() })
     }
 
@@ -162,11 +173,19 @@ impl Lab {
     ///
     /// # Errors
     /// One of them does not start.
-    pub(super) fn survivor(&self, published: u16, port: u16) -> anyhow::Result<Survivor> {
+    pub(super) fn survivor(&self, published: u16, port: u16) -> anyhow::Result<Beside> {
         let publish = format!("tcp:{}:{published}=s/{}:{port}", Role::Relay.address(), Role::Host.address());
-        let relay = Relay::start(&self.world, &self.tools, &self.common, "survivor", SERVICE + 1, &[publish], &[])?;
-        let agent = self.agent_of(&relay, "s")?;
-        Ok(Survivor { _relay: relay, _agent: agent })
+        self.beside("survivor", "s", &["--publish".to_owned(), publish])
+    }
+
+    /// Another relay on the same machine, with a folder of keys of that name, and a real mediator behind the NAT.
+    ///
+    /// # Errors
+    /// One of them does not start.
+    pub(super) fn beside(&self, name: &'static str, mediator: &str, more: &[String]) -> anyhow::Result<Beside> {
+        let relay = Relay::start(&self.world, &self.tools, &self.common, name, SERVICE + 1, more, &[])?;
+        let agent = self.agent_of(&relay, mediator)?;
+        Ok(Beside { relay, agent })
     }
 
     fn token(&self, relay: &Relay, words: &[&str]) -> anyhow::Result<String> {
@@ -279,9 +298,33 @@ impl Lab {
         args: &[String],
         seconds: u64,
     ) -> anyhow::Result<Process> {
+        let watched: Vec<_> =
+            far.iter().map(|process| (FAR, process.pid())).chain([("relay", self.relay_pid())]).collect();
+        self.begin_watching(urgency, &watched, args, seconds)
+    }
+
+    /// A visitor's load, to its end, with the CPU times of these processes.
+    ///
+    /// # Errors
+    /// As the load's.
+    pub(super) fn load_watching(
+        &self,
+        watched: &[(&str, u32)],
+        args: &[String],
+        seconds: u64,
+    ) -> anyhow::Result<Values> {
+        Self::ended(&self.begin_watching(Urgency::Usual, watched, args, seconds)?, seconds)
+    }
+
+    fn begin_watching(
+        &self,
+        urgency: Urgency,
+        watched: &[(&str, u32)],
+        args: &[String],
+        seconds: u64,
+    ) -> anyhow::Result<Process> {
         let mut args = [args, &["--seconds".to_owned(), seconds.to_string()]].concat();
-        let watched = far.iter().map(|process| (FAR, process.pid())).chain([("relay", self.relay_pid())]);
-        args.extend(watched.flat_map(|(name, pid)| ["--cpu".to_owned(), format!("{name}={pid}")]));
+        args.extend(watched.iter().flat_map(|(name, pid)| ["--cpu".to_owned(), format!("{name}={pid}")]));
         self.start(Role::Public, urgency, args)
     }
 
@@ -335,7 +378,7 @@ impl Relay {
         common: &Common,
         name: &'static str,
         port: u16,
-        publish: &[String],
+        more: &[String],
         environment: &[&str],
     ) -> anyhow::Result<Self> {
         let program = tools.own("isthmus-relay")?;
@@ -346,7 +389,7 @@ impl Relay {
         args.extend(["--shards".to_owned(), common.shards.to_string()]);
         // A line for each of thousands of tunnels would be our reading of them, not the relay's work.
         args.extend(["--log", "info,isthmus_relay::shard=warn"].map(String::from));
-        args.extend(publish.iter().flat_map(|port| ["--publish".to_owned(), port.clone()]));
+        args.extend_from_slice(more);
         let process = match environment {
             [] => world.start(Role::Relay, &program, &args)?,
             _ => {

@@ -1,5 +1,5 @@
 //! What Isthmus alone is asked: what idle tunnels cost, how soon all are back after a crash, what bulk does to others, what
-//! many tunnels and flows cost those that are active.
+//! many tunnels and flows cost those that are active, what the front doors cost.
 //!
 //! | work | question | module |
 //! |---|---|---|
@@ -8,9 +8,11 @@
 //! | `mixed` | a ping-pong's p99 beside bulk, on its tunnel and on others | [`mixed`] |
 //! | `share` | CPU per GB of A active tunnels among N | [`share`] |
 //! | `flows` | CPU per datagram with thousands of flows, and with thousands of mediators | [`flows`] |
+//! | `doors` | CPU per GB and connection through SOCKS5 and names by a plain port, and among 10,000 names | [`doors`] |
 //!
 //! Each runs in a [`World`] of its own, and gives a [`Report`].
 
+pub mod doors;
 pub mod flows;
 pub mod handshake;
 pub mod idle;
