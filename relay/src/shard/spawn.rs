@@ -120,6 +120,7 @@ fn run_shard(
     let exposes = super::expose::Exposes::new(&mut engine);
     let asks = super::ask::Asks::new(&mut engine);
     let expiries = super::session::Expiries::new(&mut engine);
+    let checks = super::check::Checks::new(&mut engine);
     let mut shard = Shard {
         seat,
         trust: shared.trust.clone(),
@@ -139,7 +140,7 @@ fn run_shard(
         exposes,
         asks,
         queries: Default::default(),
-        checks: Default::default(),
+        checks,
         sessions: 0,
         half_open: 0,
         stopping: false,
