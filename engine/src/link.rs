@@ -242,9 +242,10 @@ impl Engine {
             self.ring.cancel(op);
         }
         self.timers.remove(io.timer);
+        let parting = io.is_parting();
         // Dropping a socket with an armed receive would not close it: the other end is told.
         self.graveyard.extend(self.ring.close_connection(io.socket));
-        if io.is_parting() {
+        if parting {
             // Everybody was told before.
             self.partings -= 1;
             self.parted = true;
