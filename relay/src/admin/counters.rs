@@ -120,6 +120,8 @@ counters! {
     ChecksAsked = "checks_asked", Total, "Tunnels asked by 'check tunnels'";
     ChecksAnswered = "checks_answered", Total, "Of them, those whose mediators answered";
     ChecksFailed = "checks_failed", Total, "Of them, those that refused or ended";
+    ChecksUnanswered = "checks_unanswered", Total, "Of them, those that did not answer in time";
+    ChecksSkipped = "checks_skipped", Total, "Tunnels not asked since the others took too long";
 
     BufferExhausted = "buffer_exhausted", Total, "Times that a receive waited for a buffer";
     RecordsCopied = "records_copied", Total, "Records that straddled a buffer's end, whose first part was copied";

@@ -29,7 +29,7 @@ name NAME=MEDIATOR/HOST:PORT                               lead visitors of a na
 unname NAME                                                lead them no more; visitors stay
 reload                                                     read configuration and keys again, as SIGHUP does
 set log FILTER                                             log level or filter, until the next reload
-check tunnels                                              an operation through each; 'show stat' counts the answers
+check tunnels                                              an operation through each; says how many answered
 show trust [json]                                          token keys, issuers, authorities, revocations
 reload trust                                               read them again; sessions that they do not cover end
 revoke token JTI                                           end what that token let in

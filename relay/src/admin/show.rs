@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::future::Future;
+use std::time::Duration;
 
 use isthmus_proto::MediatorId;
 use serde_json::json;
@@ -9,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::{json, phrase, table, word};
+use super::counters::Counter;
 use super::command::{Command, PublishRow, TunnelFilter, TunnelRow};
 use super::dispatch::Format;
 use super::serve::Plane;
@@ -124,21 +126,59 @@ pub(super) async fn kill(plane: &Plane, mediator: MediatorId) -> Result<String, 
     }
 }
 
-/// Begins a round of checks on every shard.
+/// How long a mediator may take to answer a check.
+pub const CHECK_ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// How long `check tunnels` waits for a round's end: less than whoever asked waits for us.
+const CHECK_MAX: Duration = Duration::from_secs(20);
+
+/// Between two looks at the counters.
+const CHECK_LOOK: Duration = Duration::from_millis(50);
+
+/// What a round of checks comes to: answered, failed, without an answer, not asked.
+const CHECK_ENDS: [Counter; 4] =
+    [Counter::ChecksAnswered, Counter::ChecksFailed, Counter::ChecksUnanswered, Counter::ChecksSkipped];
+
+/// Begins a round of checks on every shard, and waits for its end.
 pub(super) async fn check(plane: &Plane) -> Result<String, String> {
+    let end = Instant::now() + CHECK_MAX;
     let deadline = plane.reply_deadline();
+    let counts = || CHECK_ENDS.map(|counter| plane.shards.iter().map(|shard| shard.counters.get(counter)).sum::<u64>());
+    let before = counts();
     let (mut count, mut busy) = (0, 0);
     for shard in 0..plane.shards.len() {
         let (reply, answer) = oneshot::channel();
         plane.send(shard, Command::Check { reply })?;
         match answer_of(plane, shard, answer, deadline).await? {
-            Some(tunnels) => count += tunnels,
+            Some(tunnels) => count += tunnels as u64,
             None => busy += 1,
         }
     }
-    match busy {
-        0 => Ok(format!("{count} tunnels are asked; 'show stat' counts the answers\n")),
-        _ => Err(format!("{busy} shards are still at the round before, {count} tunnels of the others are asked")),
+    if busy > 0 {
+        return Err(format!("{busy} shards are still at the round before, {count} tunnels of the others are asked"));
+    }
+    loop {
+        let done = counts();
+        let [answered, failed, unanswered, skipped] = std::array::from_fn(|n| done[n].saturating_sub(before[n]));
+        let open = count.saturating_sub(answered + failed + unanswered + skipped);
+        if open > 0 && Instant::now() < end {
+            tokio::time::sleep(CHECK_LOOK).await;
+            continue;
+        }
+        let mut text = format!("{count} tunnels are asked: {answered} answered");
+        for (number, what) in [
+            (failed, "refused or ended".to_owned()),
+            (unanswered, format!("did not answer within {CHECK_ANSWER_MAX:?}")),
+            (skipped, "were not asked in time".to_owned()),
+            (open, "still to come, which 'show stat' counts".to_owned()),
+        ] {
+            if number > 0 {
+                // Writing to a string cannot fail.
+                let _ = write!(text, ", {number} {what}");
+            }
+        }
+        text.push('\n');
+        return if answered == count { Ok(text) } else { Err(text.trim_end().to_owned()) };
     }
 }
 

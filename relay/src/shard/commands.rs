@@ -51,7 +51,7 @@ impl Shard {
                 let _ = reply.send(self.unexpose(engine, &servers, now));
             }
             Command::Check { reply } => {
-                let _ = reply.send(self.begin_checks());
+                let _ = reply.send(self.begin_checks(engine));
             }
             Command::Trust { trust, reply } => {
                 let _ = reply.send(self.take_trust(engine, trust));

@@ -127,6 +127,7 @@ impl Control for Shard {
             Event::Report { link, json } => self.on_report(link, json),
             Event::Renew { link, token } => self.on_renew(engine, link, token),
             Event::Timer { number: session::TIMER_EXPIRY } => self.on_expiry_timer(engine),
+            Event::Timer { number: check::TIMER_CHECKS } => self.on_checks_timer(engine),
             Event::Timer { number: expose::TIMER_RETRY } => self.on_expose_retry(engine),
             Event::Timer { number: expose::TIMER_CONNECTS } => self.on_exposed_timeout(engine),
             Event::Connected { stream, link, slot, result } => {
@@ -158,7 +159,7 @@ impl Control for Shard {
             Event::PortEnded { link, owner, code } if is_exposed(owner) => {
                 self.on_expose_ended(engine, link, owner.index(), code);
             }
-            Event::PortEnded { owner, .. } => self.on_check_ended(owner),
+            Event::PortEnded { link, owner, .. } => self.on_check_ended(link, owner),
             Event::FlowEnded { tag } => self.on_flow_ended(engine, tag),
             // The relay dials no link and watches nothing.
             Event::LinkReady { .. }

@@ -119,6 +119,7 @@ fn run_shard(
     }
     let exposes = super::expose::Exposes::new(&mut engine);
     let expiries = super::session::Expiries::new(&mut engine);
+    let checks = super::check::Checks::new(&mut engine);
     let mut shard = Shard {
         seat,
         trust: shared.trust.clone(),
@@ -137,7 +138,7 @@ fn run_shard(
         proxies: super::socks::Proxies::new(),
         exposes,
         queries: Default::default(),
-        checks: Default::default(),
+        checks,
         sessions: 0,
         half_open: 0,
         stopping: false,
