@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::{json, phrase, table, word};
+use super::counters::Counter;
 use super::command::{Command, PublishRow, TunnelFilter, TunnelRow};
 use super::counters::Counter;
 use super::dispatch::Format;
