@@ -24,6 +24,5 @@ pub use command::{
 };
 pub use counters::{Counter, Counters, ShardCounters};
 pub use listener::StatsSocket;
-pub use show::CHECK_ANSWER_MAX;
 pub use serve::{Admin, Limits, RelayInfo, Stop, serve};
 pub use show::CHECK_ANSWER_MAX;

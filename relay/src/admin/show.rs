@@ -10,7 +10,6 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::{json, phrase, table, word};
-use super::counters::Counter;
 use super::command::{Command, PublishRow, TunnelFilter, TunnelRow};
 use super::counters::Counter;
 use super::dispatch::Format;
