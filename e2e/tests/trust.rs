@@ -96,6 +96,7 @@ fn mediators_tunnel_ends_with_its_token_unless_a_newer_one_is_shown() {
     }
     let (ends, stays) = (agent_with_file(&world, "ends", &old), agent_with_file(&world, "stays", &renewed));
     stays.wait_for_line("tunnel up", SOON);
+    ends.wait_for_line("tunnel up", SOON);
     // A newer token for somebody else is no renewal.
     std::fs::write(&old, world.keys.mediator_token("other", &[])).unwrap();
     std::fs::write(&renewed, world.keys.mediator_token("stays", &[])).unwrap();
