@@ -9,14 +9,13 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
-use isthmus_proto::hello::{ASKS_MAX, Offer};
+use isthmus_proto::hello::Offer;
 use isthmus_proto::policy::AllowRule;
 use isthmus_proto::record::{BadPin, parse_pin};
 use isthmus_ring::BUSY_POLL_MAX;
 use isthmus_settings::Rules;
 use tracing::level_filters::LevelFilter;
 
-use crate::ask;
 use crate::audit::AuditTarget;
 use crate::enroll::EnrollArgs;
 use crate::offer::{self, OFFERS_MAX};
@@ -53,8 +52,6 @@ pub struct Config {
     pub service: String,
     /// What it offers by name, for the relay's named routes.
     pub offers: Vec<Offer>,
-    /// Ports of the relay that it asks for.
-    pub asks: Vec<String>,
     /// TCP congestion control of the mediator's sockets; the system's default if none.
     pub congestion: Option<String>,
     /// How long to poll before sleeping, while payload moves; zero for never.
@@ -115,11 +112,6 @@ pub enum ConfigError {
     /// Too many rules.
     #[error("--allow: {0} rules, but at most {RULES_MAX} are possible; join neighbouring networks")]
     TooManyRules(usize),
-    /// Too many asked ports.
-    #[error(
-        "--ask-publish: {0} ports, but at most {ASKS_MAX} are possible; the relay's operator can publish the others"
-    )]
-    TooManyAsks(usize),
     /// Too many offers.
     #[error(
         "--offer: {0} offers, but at most {OFFERS_MAX} are possible; the relay's --name can give the hosts instead"
@@ -207,9 +199,6 @@ impl Config {
         if args.offers.len() > OFFERS_MAX {
             return Err(ConfigError::TooManyOffers(args.offers.len()));
         }
-        if args.asks.len() > ASKS_MAX {
-            return Err(ConfigError::TooManyAsks(args.asks.len()));
-        }
         if args.service.len() > SERVICE_LEN_MAX || args.service.chars().any(char::is_control) {
             return Err(ConfigError::BadService);
         }
@@ -227,7 +216,6 @@ impl Config {
             udp_channels: args.udp_channels,
             service: args.service,
             offers: args.offers,
-            asks: args.asks,
             congestion: args.congestion,
             busy_poll: busy_poll.map_or(Ok(Duration::ZERO), parse_busy_poll)?,
             log: args.log,
@@ -303,11 +291,6 @@ struct Args {
     #[arg(long = "offer", value_name = "[NAME=]HOST:PORT", value_parser = offer::parse)]
     offers: Vec<Offer>,
 
-    /// Ask the relay for a port of its own that leads to a host here: tcp:0.0.0.0:8080=10.0.0.5:80. It is had if the relay's
-    /// --allow-publish lets this mediator have it; the relay's log and 'show publishes' tell. May be repeated
-    #[arg(long = "ask-publish", value_name = "PROTO:ADDR:PORT=HOST:PORT", value_parser = ask::parse)]
-    asks: Vec<String>,
-
     /// TCP congestion control of this program's sockets, such as cubic; the system's default if not given
     #[arg(long, value_name = "NAME")]
     congestion: Option<String>,
@@ -358,7 +341,7 @@ fn is_congestion_name(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use isthmus_proto::MediatorId;
-    use isthmus_proto::hello::{ASK_LEN_MAX, Hello, Interface, Report, Role};
+    use isthmus_proto::hello::{Hello, Interface, Report, Role};
     use isthmus_proto::limits::FRAME_PAYLOAD_MAX;
 
     use isthmus_proto::door::name::HostName;
@@ -517,12 +500,11 @@ mod tests {
                 Offer { name: "n".repeat(HostName::LEN_MAX), target: (net.addr(), u16::MAX).into() };
                 OFFERS_MAX
             ],
-            asks: vec!["a".repeat(ASK_LEN_MAX); ASKS_MAX],
         };
         let len = serde_json::to_vec(&report).unwrap().len();
         assert!(len <= FRAME_PAYLOAD_MAX, "{len} of {FRAME_PAYLOAD_MAX}");
         // What is offered may come in a report of its own.
-        let report = Box::new(Report { offers: Vec::new(), asks: Vec::new(), ..report });
+        let report = Box::new(Report { offers: Vec::new(), ..report });
         let role = Role::Mediator { id: "m".repeat(MediatorId::LEN_MAX).parse().unwrap(), report };
         let hello = Hello { token: "t".repeat(TOKEN_LEN_MAX), role, udp_channels: 16, instance: u64::MAX };
         let len = serde_json::to_vec(&hello).unwrap().len();

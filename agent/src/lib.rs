@@ -12,7 +12,6 @@ pub mod policy;
 pub mod resolve;
 pub mod token;
 
-mod ask;
 mod bind;
 mod mediator;
 mod names;

@@ -79,7 +79,6 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let mut report =
         environment::gather(&mut policy, &config.service).context("cannot read this machine's environment")?;
     report.offers = config.offers.clone();
-    report.asks = config.asks.clone();
     let policy = Rc::new(RefCell::new(policy));
     let engine_config = EngineConfig { busy_poll: config.busy_poll, ..EngineConfig::default() };
     let mut engine = Engine::new(ring, engine_config);
@@ -292,11 +291,8 @@ impl Mediator {
 
     /// The machine's addresses may have changed: the policy follows, and the relay is told.
     pub(crate) fn report_changes(&mut self, engine: &mut Engine) {
-        let gathered = environment::gather(&mut self.policy.borrow_mut(), &self.config.service).map(|report| Report {
-            offers: self.config.offers.clone(),
-            asks: self.config.asks.clone(),
-            ..report
-        });
+        let gathered = environment::gather(&mut self.policy.borrow_mut(), &self.config.service)
+            .map(|report| Report { offers: self.config.offers.clone(), ..report });
         match gathered {
             Ok(report) if report != self.report => {
                 self.report = report;

@@ -72,7 +72,6 @@ impl Mediator {
             && let Role::Mediator { report, .. } = &mut hello.role
         {
             report.offers.clear();
-            report.asks.clear();
             json = serde_json::to_vec(&hello).unwrap_or_default();
         }
         engine.greet(link, &Frame::Hello { version: hello::VERSION, json: &json });

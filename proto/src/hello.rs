@@ -76,16 +76,7 @@ pub struct Report {
     /// What it offers by name, for the relay's named routes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub offers: Vec<Offer>,
-    /// Ports of the relay that it asks for, `PROTO:ADDR:PORT=HOST:PORT` with `,proxy=v1` or `,proxy=v2` at the end.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub asks: Vec<String>,
 }
-
-/// Most ports of the relay that a mediator may ask for; a relay passes over more.
-pub const ASKS_MAX: usize = 8;
-
-/// Longest text of one of them, in bytes.
-pub const ASK_LEN_MAX: usize = 128;
 
 /// A host that a mediator offers under a name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,7 +21,7 @@ pub use changes::Change;
 use crate::expose::{EXPOSES_MAX, Expose};
 use crate::names::{NameRoute, Names};
 use crate::proxy::ProxyPort;
-use crate::publish::{AskRule, Publish, PublishSpec};
+use crate::publish::{Publish, PublishSpec};
 use crate::trust::{Glob, Operation, TrustOptions};
 
 /// Most shards of one relay. A shard's number travels in a byte of every UDP channel datagram.
@@ -146,10 +146,6 @@ pub struct Config {
     /// anything]. May be repeated
     #[arg(long, value_name = "CIDR[:PORTS]")]
     pub publish_allow: Vec<AllowRule>,
-    /// Which ports mediators may have that ask for them by --ask-publish, as in 'cpe-*=tcp:*:8000-8099' [default: none]. May
-    /// be repeated
-    #[arg(long, value_name = "MEDIATORS=PROTO:CIDR[:PORTS]")]
-    pub allow_publish: Vec<AskRule>,
     /// What is published at run time comes back after a restart, as if each 'publish' said 'save'
     #[arg(long, env = "ISTHMUS_KEEP_PUBLISHES")]
     pub keep_publishes: bool,

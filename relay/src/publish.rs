@@ -10,12 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::upstream::{Options, mediators};
 
-mod ask;
 mod bound;
 mod kept;
 mod spec;
 
-pub use ask::{AskRule, asked};
 pub use bound::{Bound, Origin, refusal};
 pub(crate) use bound::{IN_USE_RETRIES, IN_USE_WAIT, retry_in_use, tcp_listener};
 pub use kept::Kept;

@@ -97,7 +97,6 @@ counters! {
     ExposedFlowsTotal = "exposed_flows_total", Total, "UDP flows of hosts to exposed services";
     ExposedFailed = "exposed_failed", Total, "Of both, those that the public address did not take";
     ExposedRefusedLimit = "exposed_refused_limit", Total, "Connections, and datagrams without a flow, of hosts to exposed services refused at a limit";
-    AsksRefused = "asks_refused", Total, "Times that a port was refused which a mediator asked for";
     ExposesRefused = "exposes_refused", Total, "Times that a mediator refused the port of an exposed service";
 
     BytesToMediators = "bytes_to_mediators", Total, "Payload bytes to mediators";

@@ -109,8 +109,7 @@ impl Plan {
             match rows.iter().filter(live).find(same_port) {
                 None => added.push(wanted.clone()),
                 Some(row) if (Publish { listen: row.publish.listen, ..wanted.clone() }) == row.publish => {}
-                // The operator's word stands above a mediator's.
-                Some(row) if matches!(row.origin, Origin::Config | Origin::Asked) => moved.push(wanted.clone()),
+                Some(row) if row.origin == Origin::Config => moved.push(wanted.clone()),
                 Some(row) => {
                     return Err(format!("{} is published at run time already; unpublish it first", row.publish));
                 }

@@ -33,7 +33,6 @@ impl Config {
             name,
             proxy_from,
             publish_allow,
-            allow_publish,
             keep_publishes,
             stats_socket,
             plaintext,
@@ -70,7 +69,6 @@ impl Config {
         live.list("name", name, &new.name);
         live.one("proxy-from", proxy_from, &new.proxy_from);
         live.one("publish-allow", publish_allow, &new.publish_allow);
-        live.list("allow-publish", allow_publish, &new.allow_publish);
         live.one("keep-publishes", keep_publishes, &new.keep_publishes);
         live.one("jwks", jwks, &new.jwks);
         live.one("client-ca", client_ca, &new.client_ca);

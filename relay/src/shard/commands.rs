@@ -33,7 +33,6 @@ impl Shard {
                 self.take_trust(engine, shared.trust.clone());
                 engine.set_times(shared.config.handshake_timeout, shared.config.udp_idle);
                 self.shared = shared;
-                self.settle_all_asks(engine);
                 let _ = reply.send(());
             }
             Command::Publish { ports, reply } => {

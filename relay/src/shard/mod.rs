@@ -3,7 +3,6 @@
 //!
 //! **Invariant:** shards share nothing that is written while they run, but their queues.
 
-mod ask;
 mod asker;
 mod check;
 mod commands;
@@ -67,7 +66,6 @@ struct Shard {
     newcomers: HashMap<Key, Newcomer>,
     proxies: socks::Proxies,
     exposes: expose::Exposes,
-    asks: ask::Asks,
     queries: query::Queries,
     checks: check::Checks,
     sessions: u64,
@@ -126,10 +124,9 @@ impl Control for Shard {
                 terminal::forward_accepted(engine, link, owner, slot, peer, local);
             }
             Event::UdpError { owner, code, remote, .. } => terminal::forward_udp_error(engine, owner, code, remote),
-            Event::Report { link, json } => self.on_report(engine, link, json),
+            Event::Report { link, json } => self.on_report(link, json),
             Event::Renew { link, token } => self.on_renew(engine, link, token),
             Event::Timer { number: session::TIMER_EXPIRY } => self.on_expiry_timer(engine),
-            Event::Timer { number: ask::TIMER_ASKS } => self.on_ask_timer(engine),
             Event::Timer { number: check::TIMER_CHECKS } => self.on_checks_timer(engine),
             Event::Timer { number: expose::TIMER_RETRY } => self.on_expose_retry(engine),
             Event::Timer { number: expose::TIMER_CONNECTS } => self.on_exposed_timeout(engine),

@@ -31,11 +31,6 @@ pub(super) struct Published {
 }
 
 impl Published {
-    /// Who published it.
-    pub(super) fn origin(&self) -> Origin {
-        self.origin
-    }
-
     /// Its name in the mediator's audit.
     pub(super) fn front_door(&self) -> String {
         format!("published {}:{}", self.publish.proto, self.publish.listen)
@@ -51,36 +46,30 @@ impl Shard {
         if self.published.len() + ports.len() > TABLE_MAX {
             return Err(format!("a shard serves at most {TABLE_MAX} published ports"));
         }
-        for bound in ports {
-            self.publish_one(engine, bound);
+        for Bound { publish, asked, origin, socket } in ports {
+            tracing::info!(%publish, origin = origin.word(), "published");
+            self.published.insert_with(|tag| {
+                let key = match publish.proto {
+                    Proto::Tcp => engine.add_listener(socket, tag),
+                    Proto::Udp => engine.add_udp(socket, UdpRole::Published(tag)),
+                };
+                let (visitors_live, visitors_total, flows_live, flows_total) = (0, 0, 0, 0);
+                let leaving = false;
+                Published {
+                    publish,
+                    asked,
+                    origin,
+                    key,
+                    leaving,
+                    turn: 0,
+                    visitors_live,
+                    visitors_total,
+                    flows_live,
+                    flows_total,
+                }
+            });
         }
         Ok(())
-    }
-
-    /// Serves a bound port, for which there is room; its number.
-    pub(super) fn publish_one(&mut self, engine: &mut Engine, bound: Bound) -> u32 {
-        let Bound { publish, asked, origin, socket } = bound;
-        tracing::info!(%publish, origin = origin.word(), "published");
-        self.published.insert_with(|tag| {
-            let key = match publish.proto {
-                Proto::Tcp => engine.add_listener(socket, tag),
-                Proto::Udp => engine.add_udp(socket, UdpRole::Published(tag)),
-            };
-            let (visitors_live, visitors_total, flows_live, flows_total) = (0, 0, 0, 0);
-            let leaving = false;
-            Published {
-                publish,
-                asked,
-                origin,
-                key,
-                leaving,
-                turn: 0,
-                visitors_live,
-                visitors_total,
-                flows_live,
-                flows_total,
-            }
-        })
     }
 
     /// Ceases to serve ports; those that are not served here are passed over.
@@ -99,7 +88,7 @@ impl Shard {
         tags.into_iter().filter_map(|tag| self.unpublish_one(engine, tag, how)).collect()
     }
 
-    pub(super) fn unpublish_one(&mut self, engine: &mut Engine, tag: u32, how: Unpublish) -> Option<Unpublished> {
+    fn unpublish_one(&mut self, engine: &mut Engine, tag: u32, how: Unpublish) -> Option<Unpublished> {
         let published = self.published.get(tag)?;
         let (row, asked) = (self.publish_row(published), published.asked);
         tracing::info!(publish = %row.publish, ?how, "unpublished");

@@ -112,7 +112,6 @@ impl Shard {
         };
         self.links.insert(link, Party::Tunnel(Box::new(tunnel)));
         self.open_exposes_of(engine, &name, link);
-        self.settle_asks(engine, &name, &report.asks);
     }
 
     /// Ends the session that a mediator had before. If two take turns at that, the one that goes is told to wait.
@@ -148,7 +147,6 @@ impl Shard {
         self.forget_expiry(link, &tunnel.proof);
         if self.mediators.get(&tunnel.id) == Some(&link) {
             self.mediators.remove(&tunnel.id);
-            self.drop_asks(engine, &tunnel.id);
         }
         for &terminal in &tunnel.terminals {
             self.counters_terminal_left(terminal);
@@ -156,15 +154,13 @@ impl Shard {
         }
     }
 
-    pub(super) fn on_report(&mut self, engine: &mut Engine, link: Key, json: &[u8]) {
+    pub(super) fn on_report(&mut self, link: Key, json: &[u8]) {
         let Some(Party::Tunnel(tunnel)) = self.links.get_mut(&link) else { return };
         match serde_json::from_slice::<Report>(json) {
             Ok(report) => {
                 tunnel.report = packed(&report);
                 tunnel.offers = report.offers.into();
-                let id = tunnel.id.clone();
-                tracing::info!(mediator = %id, "environment changed");
-                self.settle_asks(engine, &id, &report.asks);
+                tracing::info!(mediator = %tunnel.id, "environment changed");
             }
             Err(error) => tracing::warn!(mediator = %tunnel.id, %error, "unintelligible report"),
         }
