@@ -9,13 +9,17 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
+use isthmus_proto::ask::{Ask, PortAsk};
+use isthmus_proto::door::name::HostName;
 use isthmus_proto::hello::Offer;
+use isthmus_proto::limits::ASKS_MAX;
 use isthmus_proto::policy::AllowRule;
 use isthmus_proto::record::{BadPin, parse_pin};
 use isthmus_ring::BUSY_POLL_MAX;
 use isthmus_settings::Rules;
 use tracing::level_filters::LevelFilter;
 
+use crate::asking::{self, ASKS_LEN_MAX};
 use crate::audit::AuditTarget;
 use crate::enroll::EnrollArgs;
 use crate::offer::{self, OFFERS_MAX};
@@ -52,6 +56,8 @@ pub struct Config {
     pub service: String,
     /// What it offers by name, for the relay's named routes.
     pub offers: Vec<Offer>,
+    /// What it asks the relay for: ports, then names.
+    pub asks: Vec<Ask>,
     /// TCP congestion control of the mediator's sockets; the system's default if none.
     pub congestion: Option<String>,
     /// How long to poll before sleeping, while payload moves; zero for never.
@@ -117,6 +123,15 @@ pub enum ConfigError {
         "--offer: {0} offers, but at most {OFFERS_MAX} are possible; the relay's --name can give the hosts instead"
     )]
     TooManyOffers(usize),
+    /// Too much is asked for.
+    #[error("--ask-publish and --ask-name: {0} in all, but at most {ASKS_MAX} are possible; leave some out")]
+    TooManyAsks(usize),
+    /// What is asked for does not fit a report.
+    #[error("--ask-publish and --ask-name: {0} bytes of text, but at most {ASKS_LEN_MAX} are possible; leave some out")]
+    AsksTooLong(usize),
+    /// The same is asked for twice.
+    #[error("--ask-publish or --ask-name: {0} is asked for twice; leave one out")]
+    AskedTwice(String),
     /// The service's description cannot be sent.
     #[error("--service: at most {SERVICE_LEN_MAX} bytes without control characters; shorten the text")]
     BadService,
@@ -199,6 +214,9 @@ impl Config {
         if args.offers.len() > OFFERS_MAX {
             return Err(ConfigError::TooManyOffers(args.offers.len()));
         }
+        let asks: Vec<Ask> =
+            args.ask_publish.into_iter().map(Ask::Port).chain(args.ask_name.into_iter().map(Ask::Name)).collect();
+        asking::check(&asks)?;
         if args.service.len() > SERVICE_LEN_MAX || args.service.chars().any(char::is_control) {
             return Err(ConfigError::BadService);
         }
@@ -216,6 +234,7 @@ impl Config {
             udp_channels: args.udp_channels,
             service: args.service,
             offers: args.offers,
+            asks,
             congestion: args.congestion,
             busy_poll: busy_poll.map_or(Ok(Duration::ZERO), parse_busy_poll)?,
             log: args.log,
@@ -291,6 +310,16 @@ struct Args {
     #[arg(long = "offer", value_name = "[NAME=]HOST:PORT", value_parser = offer::parse)]
     offers: Vec<Offer>,
 
+    /// Ask the relay to publish a port that leads here, which its --allow-publish has to cover: tcp:8080=10.0.0.5:80,
+    /// udp:192.0.2.1:53=10.0.0.5:53; ,proxy=v2 tells the host who visits. Only what --allow covers is reached. May be repeated
+    #[arg(long, value_name = "PROTO:[ADDR:]PORT=HOST:PORT")]
+    ask_publish: Vec<PortAsk>,
+
+    /// Ask the relay to lead visitors of this name here, which its --allow-name has to cover; --offer says to which host.
+    /// May be repeated
+    #[arg(long, value_name = "NAME")]
+    ask_name: Vec<HostName>,
+
     /// TCP congestion control of this program's sockets, such as cubic; the system's default if not given
     #[arg(long, value_name = "NAME")]
     congestion: Option<String>,
@@ -343,8 +372,6 @@ mod tests {
     use isthmus_proto::MediatorId;
     use isthmus_proto::hello::{Hello, Interface, Report, Role};
     use isthmus_proto::limits::FRAME_PAYLOAD_MAX;
-
-    use isthmus_proto::door::name::HostName;
 
     use super::*;
     use crate::token::TOKEN_LEN_MAX;
@@ -500,11 +527,12 @@ mod tests {
                 Offer { name: "n".repeat(HostName::LEN_MAX), target: (net.addr(), u16::MAX).into() };
                 OFFERS_MAX
             ],
+            asks: vec!["a".repeat(ASKS_LEN_MAX / ASKS_MAX); ASKS_MAX],
         };
         let len = serde_json::to_vec(&report).unwrap().len();
         assert!(len <= FRAME_PAYLOAD_MAX, "{len} of {FRAME_PAYLOAD_MAX}");
-        // What is offered may come in a report of its own.
-        let report = Box::new(Report { offers: Vec::new(), ..report });
+        // What is offered and asked for may come in a report of its own.
+        let report = Box::new(Report { offers: Vec::new(), asks: Vec::new(), ..report });
         let role = Role::Mediator { id: "m".repeat(MediatorId::LEN_MAX).parse().unwrap(), report };
         let hello = Hello { token: "t".repeat(TOKEN_LEN_MAX), role, udp_channels: 16, instance: u64::MAX };
         let len = serde_json::to_vec(&hello).unwrap().len();

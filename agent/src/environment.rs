@@ -46,6 +46,7 @@ pub fn gather(policy: &mut Policy, service: &str) -> io::Result<Report> {
         policy: policy.effective(),
         service: service.to_owned(),
         offers: Vec::new(),
+        asks: Vec::new(),
     })
 }
 

@@ -3,7 +3,8 @@
 //!
 //! **Invariant:** nothing here blocks the event loop: names are resolved on a thread of their own.
 
-pub mod audit;
+mod asking;
+mod audit;
 pub mod config;
 pub mod enroll;
 pub mod environment;

@@ -11,10 +11,11 @@ use anyhow::Context;
 use isthmus_engine::{Control, Engine, EngineConfig, Event, Key, TimerId};
 use isthmus_proto::Code;
 use isthmus_proto::dialer::Dialer;
-use isthmus_proto::hello::Report;
+use isthmus_proto::hello::{Outcome, Report};
 use isthmus_proto::wire::Frame;
 use isthmus_ring::{Ring, RingConfig};
 
+use crate::asking;
 use crate::audit::Audit;
 use crate::config::Config;
 use crate::environment::{self, Watch};
@@ -78,7 +79,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let mut policy = Policy::new(&config.allow, &interfaces);
     let mut report =
         environment::gather(&mut policy, &config.service).context("cannot read this machine's environment")?;
-    report.offers = config.offers.clone();
+    asking::fill(&mut report, &config);
     let policy = Rc::new(RefCell::new(policy));
     let engine_config = EngineConfig { busy_poll: config.busy_poll, ..EngineConfig::default() };
     let mut engine = Engine::new(ring, engine_config);
@@ -113,7 +114,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         config,
         policy,
         report,
-        offers_wait: false,
+        extras_wait: false,
+        outcomes: Vec::new(),
         resolver,
         watch,
         timers,
@@ -149,8 +151,10 @@ pub(crate) struct Mediator {
     pub(crate) config: Config,
     pub(crate) policy: Rc<RefCell<Policy>>,
     pub(crate) report: Report,
-    /// They did not fit the hello: the first report brings them.
-    pub(crate) offers_wait: bool,
+    /// Offers and asks did not fit the hello: the first report brings them.
+    pub(crate) extras_wait: bool,
+    /// What the relay told last of what is asked for.
+    pub(crate) outcomes: Vec<Outcome>,
     pub(crate) audit: Rc<Audit>,
     /// Tells the relay this process from another one with the same token.
     pub(crate) instance: u64,
@@ -217,6 +221,7 @@ impl Control for Mediator {
             }
             Event::StreamEnded { stream, .. } => self.ports.forget_connect(engine, stream),
             Event::Asker { link, asker, name } if self.link == Some(link) => self.audit.name(asker, name),
+            Event::Outcomes { link, json } if self.link == Some(link) => self.on_outcomes(json),
             // A mediator asks nobody, publishes nothing.
             Event::Answered { .. }
             | Event::PortAccepted { .. }
@@ -224,6 +229,7 @@ impl Control for Mediator {
             | Event::Report { .. }
             | Event::Renew { .. }
             | Event::Asker { .. }
+            | Event::Outcomes { .. }
             | Event::Query { .. }
             | Event::Visitor { .. }
             | Event::Host { .. }
@@ -291,8 +297,10 @@ impl Mediator {
 
     /// The machine's addresses may have changed: the policy follows, and the relay is told.
     pub(crate) fn report_changes(&mut self, engine: &mut Engine) {
-        let gathered = environment::gather(&mut self.policy.borrow_mut(), &self.config.service)
-            .map(|report| Report { offers: self.config.offers.clone(), ..report });
+        let gathered = environment::gather(&mut self.policy.borrow_mut(), &self.config.service).map(|mut report| {
+            asking::fill(&mut report, &self.config);
+            report
+        });
         match gathered {
             Ok(report) if report != self.report => {
                 self.report = report;

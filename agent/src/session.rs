@@ -67,11 +67,12 @@ impl Mediator {
         // Plain data: it always serialises.
         let mut json = serde_json::to_vec(&hello).unwrap_or_default();
         // The version stands before it in the frame. A report by itself always fits.
-        self.offers_wait = json.len() + size_of::<u16>() > FRAME_PAYLOAD_MAX;
-        if self.offers_wait
+        self.extras_wait = json.len() + size_of::<u16>() > FRAME_PAYLOAD_MAX;
+        if self.extras_wait
             && let Role::Mediator { report, .. } = &mut hello.role
         {
             report.offers.clear();
+            report.asks.clear();
             json = serde_json::to_vec(&hello).unwrap_or_default();
         }
         engine.greet(link, &Frame::Hello { version: hello::VERSION, json: &json });
@@ -94,9 +95,10 @@ impl Mediator {
         let maintain = Maintain::Caller { interval: millis(welcome.keepalive_tcp_ms), dead };
         engine.establish(link, LinkConfig { side: Side::Responder, ports_max: welcome.ports_max, maintain });
         self.succeeded();
-        if self.offers_wait {
+        if self.extras_wait {
             self.send_report(engine);
         }
+        self.expect_outcomes(welcome.asks_max as usize);
         self.watch_token(engine);
         tracing::info!(session = welcome.session, observed = %welcome.observed, channels = welcome.channels.len(), "tunnel up");
         let start = millis(welcome.keepalive_udp_ms);

@@ -164,6 +164,13 @@ pub enum Event<'a> {
         /// Who.
         name: &'a str,
     },
+    /// What became of a mediator's asks.
+    Outcomes {
+        /// The tunnel.
+        link: Key,
+        /// JSON.
+        json: &'a [u8],
+    },
     /// A terminal's question.
     Query {
         /// The terminal's link.

@@ -239,6 +239,7 @@ impl Engine {
             Input::Report(json) => Event::Report { link: key, json },
             Input::Renew(token) => Event::Renew { link: key, token },
             Input::Asker { asker, name } => Event::Asker { link: key, asker, name },
+            Input::Outcomes(json) => Event::Outcomes { link: key, json },
             Input::Query { query, json } => Event::Query { link: key, query, json },
             Input::QueryAnswer { .. } => return,
             Input::Goodbye { code, retry_after_ms, text } => {

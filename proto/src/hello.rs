@@ -76,6 +76,9 @@ pub struct Report {
     /// What it offers by name, for the relay's named routes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub offers: Vec<Offer>,
+    /// What it asks the relay for, each the text of an [`crate::ask::Ask`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub asks: Vec<String>,
 }
 
 /// A host that a mediator offers under a name.
@@ -125,9 +128,36 @@ pub struct Welcome {
     pub dead_ms: u32,
     /// Most ports at once on this link.
     pub ports_max: u32,
+    /// Most things that the relay gives a mediator that asks for them; zero: it understands no asking.
+    #[serde(default)]
+    pub asks_max: u32,
     /// The attached mediator's report (to terminals).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<Box<Report>>,
+}
+
+/// What became of all that a mediator asks for, told anew when it changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcomes {
+    /// One for each of [`Report::asks`], in their order, as far as the relay takes them.
+    #[serde(default)]
+    pub outcomes: Vec<Outcome>,
+}
+
+/// What became of one thing that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Its text, as it came.
+    pub ask: String,
+    /// Where visitors come in now: an address with a port number, or the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granted: Option<String>,
+    /// Why not, in one word ([`crate::ask::AskRefusal::word`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// The same for a person, with the cure.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub text: String,
 }
 
 /// A question that a terminal asks the relay itself.

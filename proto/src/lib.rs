@@ -5,6 +5,7 @@
 //! and identifiers come in.
 #![forbid(unsafe_code)]
 
+pub mod ask;
 pub mod code;
 pub mod dialer;
 pub mod door;

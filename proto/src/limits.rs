@@ -53,6 +53,9 @@ pub const CONTROL_QUEUE_MAX: usize = 4 * 1024 * 1024;
 /// visitors who come and go faster than the link can tell of them would starve it, and end it at [`CONTROL_QUEUE_MAX`].
 pub const CONTROL_QUEUE_HIGH: usize = 256 * 1024;
 
+/// Most ports and names together that one mediator may ask the relay for.
+pub const ASKS_MAX: usize = 16;
+
 /// Most UDP channels of one link.
 pub const CHANNELS_MAX: u8 = 16;
 

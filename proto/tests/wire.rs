@@ -13,9 +13,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 /// The numbers of all kinds, as the protocol's table gives them.
-const KINDS: [u8; 24] = [
-    0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0a, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x18, 0x19, 0x20,
-    0x21, 0x22, 0x23, 0x30, 0x31,
+const KINDS: [u8; 25] = [
+    0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0a, 0x0b, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x18, 0x19,
+    0x20, 0x21, 0x22, 0x23, 0x30, 0x31,
 ];
 
 const REQUESTS: [RequestKind; 5] =
@@ -53,6 +53,7 @@ impl Fields {
             Kind::QueryAnswer => Frame::QueryAnswer { query: a32, json },
             Kind::Renew => Frame::Renew { token: &self.text },
             Kind::Asker => Frame::Asker { asker: a16, name: &self.text },
+            Kind::Outcomes => Frame::Outcomes { json },
             Kind::Open => {
                 Frame::Open { port, request, flags: OpenFlags(self.flags & 0x3f), local: addr, peer, asker: a32 as u16 }
             }
@@ -182,7 +183,7 @@ proptest! {
         let takes_all = matches!(
             kind,
             Kind::Hello | Kind::Welcome | Kind::Goodbye | Kind::Report | Kind::Query | Kind::QueryAnswer | Kind::Data
-                | Kind::Datagram | Kind::Renew | Kind::Asker
+                | Kind::Datagram | Kind::Renew | Kind::Asker | Kind::Outcomes
         );
         if !takes_all {
             prop_assert_eq!(decode(&bytes), Ok(fields.frame(kind)));

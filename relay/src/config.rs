@@ -18,6 +18,7 @@ use isthmus_settings::Rules;
 
 pub use changes::Change;
 
+use crate::asked::{AllowName, AllowPublish};
 use crate::expose::{EXPOSES_MAX, Expose};
 use crate::names::{NameRoute, Names};
 use crate::proxy::ProxyPort;
@@ -149,6 +150,17 @@ pub struct Config {
     /// What is published at run time comes back after a restart, as if each 'publish' said 'save'
     #[arg(long, env = "ISTHMUS_KEEP_PUBLISHES")]
     pub keep_publishes: bool,
+    /// Which ports mediators may ask for with their own --ask-publish: 'cpe-*=tcp:8000-8099', shop-7=udp:192.0.2.1:53
+    /// [default: none]. May be repeated
+    #[arg(long, value_name = "MEDIATOR-GLOB=PROTO:[ADDR:]PORT[-PORT]")]
+    pub allow_publish: Vec<AllowPublish>,
+    /// Which names mediators may ask for with their own --ask-name: shop-7=www.example.net, 'cpe-*=*.example.net' [default:
+    /// none]. May be repeated
+    #[arg(long, value_name = "MEDIATOR-GLOB=NAME")]
+    pub allow_name: Vec<AllowName>,
+    /// A mediator that is away keeps the ports and names that it asked for this long
+    #[arg(long, value_name = "TIME", default_value = "2m", env = "ISTHMUS_ASK_HOLD", value_parser = duration)]
+    pub ask_hold: Duration,
     /// SOCKS5 and HTTP CONNECT for clients without Isthmus: the user name is the mediator's, the password a terminal's
     /// token. With =MEDIATOR for that one only, and on a loopback address without a token. May be repeated
     #[arg(long, value_name = "ADDR:PORT[=MEDIATOR]", env = "ISTHMUS_SOCKS", value_delimiter = ',')]

@@ -5,6 +5,7 @@
 //! atomics. **Invariant:** the management plane never waits on a lock that a shard holds.
 
 pub mod admin;
+pub mod asked;
 pub mod config;
 pub mod expose;
 pub mod log;

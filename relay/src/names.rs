@@ -20,6 +20,16 @@ pub enum Pattern {
     Below(HostName),
 }
 
+impl Pattern {
+    /// Whether it is for this name.
+    pub fn covers(&self, name: &HostName) -> bool {
+        match self {
+            Self::Name(own) => own == name,
+            Self::Below(parent) => name.split_label().1 == parent.as_str(),
+        }
+    }
+}
+
 impl FromStr for Pattern {
     type Err = BadNameRoute;
     fn from_str(text: &str) -> Result<Self, BadNameRoute> {
@@ -75,6 +85,14 @@ pub struct NameRoute {
      mediator that the label in place of * names; without /HOST:PORT the mediator's own --offer decides"
 )]
 pub struct BadNameRoute(String);
+
+impl NameRoute {
+    /// The route of a name that a mediator asked for: to the host that it offers under it.
+    pub fn asked(name: HostName, mediator: MediatorId) -> Self {
+        let toward = Toward::Mediators(vec![mediator]);
+        Self { pattern: Pattern::Name(name), toward, target: None, options: Options::default() }
+    }
+}
 
 impl FromStr for NameRoute {
     type Err = BadNameRoute;
@@ -139,6 +157,8 @@ impl From<NameRoute> for String {
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     routes: Vec<NameRoute>,
+    /// How many of them are operators'; those behind were asked for by mediators.
+    operators: usize,
     named: HashMap<Box<str>, usize>,
     below: HashMap<Box<str>, usize>,
 }
@@ -149,7 +169,7 @@ impl Names {
     /// # Errors
     /// Two of them are for the same names.
     pub fn new(routes: Vec<NameRoute>) -> Result<Self, String> {
-        let mut names = Self { routes, ..Self::default() };
+        let mut names = Self { operators: routes.len(), routes, ..Self::default() };
         for (number, route) in names.routes.iter().enumerate() {
             let (table, name) = match &route.pattern {
                 Pattern::Name(name) => (&mut names.named, name),
@@ -162,9 +182,32 @@ impl Names {
         Ok(names)
     }
 
-    /// The routes, in the order in which they were given.
+    /// The same with routes that mediators asked for, each for one name: an operator's own one for it goes before.
+    pub fn with_asked(mut self, asked: Vec<NameRoute>) -> Self {
+        for route in asked {
+            if let Pattern::Name(name) = &route.pattern
+                && !self.named.contains_key(name.as_str())
+            {
+                self.named.insert(name.as_str().into(), self.routes.len());
+                self.routes.push(route);
+            }
+        }
+        self
+    }
+
+    /// Operators' routes, in the order in which they were given.
     pub fn routes(&self) -> &[NameRoute] {
-        &self.routes
+        self.routes.get(..self.operators).unwrap_or_default()
+    }
+
+    /// The routes that mediators asked for.
+    pub fn asked(&self) -> &[NameRoute] {
+        self.routes.get(self.operators..).unwrap_or_default()
+    }
+
+    /// Whether an operator gave a route for this very name.
+    pub fn has_own(&self, name: &HostName) -> bool {
+        self.named.get(name.as_str()).is_some_and(|&number| number < self.operators)
     }
 
     /// The route for a name, with its place in [`Names::routes`]: its own, or else the one for all of its kind. Two

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use isthmus_proto::ShardId;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::admin::command::COMMANDS_MAX;
 use crate::admin::{self, Admin, Command, Limits, RelayInfo, ShardCounters, ShardHandle, StatsSocket};
@@ -53,6 +53,8 @@ pub struct ShardSeat {
     pub commands: Receiver<Command>,
     /// Where it shows its figures.
     pub counters: Arc<ShardCounters>,
+    /// Tells the management plane that mediators' asks have changed.
+    pub asking: Arc<Notify>,
     /// Its drop tells [`run`] that the thread is at its end, in whatever way.
     pub ended: Ended,
 }
@@ -111,7 +113,8 @@ pub fn run_with(
     let threads_max = config.shards + 1;
     let (ended_sender, ended) = crossbeam_channel::bounded(threads_max);
 
-    let (seats, senders) = seats(shared.config.shards, &ended_sender);
+    let asking = Arc::new(Notify::new());
+    let (seats, senders) = seats(shared.config.shards, &ended_sender, &asking);
     let shown: Vec<_> = seats.iter().map(|seat| seat.counters.clone()).collect();
     let shards = spawn(shared.clone(), seats)?;
     let handles: Vec<_> = std::iter::zip(senders, shown)
@@ -132,7 +135,7 @@ pub fn run_with(
     let (stop, stopped) = oneshot::channel();
     let limits = Limits::default();
     let trust = Some(source);
-    let admin = Admin { socket: stats_socket, shards: handles.clone(), info, limits, trust, config, kept };
+    let admin = Admin { socket: stats_socket, shards: handles.clone(), info, limits, trust, config, kept, asking };
     let management = spawn_admin(admin, stopped, Ended(ended_sender))?;
 
     // Whichever thread ends first, by a signal, an error or a panic, ends the relay.
@@ -155,12 +158,15 @@ pub fn run_with(
     result
 }
 
-fn seats(count: usize, ended: &Sender<()>) -> (Vec<ShardSeat>, Vec<Sender<Command>>) {
+fn seats(count: usize, ended: &Sender<()>, asking: &Arc<Notify>) -> (Vec<ShardSeat>, Vec<Sender<Command>>) {
     let seat = |n: usize| {
         let (sender, commands) = crossbeam_channel::bounded(COMMANDS_MAX);
         // The command line bounds the count so that a number fits.
         let id = ShardId(n as u8);
-        (ShardSeat { id, commands, counters: Arc::default(), ended: Ended(ended.clone()) }, sender)
+        (
+            ShardSeat { id, commands, counters: Arc::default(), asking: asking.clone(), ended: Ended(ended.clone()) },
+            sender,
+        )
     };
     (0..count).map(seat).unzip()
 }

@@ -314,6 +314,7 @@ impl Control for Simulator {
             | Event::Report { .. }
             | Event::Renew { .. }
             | Event::Asker { .. }
+            | Event::Outcomes { .. }
             | Event::Query { .. }
             | Event::Visitor { .. }
             | Event::Host { .. }

@@ -181,6 +181,8 @@ pub enum Input<'a> {
         /// Who.
         name: &'a str,
     },
+    /// JSON of what became of a mediator's asks.
+    Outcomes(&'a [u8]),
     /// A terminal's question.
     Query {
         /// Its number.
@@ -283,6 +285,7 @@ impl<P: Payload> Link<P> {
             // Only the relay can use it; another end passes it over, as if it did not know the kind.
             Frame::Renew { token } => Ok(Input::Renew(token)),
             Frame::Asker { asker, name } => self.expect(Side::Responder).map(|()| Input::Asker { asker, name }),
+            Frame::Outcomes { json } => self.expect(Side::Responder).map(|()| Input::Outcomes(json)),
             Frame::Goodbye { code, retry_after_ms, text } => Ok(Input::Goodbye { code, retry_after_ms, text }),
             Frame::Hello { .. } | Frame::Welcome { .. } => Err(Violation::Role),
             Frame::Unknown => Ok(Input::None),

@@ -57,6 +57,7 @@ impl<'a> Frame<'a> {
             Kind::Query => Self::Query { query: port.0, json: payload },
             Kind::QueryAnswer => Self::QueryAnswer { query: port.0, json: payload },
             Kind::Renew => Self::Renew { token: std::str::from_utf8(payload).ok()? },
+            Kind::Outcomes => Self::Outcomes { json: payload },
             Kind::Asker => Self::Asker { asker: u16::try_from(port.0).ok()?, name: std::str::from_utf8(payload).ok()? },
             Kind::Open => Self::Open {
                 port,

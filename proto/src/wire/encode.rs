@@ -151,6 +151,7 @@ impl ControlBuf {
             Frame::Query { query, json } => self.raw(json).done(Kind::Query, 0, PortId(query)),
             Frame::QueryAnswer { query, json } => self.raw(json).done(Kind::QueryAnswer, 0, PortId(query)),
             Frame::Renew { token } => self.raw(token.as_bytes()).done(Kind::Renew, 0, none),
+            Frame::Outcomes { json } => self.raw(json).done(Kind::Outcomes, 0, none),
             Frame::Asker { asker, name } => self.raw(name.as_bytes()).done(Kind::Asker, 0, PortId(asker.into())),
             Frame::Open { port, request, flags: OpenFlags(flags), local, peer, asker } => {
                 self.u16(request).addr(local);

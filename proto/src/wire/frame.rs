@@ -32,6 +32,8 @@ pub enum Kind {
     Renew = 0x09,
     /// Who is meant by a number in [`Kind::Open`]: text; the port field is the number.
     Asker = 0x0a,
+    /// JSON of [`crate::hello::Outcomes`].
+    Outcomes = 0x0b,
     /// Open a port (or redirect, by flag).
     Open = 0x10,
     /// Connect an opened TCP port.
@@ -76,6 +78,7 @@ impl Kind {
             0x08 => Self::QueryAnswer,
             0x09 => Self::Renew,
             0x0a => Self::Asker,
+            0x0b => Self::Outcomes,
             0x10 => Self::Open,
             0x11 => Self::Connect,
             0x12 => Self::Serve,
@@ -243,6 +246,11 @@ pub enum Frame<'a> {
         asker: u16,
         /// Who, for the mediator's audit.
         name: &'a str,
+    },
+    /// See [`Kind::Outcomes`].
+    Outcomes {
+        /// JSON text.
+        json: &'a [u8],
     },
     /// See [`Kind::Open`].
     Open {

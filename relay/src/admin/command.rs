@@ -91,6 +91,13 @@ pub enum Command {
         /// Takes what was served, as it was, with the sockets if they were asked for.
         reply: oneshot::Sender<Vec<Unpublished>>,
     },
+    /// Of this shard's mediators, those whose asks have changed; the more there are, the more often it is asked.
+    Asks {
+        /// Takes some of them, and whether there are more.
+        reply: oneshot::Sender<(Vec<Asking>, bool)>,
+    },
+    /// Tell a mediator what became of what it asks for.
+    Outcomes(Told),
     /// What is exposed by this shard's mediators.
     Exposes {
         /// Takes all of them.
@@ -196,6 +203,32 @@ pub struct Unpublished {
     pub asked: SocketAddr,
     /// With [`Unpublish::HandOut`].
     pub socket: Option<Socket>,
+}
+
+/// What a mediator asks for now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asking {
+    /// Who.
+    pub mediator: MediatorId,
+    /// Its session; `None` when it has lost what it asked for.
+    pub session: Option<u64>,
+    /// The texts, as they came.
+    pub asks: Vec<String>,
+}
+
+/// What a mediator is told of what it asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Who.
+    pub mediator: MediatorId,
+    /// In which session.
+    pub session: u64,
+    /// JSON of [`isthmus_proto::hello::Outcomes`].
+    pub json: Vec<u8>,
+    /// For the counters: what of it is granted that was not before.
+    pub granted: u64,
+    /// And refused.
+    pub refused: u64,
 }
 
 /// How far an exposed service's server port is.

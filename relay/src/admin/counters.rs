@@ -99,6 +99,9 @@ counters! {
     ExposedRefusedLimit = "exposed_refused_limit", Total, "Connections, and datagrams without a flow, of hosts to exposed services refused at a limit";
     ExposesRefused = "exposes_refused", Total, "Times that a mediator refused the port of an exposed service";
 
+    AsksGranted = "asks_granted", Total, "Ports and names given to mediators that asked for them";
+    AsksRefused = "asks_refused", Total, "Ports and names refused to mediators that asked for them";
+
     BytesToMediators = "bytes_to_mediators", Total, "Payload bytes to mediators";
     BytesFromMediators = "bytes_from_mediators", Total, "Payload bytes from mediators";
     DatagramsToMediators = "datagrams_to_mediators", Total, "Datagrams to mediators";

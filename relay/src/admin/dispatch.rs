@@ -21,6 +21,7 @@ show tunnels [id=GLOB] [after=ID] [limit=N] [json]         connected mediators, 
 show publishes [json]                                      published ports
 publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]          lend a port; [save] keeps it over a restart
 unpublish PROTO:ADDR:PORT [now]                            close it; visitors stay, but for [now]
+show asks [json]                                           what mediators ask for, and what became of it
 show exposes [json]                                        ports of mediators that lead to public addresses
 expose PROTO:MEDIATOR/IP:PORT=HOST:PORT                    lead hosts there, until the relay ends
 unexpose PROTO:MEDIATOR/IP:PORT [now]                      lead them no more; TCP connections stay, but for [now]
@@ -70,6 +71,7 @@ pub(super) enum Request {
         ports: Ports,
         now: bool,
     },
+    Asks(Format),
     Exposes(Format),
     Expose(Expose),
     Unexpose {
@@ -96,6 +98,7 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         ["show", "publishes", rest @ ..] => format_only(rest).map(Request::Publishes),
         ["show", "tunnels", rest @ ..] => tunnels(rest),
         ["kill", "tunnel", id] => id.parse().map(Request::Kill).map_err(|error| format!("'{}': {error}", phrase(id))),
+        ["show", "asks", rest @ ..] => format_only(rest).map(Request::Asks),
         ["show", "exposes", rest @ ..] => format_only(rest).map(Request::Exposes),
         ["expose", service] => service.parse().map(Request::Expose).map_err(|error: BadExpose| bad(service, &error)),
         ["unexpose", server, rest @ ..] => Ok(Request::Unexpose {
@@ -209,7 +212,7 @@ mod tests {
             let short = full.split(" [").next().unwrap();
             assert!(parse(short).is_ok(), "{command}");
         }
-        assert_eq!(commands.len(), 24);
+        assert_eq!(commands.len(), 25);
     }
 
     #[test]

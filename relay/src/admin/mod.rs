@@ -4,6 +4,7 @@
 //! socket. **Invariant:** nothing that an operator or a stuck reader does can hold up a shard.
 
 mod answer;
+mod asking;
 pub mod command;
 pub mod counters;
 pub mod ctl;
@@ -20,7 +21,8 @@ mod stats;
 mod trust;
 
 pub use command::{
-    Command, ExposeRow, ExposeState, PublishRow, ShardHandle, TunnelFilter, TunnelRow, Unpublish, Unpublished,
+    Asking, Command, ExposeRow, ExposeState, PublishRow, ShardHandle, Told, TunnelFilter, TunnelRow, Unpublish,
+    Unpublished,
 };
 pub use counters::{Counter, Counters, ShardCounters};
 pub use listener::StatsSocket;

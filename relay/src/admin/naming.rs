@@ -6,6 +6,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::answer::json;
+use super::asking;
 use super::command::Command;
 use super::dispatch::Format;
 use super::serve::Plane;
@@ -19,7 +20,7 @@ const SHOWN_MAX: usize = 10_000;
 pub(super) async fn show(plane: &Plane, format: Format) -> Result<String, String> {
     let names = table(plane).await?;
     match format {
-        Format::Json => json(&json!({ "names": names.routes() })),
+        Format::Json => json(&json!({ "names": names.routes(), "asked": names.asked() })),
         Format::Text => {
             let mut text: String = names.routes().iter().take(SHOWN_MAX).map(|route| format!("{route}\n")).collect();
             if names.routes().len() > SHOWN_MAX {
@@ -27,6 +28,9 @@ pub(super) async fn show(plane: &Plane, format: Format) -> Result<String, String
                     "# … and {} more; 'show names json' has all\n",
                     names.routes().len() - SHOWN_MAX
                 ));
+            }
+            for route in names.asked().iter().take(SHOWN_MAX) {
+                text.push_str(&format!("{route} # asked\n"));
             }
             Ok(text)
         }
@@ -52,6 +56,10 @@ pub(super) async fn add(plane: &Plane, route: NameRoute) -> Result<String, Strin
         }
     };
     set(plane, routes).await?;
+    // An operator's route goes before one that a mediator asked for: that one is told.
+    let names = table(plane).await?;
+    let holders = asking::holders(plane, &names);
+    asking::resettle(plane, holders).await;
     tracing::info!(%route, "named route {word}");
     Ok(format!("{word} {route}\n"))
 }
@@ -72,7 +80,7 @@ pub(super) async fn remove(plane: &Plane, pattern: &Pattern) -> Result<String, S
 /// # Errors
 /// A shard does not take it: the others may have it.
 pub(super) async fn set(plane: &Plane, routes: Vec<NameRoute>) -> Result<(), String> {
-    let names = Arc::new(Names::new(routes)?);
+    let names = Arc::new(Names::new(routes)?.with_asked(asking::routes(plane)));
     let mut result = Ok(());
     for shard in 0..plane.shards.len() {
         result = result.and(plane.send(shard, Command::SetNames(names.clone())));
@@ -87,7 +95,7 @@ async fn find(plane: &Plane, pattern: &Pattern) -> Result<(Vec<NameRoute>, Optio
 }
 
 /// The table; all shards have the same.
-async fn table(plane: &Plane) -> Result<Arc<Names>, String> {
+pub(super) async fn table(plane: &Plane) -> Result<Arc<Names>, String> {
     let (reply, answer) = oneshot::channel();
     plane.send(0, Command::Names { reply })?;
     answer_of(plane, 0, answer, plane.reply_deadline()).await

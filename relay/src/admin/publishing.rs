@@ -11,6 +11,7 @@ use std::time::Duration;
 use isthmus_proto::policy;
 use tokio::sync::oneshot;
 
+use super::asking;
 use super::command::{Command, PublishRow, Unpublish, Unpublished};
 use super::serve::Plane;
 use super::show::{answer_of, ask_all};
@@ -39,13 +40,7 @@ pub(super) async fn publish(plane: &Plane, spec: &PublishSpec, save: bool) -> Re
         }
     }
     let origin = if save { Origin::Kept } else { Origin::Runtime };
-    let mut ports = Vec::with_capacity(spec.publishes().len());
-    for publish in spec.publishes() {
-        match bind(publish, origin, congestion.as_deref()).await {
-            Ok(bound) => ports.push(bound),
-            Err(error) => return Err(why_taken(plane, publish, &error).await),
-        }
-    }
+    let ports = bind_all(plane, spec.publishes(), origin, congestion.as_deref()).await?;
     let publishes: Vec<Publish> = ports.iter().map(|bound| bound.publish.clone()).collect();
     if save {
         kept.change(&publishes, &[]).map_err(|error| format!("{error:#}"))?;
@@ -70,6 +65,7 @@ pub(super) async fn unpublish(plane: &Plane, ports: &Ports, now: bool) -> Result
     kept.change(&[], &ports).map_err(|error| format!("{error:#}"))?;
     let how = if now { Unpublish::Now } else { Unpublish::Gently };
     let gone = take_away(plane, ports, how).await?;
+    asking::withdraw(plane, &gone);
     if gone.is_empty() {
         return Err("nothing is published there; 'show publishes' lists what is".into());
     }
@@ -166,6 +162,37 @@ pub(super) async fn take_away(
     how: Unpublish,
 ) -> Result<Vec<Unpublished>, String> {
     ask_all(plane, |reply| Command::Unpublish { ports: ports.clone(), how, reply }).await
+}
+
+/// Binds an operator's ports, all or none. Those that mediators have by asking make way, last of all.
+pub(super) async fn bind_all(
+    plane: &Plane,
+    publishes: &[Publish],
+    origin: Origin,
+    congestion: Option<&str>,
+) -> Result<Vec<Bound>, String> {
+    let (contested, free): (Vec<&Publish>, Vec<&Publish>) =
+        publishes.iter().partition(|publish| asking::is_in_the_way(plane, publish));
+    let mut ports = Vec::with_capacity(publishes.len());
+    for publish in free {
+        match bind(publish, origin, congestion).await {
+            Ok(bound) => ports.push(bound),
+            Err(error) => return Err(why_taken(plane, publish, &error).await),
+        }
+    }
+    let gone = asking::make_way(plane, &contested).await;
+    for publish in contested {
+        match bind(publish, origin, congestion).await {
+            Ok(bound) => ports.push(bound),
+            Err(error) => {
+                let why = why_taken(plane, publish, &error).await;
+                drop(ports);
+                asking::resettle(plane, gone).await;
+                return Err(why);
+            }
+        }
+    }
+    Ok(ports)
 }
 
 /// Binds a port that may be in use by what a shard closes at this very moment.

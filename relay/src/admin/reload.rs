@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::asking;
 use super::command::{Command, NotSent, PublishRow, Unpublish};
 use super::exposing;
-use super::publishing::{self, bind, take_away};
+use super::publishing::{self, take_away};
 use super::serve::Plane;
 use super::show::answer_of;
 use crate::config::{self, Config, Invocation};
 use crate::log;
-use crate::publish::{Bound, Origin, Proto, Publish, refusal};
+use crate::names::Names;
+use crate::publish::{Bound, Origin, Proto, Publish};
 use crate::run::Shared;
 use crate::trust::State;
 
@@ -34,20 +36,17 @@ pub(super) async fn reload(plane: &Plane) -> Result<String, String> {
     }
     let state = State::open(&new.state).map_err(|error| refused(format!("{error:#}")))?;
     let before = plane.trust.as_ref().map(|source| source.current());
-    let shared = Shared::new(new.clone(), &state, before.as_deref()).map_err(|error| refused(format!("{error:#}")))?;
+    let mut shared =
+        Shared::new(new.clone(), &state, before.as_deref()).map_err(|error| refused(format!("{error:#}")))?;
     let certificate = (state.fingerprint() != plane.info.borrow().fingerprint).then(|| state.fingerprint());
 
     // One change of ports at a time.
     let _kept = plane.kept.lock().await;
     let plan = Plan::new(&new, &publishing::rows(plane).await?).map_err(refused)?;
     let exposes = exposing::Plan::new(&new, exposing::rows(plane).await?).map_err(refused)?;
-    let mut added = Vec::with_capacity(plan.added.len());
-    for publish in &plan.added {
-        match bind(publish, Origin::Config, new.congestion.as_deref()).await {
-            Ok(bound) => added.push(bound),
-            Err(error) => return Err(refused(refusal(publish, &error))),
-        }
-    }
+    shared.names = Arc::new(Names::clone(&shared.names).with_asked(asking::routes(plane)));
+    let added =
+        publishing::bind_all(plane, &plan.added, Origin::Config, new.congestion.as_deref()).await.map_err(refused)?;
 
     // From here on nothing can be refused but by a shard that is stuck, and that is told.
     if let Some(source) = &plane.trust {
@@ -67,6 +66,8 @@ pub(super) async fn reload(plane: &Plane) -> Result<String, String> {
         lines.push(format!("changed certificate: new connections see {fingerprint}"));
     }
     *plane.config.borrow_mut() = new;
+    // The policy may be another one.
+    asking::resettle_all(plane).await;
     tracing::info!(changes = lines.len(), "configuration reloaded");
     if lines.is_empty() {
         lines.push("no setting differs; keys and tokens are read again".into());
@@ -101,7 +102,8 @@ impl Plan {
     /// A port is an operator's already, and leads elsewhere.
     fn new(config: &Config, rows: &[PublishRow]) -> Result<Self, String> {
         let (mut added, mut moved) = (Vec::new(), Vec::new());
-        let live = |row: &&PublishRow| !row.leaving;
+        // What a mediator asked for makes way.
+        let live = |row: &&PublishRow| !row.leaving && row.origin != Origin::Asked;
         for wanted in config.publishes() {
             let same_port = |row: &&PublishRow| {
                 row.publish.proto == wanted.proto && [row.asked, row.publish.listen].contains(&wanted.listen)

@@ -4,16 +4,18 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::net::{Shutdown, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use slab::Slab;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio_uring::net::UnixStream;
 
+use super::asking::{self, Asked};
 use super::command::{Command, ShardHandle};
 use super::listener::StatsSocket;
 use super::publishing::{self, KeptLock};
@@ -45,6 +47,8 @@ pub struct Admin {
     pub config: Config,
     /// The published ports that come back with the relay.
     pub kept: Kept,
+    /// Wakes it when what mediators ask for has changed.
+    pub asking: Arc<Notify>,
 }
 
 /// The relay itself.
@@ -122,7 +126,7 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     // `tokio_uring::net::UnixListener::bind` fails on current kernels; an ordinary listener's connections do not.
     let listener = admin.socket.listener().and_then(UnixListener::from_std).context("cannot use the stats socket")?;
-    let Admin { socket, shards, info, limits, trust, config, kept } = admin;
+    let Admin { socket, shards, info, limits, trust, config, kept, asking } = admin;
     let plane = Rc::new(Plane {
         shards,
         info: RefCell::new(info),
@@ -130,10 +134,13 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
         trust,
         config: RefCell::new(config),
         kept: KeptLock::new(kept),
+        asked: RefCell::default(),
+        asking,
         tally: Tally::default(),
         streams: RefCell::default(),
     });
     publishing::restore(&plane).await;
+    let asking = tokio::task::spawn_local(asking::run(plane.clone()));
     let mut sessions = JoinSet::new();
     let reason = loop {
         tokio::select! {
@@ -164,6 +171,7 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
             }
         }
     };
+    asking.abort();
     drop(socket);
     for (_, stream) in plane.streams.borrow().iter() {
         // It fails only where the other end has gone already.
@@ -189,6 +197,10 @@ pub(super) struct Plane {
     pub(super) trust: Option<TrustSource>,
     pub(super) config: RefCell<Config>,
     pub(super) kept: KeptLock,
+    /// What mediators ask for; whoever changes it has the lock of `kept`.
+    pub(super) asked: RefCell<Asked>,
+    /// Told when there is something new to look at.
+    pub(super) asking: Arc<Notify>,
     pub(super) tally: Tally,
     /// The sessions' sockets, so that the end of the relay can end their waits.
     pub(super) streams: RefCell<Slab<Rc<UnixStream>>>,

@@ -15,7 +15,7 @@ use tokio_uring::net::UnixStream;
 use super::answer::ERROR;
 use super::dispatch::{self, HELP, Request};
 use super::serve::{Plane, Tally};
-use super::{exposing, naming, publishing, reload, show, stats, trust};
+use super::{asking, exposing, naming, publishing, reload, show, stats, trust};
 
 /// Serves one connection to its end.
 pub(super) async fn serve(plane: Rc<Plane>, stream: UnixStream) {
@@ -104,6 +104,7 @@ async fn execute(plane: &Plane, request: Request) -> Result<String, String> {
         Request::Publishes(format) => show::publishes(plane, format).await,
         Request::Publish { spec, save } => publishing::publish(plane, &spec, save).await,
         Request::Unpublish { ports, now } => publishing::unpublish(plane, &ports, now).await,
+        Request::Asks(format) => asking::show(plane, format),
         Request::Exposes(format) => exposing::show(plane, format).await,
         Request::Expose(expose) => exposing::expose(plane, expose).await,
         Request::Unexpose { server, now } => exposing::unexpose(plane, server, now).await,

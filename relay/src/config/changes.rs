@@ -34,6 +34,9 @@ impl Config {
             proxy_from,
             publish_allow,
             keep_publishes,
+            allow_publish,
+            allow_name,
+            ask_hold,
             stats_socket,
             plaintext,
             jwks,
@@ -70,6 +73,9 @@ impl Config {
         live.one("proxy-from", proxy_from, &new.proxy_from);
         live.one("publish-allow", publish_allow, &new.publish_allow);
         live.one("keep-publishes", keep_publishes, &new.keep_publishes);
+        live.list("allow-publish", allow_publish, &new.allow_publish);
+        live.list("allow-name", allow_name, &new.allow_name);
+        live.one("ask-hold", ask_hold, &new.ask_hold);
         live.one("jwks", jwks, &new.jwks);
         live.one("client-ca", client_ca, &new.client_ca);
         live.one("keepalive-tcp", keepalive_tcp, &new.keepalive_tcp);

@@ -41,6 +41,12 @@ impl Shard {
             Command::Unpublish { ports, how, reply } => {
                 let _ = reply.send(self.unpublish(engine, &ports, how));
             }
+            Command::Asks { reply } => {
+                if let Err((taken, _)) = reply.send(self.take_asks()) {
+                    self.put_asks_back(taken);
+                }
+            }
+            Command::Outcomes(told) => self.tell_outcomes(engine, &told),
             Command::Exposes { reply } => {
                 let _ = reply.send(self.expose_rows(engine));
             }

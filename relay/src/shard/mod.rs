@@ -4,6 +4,7 @@
 //! **Invariant:** shards share nothing that is written while they run, but their queues.
 
 mod asker;
+mod asks;
 mod check;
 mod commands;
 mod contest;
@@ -66,6 +67,7 @@ struct Shard {
     newcomers: HashMap<Key, Newcomer>,
     proxies: socks::Proxies,
     exposes: expose::Exposes,
+    asks: asks::Asks,
     queries: query::Queries,
     checks: check::Checks,
     sessions: u64,
@@ -129,6 +131,7 @@ impl Control for Shard {
             Event::Timer { number: session::TIMER_EXPIRY } => self.on_expiry_timer(engine),
             Event::Timer { number: check::TIMER_CHECKS } => self.on_checks_timer(engine),
             Event::Timer { number: expose::TIMER_RETRY } => self.on_expose_retry(engine),
+            Event::Timer { number: asks::TIMER_AWAY } => self.on_away_timer(engine),
             Event::Timer { number: expose::TIMER_CONNECTS } => self.on_exposed_timeout(engine),
             Event::Connected { stream, link, slot, result } => {
                 self.on_exposed_connected(engine, stream, link, slot, result);
@@ -167,6 +170,7 @@ impl Control for Shard {
             // The relay dials no link and watches nothing.
             Event::LinkReady { .. }
             | Event::Asker { .. }
+            | Event::Outcomes { .. }
             | Event::ChannelsChanged { .. }
             | Event::Lifetime { .. }
             | Event::Timer { .. }

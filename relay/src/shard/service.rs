@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use isthmus_engine::{Engine, Key};
 use isthmus_proto::hello::{self, Hello, Role, Welcome};
-use isthmus_proto::limits::CHANNELS_MAX;
+use isthmus_proto::limits::{self, CHANNELS_MAX};
 use isthmus_proto::link::{LinkConfig, Maintain, Side};
 use isthmus_proto::record::UdpSecret;
 use isthmus_proto::wire::Frame;
@@ -168,6 +168,7 @@ impl Shard {
             keepalive_udp_max_ms: config.keepalive_udp_max.as_millis() as u32,
             dead_ms: config.dead_after.as_millis() as u32,
             ports_max: config.ports_max,
+            asks_max: limits::ASKS_MAX as u32,
             report,
         };
         // Plain data: it always serialises.

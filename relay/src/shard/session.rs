@@ -95,6 +95,7 @@ impl Shard {
         for &(link, code) in &refused {
             self.cut(engine, link, code);
         }
+        self.drop_untrusted_asked();
         refused.len() + self.cut_refused_clients(engine, now)
     }
 

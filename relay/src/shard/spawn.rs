@@ -118,6 +118,7 @@ fn run_shard(
         engine.add_listener(socket, tag::LED);
     }
     let exposes = super::expose::Exposes::new(&mut engine);
+    let asks = super::asks::Asks::new(&mut engine);
     let expiries = super::session::Expiries::new(&mut engine);
     let checks = super::check::Checks::new(&mut engine);
     let mut shard = Shard {
@@ -137,6 +138,7 @@ fn run_shard(
         published: TagTable::new(tag::Door::Published),
         proxies: super::socks::Proxies::new(),
         exposes,
+        asks,
         queries: Default::default(),
         checks,
         sessions: 0,

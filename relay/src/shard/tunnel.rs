@@ -98,7 +98,7 @@ impl Shard {
         self.counters.add(Counter::TunnelsTotal, 1);
         self.mediators.insert(id.clone(), link);
         self.watch_expiry(engine, link, &caller.proof);
-        let name = id.clone();
+        let (name, asks) = (id.clone(), !report.asks.is_empty());
         let tunnel = Tunnel {
             id,
             session,
@@ -112,6 +112,7 @@ impl Shard {
         };
         self.links.insert(link, Party::Tunnel(Box::new(tunnel)));
         self.open_exposes_of(engine, &name, link);
+        self.note_asks(&name, asks);
     }
 
     /// Ends the session that a mediator had before. If two take turns at that, the one that goes is told to wait.
@@ -147,6 +148,7 @@ impl Shard {
         self.forget_expiry(link, &tunnel.proof);
         if self.mediators.get(&tunnel.id) == Some(&link) {
             self.mediators.remove(&tunnel.id);
+            self.hold_asked(engine, &tunnel.id, tunnel.proof);
         }
         for &terminal in &tunnel.terminals {
             self.counters_terminal_left(terminal);
@@ -160,7 +162,9 @@ impl Shard {
             Ok(report) => {
                 tunnel.report = packed(&report);
                 tunnel.offers = report.offers.into();
-                tracing::info!(mediator = %tunnel.id, "environment changed");
+                let id = tunnel.id.clone();
+                tracing::info!(mediator = %id, "environment changed");
+                self.note_asks(&id, !report.asks.is_empty());
             }
             Err(error) => tracing::warn!(mediator = %tunnel.id, %error, "unintelligible report"),
         }

@@ -127,6 +127,10 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
                     exposed = stay;
                     let _ = reply.send(gone);
                 }
+                Command::Asks { reply } => {
+                    let _ = reply.send((Vec::new(), false));
+                }
+                Command::Outcomes(_) => {}
                 Command::Check { reply } => {
                     let _ = reply.send(Some(0));
                 }
@@ -245,7 +249,8 @@ impl Plane {
         let words = ["isthmus-relay", "--state", state].into_iter().chain(flags.iter().copied());
         let Ok(Invocation::Run(config)) = config::parse(words) else { panic!("bad flags: {flags:?}") };
         let kept = Kept::load(dir.path()).unwrap();
-        let admin = Admin { socket, shards, info, limits, trust: None, config: *config, kept };
+        let admin =
+            Admin { socket, shards, info, limits, trust: None, config: *config, kept, asking: Default::default() };
         let thread = thread::spawn(move || serve(admin, stopped));
         Self { path, counters, shards: senders, fakes, stop, thread, dir }
     }

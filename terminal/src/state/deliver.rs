@@ -92,7 +92,8 @@ impl State {
             | Input::ConnectName { .. }
             | Input::Serve { .. }
             | Input::Close { .. } => {}
-            Input::Switch { .. } | Input::Query { .. } | Input::Renew(_) | Input::Asker { .. } => {}
+            Input::Switch { .. } | Input::Query { .. } | Input::Renew(_) | Input::Asker { .. } | Input::Outcomes(_) => {
+            }
         }
         Ok(())
     }

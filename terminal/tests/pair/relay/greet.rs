@@ -73,6 +73,7 @@ impl Party {
             keepalive_udp_max_ms: 0,
             dead_ms: 10_000,
             ports_max: 64,
+            asks_max: 0,
             report: Some(Box::new(Report { hostname: "host".into(), ..Report::default() })),
         };
         let json = serde_json::to_vec(&welcome).unwrap();
