@@ -1,42 +1,25 @@
 //! The loads through the front doors of a real relay: what they say first lets them through, and the far end passes it over.
 
+mod common;
+
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use common::{PATIENCE, relay};
 use isthmus_bench::load::preface::Target;
 use isthmus_bench::load::{setup, tcp};
 use isthmus_bench::names::numbered;
 use isthmus_bench::simulate::{self, Answer, Settings};
 use isthmus_proto::record::{Trust, client_config};
-use isthmus_relay::config::{Invocation, parse};
 use isthmus_relay::trust::State;
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(100);
 
 /// A port number that nobody has now.
 fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-/// Starts a relay on a thread that lasts as long as the test's process, and tells its service port.
-fn relay(state: &Path, more: &str) -> SocketAddr {
-    let line = format!("isthmus-relay --listen 127.0.0.1:0 --shards 2 --state {} {more}", state.display());
-    let words: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
-    let Ok(Invocation::Run(config)) = parse(words) else { panic!("the relay's command line has changed") };
-    let (tell, told) = mpsc::channel();
-    thread::spawn(move || {
-        let spawned = isthmus_relay::run::run_with(*config, |shared, seats| {
-            let shards = isthmus_relay::shard::spawn(shared, seats)?;
-            tell.send(shards.listen)?;
-            Ok(shards)
-        });
-        spawned.unwrap();
-    });
-    told.recv_timeout(PATIENCE).unwrap()
 }
 
 /// Mediators with a sink behind every destination, that stay for as long as the test's process does.

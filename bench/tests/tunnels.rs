@@ -1,39 +1,22 @@
 //! Simulated mediators at a real relay, and operations through each of them.
 
+mod common;
+
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use common::{PATIENCE, relay};
 use isthmus_bench::names::{Names, numbered};
 use isthmus_bench::simulate::{self, Answer, Settings};
 use isthmus_bench::{operate, usage};
 use isthmus_proto::record::{Trust, client_config};
-use isthmus_relay::config::{Invocation, parse};
 use isthmus_relay::trust::{State, TerminalScope};
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const COUNT: usize = 20;
-
-/// Starts a relay on a thread that lasts as long as the test's process, and tells its address.
-fn relay(state: &Path) -> SocketAddr {
-    let line = ["isthmus-relay", "--listen", "127.0.0.1:0", "--shards", "2", "--state"].map(str::to_owned);
-    let words: Vec<_> = line.into_iter().chain([state.display().to_string()]).collect();
-    let Ok(Invocation::Run(config)) = parse(words) else { panic!("the relay's command line has changed") };
-    let (tell, told) = mpsc::channel();
-    thread::spawn(move || {
-        let spawned = isthmus_relay::run::run_with(*config, |shared, seats| {
-            let shards = isthmus_relay::shard::spawn(shared, seats)?;
-            tell.send(shards.listen)?;
-            Ok(shards)
-        });
-        spawned.unwrap();
-    });
-    told.recv_timeout(PATIENCE).unwrap()
-}
 
 struct World {
     relay: SocketAddr,
@@ -46,7 +29,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
         let state = State::open(&path).unwrap();
-        Self { relay: relay(&path), state, _folder: folder }
+        Self { relay: relay(&path, ""), state, _folder: folder }
     }
 
     fn settings(&self, answer: Answer) -> Settings {

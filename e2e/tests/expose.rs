@@ -5,24 +5,11 @@ mod common;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use common::{Host, counter, ctl, until};
+use common::{Host, bound, counter, ctl, exposed, until};
 use isthmus_e2e::{Loopback, SOON};
 use isthmus_proto::door::proxy_protocol::{Ends, Transport, Version, encode};
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: terminal\r\n\r\n";
-
-/// What `show exposes` tells of the only one.
-fn exposed(world: &Loopback) -> serde_json::Value {
-    let text = ctl(world, "show exposes json");
-    let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
-    json["exposes"][0].clone()
-}
-
-/// Waits until the server port is open, and gives its address.
-fn bound(world: &Loopback) -> SocketAddr {
-    until(SOON, || exposed(world)["state"] == "open");
-    exposed(world)["bound"].as_str().expect("an address").parse().expect("an address")
-}
 
 fn connect(to: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(to).expect("the mediator listens");

@@ -5,22 +5,9 @@ mod common;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 
-use common::{counter, ctl, until};
+use common::{bound, counter, ctl, exposed, until};
 use isthmus_e2e::{Agent, Keys, Loopback, Ns, Relay, SOON, World};
 use isthmus_proto::door::proxy_protocol::{Ends, Transport, Version, encode};
-
-/// What `show exposes` tells of the only one.
-fn exposed(world: &Loopback) -> serde_json::Value {
-    let text = ctl(world, "show exposes json");
-    let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
-    json["exposes"][0].clone()
-}
-
-/// Waits until the port is open, and gives its address.
-fn bound(world: &Loopback) -> SocketAddr {
-    until(SOON, || exposed(world)["state"] == "open");
-    exposed(world)["bound"].as_str().expect("an address").parse().expect("an address")
-}
 
 fn socket() -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a free port");

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -96,6 +96,19 @@ pub(crate) fn counter(world: &Loopback, name: &str) -> u64 {
     let line = text.lines().find(|line| line.split_whitespace().next() == Some(name));
     let value = line.and_then(|line| line.split_whitespace().nth(1)).unwrap_or_else(|| panic!("no {name} in {text}"));
     value.parse().expect("a number")
+}
+
+/// What `show exposes` tells of the only one.
+pub(crate) fn exposed(world: &Loopback) -> serde_json::Value {
+    let text = ctl(world, "show exposes json");
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    json["exposes"][0].clone()
+}
+
+/// Waits until the only exposed service's port is open, and gives its address.
+pub(crate) fn bound(world: &Loopback) -> SocketAddr {
+    until(SOON, || exposed(world)["state"] == "open");
+    exposed(world)["bound"].as_str().expect("an address").parse().expect("an address")
 }
 
 /// Tries until it holds.
