@@ -81,7 +81,7 @@ pub struct Skipped {
     pub why: String,
 }
 
-/// What was to be reached: a ratio of two medians of this run, or a figure.
+/// What was to be reached: a ratio inside this run, or a figure.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bar {
     /// What is compared.
@@ -186,6 +186,30 @@ impl Report {
         Some(Spread { min, median: middle(&values), max })
     }
 
+    /// The median of the rounds' ratios of one case and system by another, over the rounds that have both; `None` without
+    /// one that says something. Whatever makes the machine slower for a while changes both of a round, and the ratio little.
+    pub fn ratio(&self, work: &str, key: &str, of: (&str, &str), by: (&str, &str)) -> Option<f64> {
+        let mut ratios: Vec<f64> = self.ratios(work, key, of, by).collect();
+        ratios.sort_by(f64::total_cmp);
+        (!ratios.is_empty()).then(|| middle(&ratios))
+    }
+
+    /// Those ratios, in the order of time; nothing divided by nothing, where a clock was too coarse, is left out.
+    pub fn ratios<'a>(
+        &'a self,
+        work: &'a str,
+        key: &'a str,
+        of: (&'a str, &'a str),
+        by: (&'a str, &'a str),
+    ) -> impl Iterator<Item = f64> + 'a {
+        let at = move |m: &Measurement, (case, system)| m.work == work && m.case == case && m.system == system;
+        self.results.iter().filter(move |m| at(m, of)).filter_map(move |m| {
+            let base = self.results.iter().find(|other| at(other, by) && other.round == m.round)?;
+            let ratio = m.values.get(key)? / base.values.get(key)?;
+            ratio.is_finite().then_some(ratio)
+        })
+    }
+
     /// The works, each once, in the order of time.
     pub fn works(&self) -> Vec<&str> {
         distinct(self.results.iter().map(|m| m.work.as_str()))
@@ -278,6 +302,23 @@ mod tests {
         assert_eq!(report.cases("tcp"), ["1 stream up", "1 stream down"]);
         assert_eq!(report.systems("tcp"), ["isthmus", "haproxy"]);
         assert_eq!(report.works(), ["tcp"]);
+    }
+
+    #[test]
+    fn ratio_is_the_median_of_the_rounds_that_have_both() {
+        let mut report = Report::begin("cubic");
+        // The machine is four times as slow in the last round, for both; a round with one of them does not count.
+        for (round, ours, theirs) in [(1, 2.0, 4.0), (2, 3.0, 5.0), (3, 8.0, 20.0)] {
+            report.results.push(measurement("1 stream up", "isthmus", round, ours));
+            report.results.push(measurement("1 stream up", "haproxy", round, theirs));
+        }
+        report.results.push(measurement("1 stream up", "isthmus", 4, 99.0));
+        let ratio = |case, other| report.ratio("tcp", "gbit_s", (case, "isthmus"), (case, other));
+        assert_eq!(ratio("1 stream up", "haproxy"), Some(0.5));
+        assert_eq!(ratio("1 stream up", "nginx"), None);
+        let mut idle = Report::begin("cubic");
+        idle.results.extend(["isthmus", "haproxy"].map(|system| measurement("x", system, 1, 0.0)));
+        assert_eq!(idle.ratio("tcp", "gbit_s", ("x", "isthmus"), ("x", "haproxy")), None);
     }
 
     #[test]

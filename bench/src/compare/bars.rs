@@ -1,4 +1,4 @@
-//! The bars: ratios of medians inside one run, each at the worst of its cases.
+//! The bars: medians of the rounds' ratios inside one run, each at the worst of its cases.
 
 use crate::compare::cases::{OPEN_LOOP, at_once, datagrams, streams};
 use crate::load::search::LOSS_MAX;
@@ -88,17 +88,12 @@ impl Rule {
     fn measure(&self, report: &Report) -> Option<f64> {
         let mut worst = None;
         for case in &self.cases {
-            let median = |case: &str, system: &str| report.median(self.work, case, system, self.key);
-            let ours = median(case, self.system)?;
+            let ratio = |by| report.ratio(self.work, self.key, (case, self.system), by);
             let ratio = match &self.against {
-                System(other) => ours / median(case, other)?,
-                Case(other) => ours / median(other, self.system)?,
-                Figure(_) => ours,
+                System(other) => ratio((case, other))?,
+                Case(other) => ratio((other, self.system))?,
+                Figure(_) => report.median(self.work, case, self.system, self.key)?,
             };
-            // Nothing divided by nothing, where the kernel's clock is too coarse for what was measured.
-            if !ratio.is_finite() {
-                return None;
-            }
             worst = Some(match (worst, self.limit) {
                 (None, _) => ratio,
                 (Some(worst), AtMost(_)) => ratio.max(worst),
@@ -222,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn bars_are_ratios_of_the_medians_with_a_verdict() {
+    fn bars_are_ratios_with_a_verdict() {
         let bars = judge(&report("cubic", &EVERYBODY, &[]));
         let bar = find(&bars, "bulk TCP: W", "<= 0.36 x rathole-tls");
         assert_eq!((bar.limit, bar.measured, bar.met), (0.36, Some(0.25), Some(true)));

@@ -53,10 +53,9 @@ fn at_most(name: &str, words: &str, limit: f64, measured: Option<f64>) -> Bar {
     Bar { name: name.to_owned(), bar: words.to_owned(), limit, measured, met, why: None }
 }
 
-/// The ratio of two medians of one work and key.
+/// The median of the rounds' ratios of two cases.
 fn ratio(report: &Report, work: &str, key: &str, case: &str, base: &str) -> Option<f64> {
-    let base = report.median(work, base, SYSTEM, key).filter(|&base| base > 0.0)?;
-    Some(report.median(work, case, SYSTEM, key)? / base)
+    report.ratio(work, key, (case, SYSTEM), (base, SYSTEM))
 }
 
 #[cfg(test)]
@@ -64,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ratio_is_of_medians_and_bars_are_judged_on_both_sides() {
+    fn ratio_is_of_two_cases_and_bars_are_judged_on_both_sides() {
         let mut report = Report::begin("cubic");
         for (case, value) in [("quiet", 2.0), ("loud", 5.0), ("none", 0.0)] {
             record(&mut report, "mixed", case, 1, Values::from([("p99_us".to_owned(), value)]));
