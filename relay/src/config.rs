@@ -171,6 +171,13 @@ pub struct Config {
     /// Unix socket of the management plane [default: DIR/stats.sock]
     #[arg(long, value_name = "PATH", env = "ISTHMUS_STATS_SOCKET")]
     pub stats_socket: Option<PathBuf>,
+    /// HTTP for monitors: /healthz, /readyz; docs/configuration.md, "HTTP" [default: off]
+    #[arg(long, value_name = "ADDR:PORT", env = "ISTHMUS_HTTP")]
+    pub http: Option<SocketAddr>,
+    /// The token that HTTP clients have to show (bearer, or any user's password), in this file; needed where --http is no
+    /// loopback address
+    #[arg(long, value_name = "FILE", env = "ISTHMUS_HTTP_TOKEN_FILE")]
+    pub http_token_file: Option<PathBuf>,
     /// No TLS: for benchmarks and closed networks only; the other side must ask for it too
     #[arg(long)]
     pub plaintext: bool,
@@ -257,6 +264,7 @@ impl Config {
         if self.names.is_empty() && !self.name.is_empty() {
             return Err("--name: on which port? give --names ADDR:PORT too, as in --names 0.0.0.0:443".into());
         }
+        crate::http::check_exposure(self.http, self.http_token_file.as_ref())?;
         let mut seen = HashSet::new();
         for publish in self.publishes() {
             // Port 0 means a free one each time, so two of them do not collide.
@@ -569,6 +577,8 @@ mod tests {
             ("--state /d --ports-max 524289", "--ports-max"),
             ("--state /d --busy-poll 50", "--busy-poll"),
             ("--state /d --busy-poll 1001us", "--busy-poll"),
+            ("--state /d --http 0.0.0.0:9470", "--http-token-file"),
+            ("--state /d --http-token-file /t", "--http "),
             ("--state /d --log a=b=c", "--log"),
             ("token --state /d", "--mediator"),
             ("token --state /d --terminal t", "--mediators"),

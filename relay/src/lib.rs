@@ -8,6 +8,7 @@ pub mod admin;
 pub mod asked;
 pub mod config;
 pub mod expose;
+pub mod http;
 pub mod log;
 pub mod names;
 pub mod proxy;

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::admin::command::COMMANDS_MAX;
 use crate::admin::{self, Admin, Command, Limits, RelayInfo, ShardCounters, ShardHandle, StatsSocket};
 use crate::config::Config;
+use crate::http::HttpSocket;
 use crate::names::Names;
 use crate::publish::Kept;
 use crate::trust::{State, Trust, TrustSource};
@@ -110,6 +111,8 @@ pub fn run_with(
     let shared = Arc::new(Shared::new(config.clone(), &state, None)?);
     let source = TrustSource::new(config.state.clone(), config.trust(), shared.trust.clone());
     let stats_socket = StatsSocket::bind(&config.stats_socket_path())?;
+    let bind = |listen| HttpSocket::bind(listen, config.http_token_file.as_deref());
+    let http = config.http.map(bind).transpose()?;
     let threads_max = config.shards + 1;
     let (ended_sender, ended) = crossbeam_channel::bounded(threads_max);
 
@@ -129,13 +132,17 @@ pub fn run_with(
         started: Instant::now(),
     };
     tracing::info!(listen = %info.listen, shards = handles.len(), fingerprint = %info.fingerprint, "relay runs");
+    if let Some(http) = &http {
+        tracing::info!(address = %http.address(), "HTTP listens");
+    }
     if info.plaintext {
         tracing::warn!("plaintext: whoever is on the way can read and change everything, the tokens too");
     }
     let (stop, stopped) = oneshot::channel();
     let limits = Limits::default();
     let trust = Some(source);
-    let admin = Admin { socket: stats_socket, shards: handles.clone(), info, limits, trust, config, kept, asking };
+    let admin =
+        Admin { socket: stats_socket, http, shards: handles.clone(), info, limits, trust, config, kept, asking };
     let management = spawn_admin(admin, stopped, Ended(ended_sender))?;
 
     // Whichever thread ends first, by a signal, an error or a panic, ends the relay.

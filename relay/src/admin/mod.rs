@@ -12,6 +12,7 @@ mod dispatch;
 mod exposing;
 mod listener;
 mod naming;
+mod pages;
 mod publishing;
 mod reload;
 mod serve;

@@ -19,8 +19,9 @@ use super::asking::{self, Asked};
 use super::command::{Command, ShardHandle};
 use super::listener::StatsSocket;
 use super::publishing::{self, KeptLock};
-use super::{reload, session};
+use super::{pages, reload, session};
 use crate::config::Config;
+use crate::http::{self, HttpSocket};
 use crate::publish::Kept;
 use crate::trust::{Fingerprint, TrustSource};
 
@@ -35,6 +36,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Admin {
     /// Where operators come in.
     pub socket: StatsSocket,
+    /// Where monitors come in.
+    pub http: Option<HttpSocket>,
     /// The shards, in the order of their numbers.
     pub shards: Vec<ShardHandle>,
     /// What `show info` tells.
@@ -77,6 +80,8 @@ pub struct Limits {
     pub write: Duration,
     /// The shards must answer within this.
     pub reply: Duration,
+    /// Of HTTP clients.
+    pub http: http::Limits,
 }
 
 impl Default for Limits {
@@ -87,6 +92,7 @@ impl Default for Limits {
             idle: Duration::from_secs(300),
             write: Duration::from_secs(10),
             reply: Duration::from_secs(5),
+            http: http::Limits::default(),
         }
     }
 }
@@ -126,7 +132,7 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     // `tokio_uring::net::UnixListener::bind` fails on current kernels; an ordinary listener's connections do not.
     let listener = admin.socket.listener().and_then(UnixListener::from_std).context("cannot use the stats socket")?;
-    let Admin { socket, shards, info, limits, trust, config, kept, asking } = admin;
+    let Admin { socket, http, shards, info, limits, trust, config, kept, asking } = admin;
     let plane = Rc::new(Plane {
         shards,
         info: RefCell::new(info),
@@ -137,10 +143,16 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
         asked: RefCell::default(),
         asking,
         tally: Tally::default(),
+        http_address: http.as_ref().map(HttpSocket::address),
+        http_tally: Rc::default(),
         streams: RefCell::default(),
     });
     publishing::restore(&plane).await;
     let asking = tokio::task::spawn_local(asking::run(plane.clone()));
+    let http = http.map(|socket| {
+        let (limits, tally) = (plane.limits.http.clone(), plane.http_tally.clone());
+        tokio::task::spawn_local(http::serve(socket, pages::router(&plane), limits, tally))
+    });
     let mut sessions = JoinSet::new();
     let reason = loop {
         tokio::select! {
@@ -172,6 +184,8 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
         }
     };
     asking.abort();
+    // Its connections end with it.
+    http.inspect(|http| http.abort());
     drop(socket);
     for (_, stream) in plane.streams.borrow().iter() {
         // It fails only where the other end has gone already.
@@ -202,6 +216,9 @@ pub(super) struct Plane {
     /// Told when there is something new to look at.
     pub(super) asking: Arc<Notify>,
     pub(super) tally: Tally,
+    /// Where the HTTP port is, if there is one.
+    pub(super) http_address: Option<SocketAddr>,
+    pub(super) http_tally: Rc<http::Tally>,
     /// The sessions' sockets, so that the end of the relay can end their waits.
     pub(super) streams: RefCell<Slab<Rc<UnixStream>>>,
 }

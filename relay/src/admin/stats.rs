@@ -34,7 +34,9 @@ pub(super) fn info(plane: &Plane, format: Format) -> Result<String, String> {
     ] {
         fields.push((counter.word(), json!(sum(counter))));
     }
+    fields.extend(plane.http_address.map(|address| ("http", json!(address))));
     fields.extend(plane.tally.fields().map(|(name, value)| (name, json!(value))));
+    fields.extend(plane.http_tally.fields().map(|(name, _, value)| (name, json!(value))));
     match format {
         Format::Json => answer::json(&fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect::<Map<_, _>>()),
         Format::Text => {

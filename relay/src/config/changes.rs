@@ -38,6 +38,8 @@ impl Config {
             allow_name,
             ask_hold,
             stats_socket,
+            http,
+            http_token_file,
             plaintext,
             jwks,
             client_ca,
@@ -63,6 +65,8 @@ impl Config {
         at_start.one("socks", socks, &new.socks);
         at_start.one("socks-open", socks_open, &new.socks_open);
         at_start.one("stats-socket", stats_socket, &new.stats_socket);
+        at_start.one("http", http, &new.http);
+        at_start.one("http-token-file", http_token_file, &new.http_token_file);
         at_start.one("plaintext", plaintext, &new.plaintext);
         at_start.one("congestion", congestion, &new.congestion);
         at_start.one("busy-poll", busy_poll, &new.busy_poll);

@@ -20,6 +20,7 @@ use isthmus_relay::admin::{
 };
 use isthmus_relay::config::{self, Invocation};
 use isthmus_relay::expose::Expose;
+use isthmus_relay::http::HttpSocket;
 use isthmus_relay::names::Names;
 use isthmus_relay::publish::{Bound, Kept, Origin, Publish};
 use isthmus_relay::trust::Fingerprint;
@@ -249,8 +250,18 @@ impl Plane {
         let words = ["isthmus-relay", "--state", state].into_iter().chain(flags.iter().copied());
         let Ok(Invocation::Run(config)) = config::parse(words) else { panic!("bad flags: {flags:?}") };
         let kept = Kept::load(dir.path()).unwrap();
-        let admin =
-            Admin { socket, shards, info, limits, trust: None, config: *config, kept, asking: Default::default() };
+        let http = config.http.map(|listen| HttpSocket::bind(listen, config.http_token_file.as_deref()).unwrap());
+        let admin = Admin {
+            socket,
+            http,
+            shards,
+            info,
+            limits,
+            trust: None,
+            config: *config,
+            kept,
+            asking: Default::default(),
+        };
         let thread = thread::spawn(move || serve(admin, stopped));
         Self { path, counters, shards: senders, fakes, stop, thread, dir }
     }
