@@ -9,6 +9,7 @@ pub mod asked;
 pub mod config;
 pub mod expose;
 pub mod http;
+pub mod journal;
 pub mod log;
 pub mod names;
 pub mod proxy;

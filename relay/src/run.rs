@@ -14,6 +14,7 @@ use crate::admin::command::COMMANDS_MAX;
 use crate::admin::{self, Admin, Command, Limits, RelayInfo, ShardCounters, ShardHandle, StatsSocket};
 use crate::config::Config;
 use crate::http::HttpSocket;
+use crate::journal::{self, Journal, Recorder};
 use crate::names::Names;
 use crate::publish::Kept;
 use crate::trust::{State, Trust, TrustSource};
@@ -56,6 +57,8 @@ pub struct ShardSeat {
     pub counters: Arc<ShardCounters>,
     /// Tells the management plane that mediators' asks have changed.
     pub asking: Arc<Notify>,
+    /// Where it writes what happened.
+    pub recorder: Recorder,
     /// Its drop tells [`run`] that the thread is at its end, in whatever way.
     pub ended: Ended,
 }
@@ -117,7 +120,8 @@ pub fn run_with(
     let (ended_sender, ended) = crossbeam_channel::bounded(threads_max);
 
     let asking = Arc::new(Notify::new());
-    let (seats, senders) = seats(shared.config.shards, &ended_sender, &asking);
+    let (recorder, inbox) = journal::queue();
+    let (seats, senders) = seats(shared.config.shards, &ended_sender, &asking, &recorder);
     let shown: Vec<_> = seats.iter().map(|seat| seat.counters.clone()).collect();
     let shards = spawn(shared.clone(), seats)?;
     let handles: Vec<_> = std::iter::zip(senders, shown)
@@ -141,8 +145,19 @@ pub fn run_with(
     let (stop, stopped) = oneshot::channel();
     let limits = Limits::default();
     let trust = Some(source);
-    let admin =
-        Admin { socket: stats_socket, http, shards: handles.clone(), info, limits, trust, config, kept, asking };
+    let admin = Admin {
+        socket: stats_socket,
+        http,
+        shards: handles.clone(),
+        info,
+        limits,
+        trust,
+        config,
+        kept,
+        asking,
+        journal: Journal::new(inbox),
+        recorder,
+    };
     let management = spawn_admin(admin, stopped, Ended(ended_sender))?;
 
     // Whichever thread ends first, by a signal, an error or a panic, ends the relay.
@@ -165,13 +180,25 @@ pub fn run_with(
     result
 }
 
-fn seats(count: usize, ended: &Sender<()>, asking: &Arc<Notify>) -> (Vec<ShardSeat>, Vec<Sender<Command>>) {
+fn seats(
+    count: usize,
+    ended: &Sender<()>,
+    asking: &Arc<Notify>,
+    recorder: &Recorder,
+) -> (Vec<ShardSeat>, Vec<Sender<Command>>) {
     let seat = |n: usize| {
         let (sender, commands) = crossbeam_channel::bounded(COMMANDS_MAX);
         // The command line bounds the count so that a number fits.
         let id = ShardId(n as u8);
         (
-            ShardSeat { id, commands, counters: Arc::default(), asking: asking.clone(), ended: Ended(ended.clone()) },
+            ShardSeat {
+                id,
+                commands,
+                counters: Arc::default(),
+                asking: asking.clone(),
+                recorder: recorder.clone(),
+                ended: Ended(ended.clone()),
+            },
             sender,
         )
     };

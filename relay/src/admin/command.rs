@@ -37,6 +37,13 @@ pub enum Command {
         /// Takes at most `filter.limit` rows.
         reply: oneshot::Sender<Vec<TunnelRow>>,
     },
+    /// All that is known of one mediator.
+    Detail {
+        /// Whose; only its owner shard is asked.
+        mediator: MediatorId,
+        /// Takes it, if the mediator is connected.
+        reply: oneshot::Sender<Option<Box<TunnelDetail>>>,
+    },
     /// Where do names lead?
     Names {
         /// Takes the table.
@@ -180,6 +187,42 @@ pub struct TunnelRow {
     pub oversize: u64,
     /// What the mediator last reported.
     pub report: Report,
+}
+
+/// Most ports of one mediator that are shown.
+pub const PORT_ROWS_MAX: usize = 200;
+
+/// One mediator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelDetail {
+    /// Its tunnel.
+    pub tunnel: TunnelRow,
+    /// Terminals that are attached to it.
+    pub terminals: Vec<TerminalRow>,
+    /// Ports that are open, at most [`PORT_ROWS_MAX`].
+    pub ports: Vec<PortRow>,
+    /// There are more.
+    pub ports_more: bool,
+}
+
+/// A terminal that is attached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalRow {
+    /// Its token's name.
+    pub name: String,
+    /// Its public address.
+    pub observed: Option<SocketAddr>,
+}
+
+/// A port of a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRow {
+    /// Its number on the tunnel.
+    pub id: u32,
+    /// `tcp` or `udp`.
+    pub kind: String,
+    /// What it belongs to: `visitor`, `flow`, `terminal`, `client`, `association` or `relay`.
+    pub of: String,
 }
 
 /// What becomes of a port that is unpublished.

@@ -87,6 +87,19 @@ pub(super) enum Request {
     Check,
 }
 
+impl Request {
+    /// Whether others should know that an operator gave it.
+    pub(super) fn changes(&self) -> bool {
+        match self {
+            Self::Help | Self::Quit | Self::Info(_) | Self::Stat(_) | Self::Tunnels(..) | Self::Publishes(_) => false,
+            Self::Trust(_) | Self::Asks(_) | Self::Exposes(_) | Self::Names(_) | Self::Check => false,
+            Self::ReloadTrust | Self::Revoke(..) | Self::Publish { .. } | Self::Unpublish { .. } => true,
+            Self::Expose(_) | Self::Unexpose { .. } | Self::Name(_) | Self::Unname(_) => true,
+            Self::Reload | Self::SetLog(_) | Self::Kill(_) => true,
+        }
+    }
+}
+
 /// Reads one command; an error is a text for the operator.
 pub(super) fn parse(command: &str) -> Result<Request, String> {
     let words: Vec<&str> = command.split_whitespace().collect();

@@ -20,10 +20,11 @@ mod session;
 mod show;
 mod stats;
 mod trust;
+mod web;
 
 pub use command::{
-    Asking, Command, ExposeRow, ExposeState, PublishRow, ShardHandle, Told, TunnelFilter, TunnelRow, Unpublish,
-    Unpublished,
+    Asking, Command, ExposeRow, ExposeState, PortRow, PublishRow, ShardHandle, TerminalRow, Told, TunnelDetail,
+    TunnelFilter, TunnelRow, Unpublish, Unpublished,
 };
 pub use counters::{Counter, Counters, ShardCounters};
 pub use listener::StatsSocket;

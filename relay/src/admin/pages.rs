@@ -9,6 +9,7 @@ use tokio::sync::{Mutex, oneshot};
 use super::command::Command;
 use super::serve::Plane;
 use super::show::answer_of;
+use super::web;
 use crate::http::{Access, Reply, Router, text};
 
 /// An answer to `/readyz` is good for this long: whoever asks faster wakes no shard by it.
@@ -18,7 +19,8 @@ const READY_FRESH: Duration = Duration::from_secs(1);
 pub(super) fn router(plane: &Rc<Plane>) -> Router {
     let ready = Rc::new(Readiness::default());
     let at = plane.clone();
-    Router::default()
+    let router = web::pages(Router::default(), plane);
+    router
         // That it answers is the answer.
         .page("/healthz", Access::Open, |_| async { text(StatusCode::OK, "ok\n") })
         .page("/readyz", Access::Open, move |_| {

@@ -22,6 +22,7 @@ use super::publishing::{self, KeptLock};
 use super::{pages, reload, session};
 use crate::config::Config;
 use crate::http::{self, HttpSocket};
+use crate::journal::{Journal, Recorder};
 use crate::publish::Kept;
 use crate::trust::{Fingerprint, TrustSource};
 
@@ -52,6 +53,10 @@ pub struct Admin {
     pub kept: Kept,
     /// Wakes it when what mediators ask for has changed.
     pub asking: Arc<Notify>,
+    /// What happened.
+    pub journal: Journal,
+    /// Where it writes what operators did.
+    pub recorder: Recorder,
 }
 
 /// The relay itself.
@@ -132,7 +137,7 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     // `tokio_uring::net::UnixListener::bind` fails on current kernels; an ordinary listener's connections do not.
     let listener = admin.socket.listener().and_then(UnixListener::from_std).context("cannot use the stats socket")?;
-    let Admin { socket, http, shards, info, limits, trust, config, kept, asking } = admin;
+    let Admin { socket, http, shards, info, limits, trust, config, kept, asking, journal, recorder } = admin;
     let plane = Rc::new(Plane {
         shards,
         info: RefCell::new(info),
@@ -142,6 +147,8 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
         kept: KeptLock::new(kept),
         asked: RefCell::default(),
         asking,
+        journal,
+        recorder,
         tally: Tally::default(),
         http_address: http.as_ref().map(HttpSocket::address),
         http_tally: Rc::default(),
@@ -149,6 +156,8 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
     });
     publishing::restore(&plane).await;
     let asking = tokio::task::spawn_local(asking::run(plane.clone()));
+    let journal = plane.clone();
+    let journal = tokio::task::spawn_local(async move { journal.journal.run().await });
     let http = http.map(|socket| {
         let (limits, tally) = (plane.limits.http.clone(), plane.http_tally.clone());
         tokio::task::spawn_local(http::serve(socket, pages::router(&plane), limits, tally))
@@ -184,6 +193,7 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
         }
     };
     asking.abort();
+    journal.abort();
     // Its connections end with it.
     http.inspect(|http| http.abort());
     drop(socket);
@@ -215,6 +225,8 @@ pub(super) struct Plane {
     pub(super) asked: RefCell<Asked>,
     /// Told when there is something new to look at.
     pub(super) asking: Arc<Notify>,
+    pub(super) journal: Journal,
+    pub(super) recorder: Recorder,
     pub(super) tally: Tally,
     /// Where the HTTP port is, if there is one.
     pub(super) http_address: Option<SocketAddr>,

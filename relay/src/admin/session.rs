@@ -16,6 +16,7 @@ use super::answer::ERROR;
 use super::dispatch::{self, HELP, Request};
 use super::serve::{Plane, Tally};
 use super::{asking, exposing, naming, publishing, reload, show, stats, trust};
+use crate::journal::What;
 
 /// Serves one connection to its end.
 pub(super) async fn serve(plane: Rc<Plane>, stream: UnixStream) {
@@ -82,7 +83,14 @@ async fn answer_line(plane: &Plane, stream: &UnixStream, line: &[u8]) -> Result<
         Tally::count(&plane.tally.commands);
         let answer = match dispatch::parse(command) {
             Ok(Request::Quit) => return Err(End),
-            Ok(request) => execute(plane, request).await,
+            Ok(request) => {
+                let changing = request.changes();
+                let answer = execute(plane, request).await;
+                if changing && answer.is_ok() {
+                    plane.recorder.record(What::Operator, None, command.trim());
+                }
+                answer
+            }
             Err(error) => Err(error),
         };
         let mut text = answer.unwrap_or_else(|error| {

@@ -17,6 +17,15 @@ use super::serve::Plane;
 
 /// One page of tunnels, in the order of their mediators' names.
 pub(super) async fn tunnels(plane: &Plane, filter: TunnelFilter, format: Format) -> Result<String, String> {
+    let (rows, more) = page(plane, filter).await?;
+    match format {
+        Format::Json => json(&json!({ "tunnels": rows, "more": more })),
+        Format::Text => Ok(tunnel_table(&rows, more)),
+    }
+}
+
+/// Its rows, and whether there are more behind them.
+pub(super) async fn page(plane: &Plane, filter: TunnelFilter) -> Result<(Vec<TunnelRow>, bool), String> {
     let limit = filter.limit;
     // One more than the page, to know whether there are more.
     let filter = TunnelFilter { limit: limit + 1, ..filter };
@@ -24,10 +33,7 @@ pub(super) async fn tunnels(plane: &Plane, filter: TunnelFilter, format: Format)
     rows.sort_by(|a, b| a.id.cmp(&b.id));
     let more = rows.len() > limit;
     rows.truncate(limit);
-    match format {
-        Format::Json => json(&json!({ "tunnels": rows, "more": more })),
-        Format::Text => Ok(tunnel_table(&rows, more)),
-    }
+    Ok((rows, more))
 }
 
 fn tunnel_table(rows: &[TunnelRow], more: bool) -> String {

@@ -1,10 +1,12 @@
 //! What the management plane asks.
 
-use isthmus_engine::Engine;
+use isthmus_engine::{Engine, Key, What};
+use isthmus_proto::link::{PortKind, Slot};
 use isthmus_proto::{Code, MediatorId};
 
 use super::{Party, Shard};
-use crate::admin::{Command, TunnelFilter, TunnelRow};
+use crate::admin::command::PORT_ROWS_MAX;
+use crate::admin::{Command, PortRow, TerminalRow, TunnelDetail, TunnelFilter, TunnelRow};
 
 /// Mediators that are told to go come back within this many milliseconds, spread evenly.
 const DRAIN_SPREAD_MS: u64 = 5_000;
@@ -14,6 +16,9 @@ impl Shard {
         match command {
             Command::Tunnels { filter, reply } => {
                 let _ = reply.send(self.rows(engine, &filter));
+            }
+            Command::Detail { mediator, reply } => {
+                let _ = reply.send(self.detail(engine, &mediator).map(Box::new));
             }
             Command::Kill { mediator, reply } => {
                 let _ = reply.send(self.kill(engine, &mediator));
@@ -77,6 +82,27 @@ impl Shard {
             .collect()
     }
 
+    fn detail(&self, engine: &mut Engine, id: &MediatorId) -> Option<TunnelDetail> {
+        let row = self.row(engine, id)?;
+        let (link, tunnel) = self.tunnel_of(id)?;
+        let terminal = |&key: &Key| match self.links.get(&key) {
+            Some(Party::Terminal(terminal)) => {
+                Some(TerminalRow { name: terminal.grant.name.clone(), observed: engine.link_peer(key) })
+            }
+            _ => None,
+        };
+        let terminals = tunnel.terminals.iter().filter_map(terminal).collect();
+        let machine = engine.link(link)?;
+        let port = |(slot, owner): (Slot, u64)| PortRow {
+            id: slot.id().0,
+            kind: if machine.kind(slot) == Some(PortKind::Udp) { "udp" } else { "tcp" }.to_owned(),
+            of: owner_word(Key::from_bits(owner).what()).to_owned(),
+        };
+        let ports = machine.live().take(PORT_ROWS_MAX).map(port).collect();
+        let ports_more = machine.ports() > PORT_ROWS_MAX;
+        Some(TunnelDetail { tunnel: row, terminals, ports, ports_more })
+    }
+
     fn kill(&mut self, engine: &mut Engine, id: &MediatorId) -> bool {
         let Some(&link) = self.mediators.get(id) else { return false };
         engine.farewell(link, Code::Killed, 0, "ended by the operator");
@@ -93,6 +119,18 @@ impl Shard {
             engine.farewell(link, Code::Draining, (wait % DRAIN_SPREAD_MS) as u32, "the relay is shutting down");
             engine.end_link_after_farewell(self, link, Code::Draining);
         }
+    }
+}
+
+/// For whom a port is open.
+fn owner_word(what: What) -> &'static str {
+    match what {
+        What::Stream => "visitor",
+        What::Flow => "flow",
+        What::BridgeA | What::BridgeB => "terminal",
+        What::Guest => "client",
+        What::Udp => "association",
+        What::Control | What::Link | What::Listener | What::Watch | What::Probe => "relay",
     }
 }
 

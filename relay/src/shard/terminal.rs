@@ -11,6 +11,7 @@ use isthmus_proto::{Code, MediatorId};
 
 use super::{Party, Shard};
 use crate::admin::Counter;
+use crate::journal;
 use crate::trust::{Grant, Operation};
 
 pub(super) struct Terminal {
@@ -49,6 +50,7 @@ impl Shard {
             session,
             "terminal attached"
         );
+        self.seat.recorder.record(journal::What::TerminalUp, mediator.as_ref(), grant.name.clone());
         self.counters.add(Counter::TerminalsTotal, 1);
         self.counters.add(Counter::TerminalsLive, 1);
         if let Some(Party::Tunnel(tunnel)) = tunnel_link.and_then(|key| self.links.get_mut(&key)) {
@@ -61,6 +63,8 @@ impl Shard {
     pub(super) fn on_terminal_ended(&mut self, link: Key, terminal: &Terminal, code: Code, text: &str) {
         tracing::info!(terminal = terminal.grant.name, reason = code.word(), text, "terminal left");
         self.forget_expiry(link, &terminal.grant.credential);
+        let said = format!("{}: {}", terminal.grant.name, code.word());
+        self.seat.recorder.record(journal::What::TerminalDown, terminal.mediator.as_ref(), said);
         self.counters.sub(Counter::TerminalsLive, 1);
         if let Some(Party::Tunnel(tunnel)) = terminal.tunnel.and_then(|key| self.links.get_mut(&key)) {
             tunnel.terminals.retain(|&other| other != link);

@@ -14,6 +14,7 @@ use super::asker::Askers;
 use super::contest::Contest;
 use super::{Party, Shard};
 use crate::admin::{Counter, TunnelRow};
+use crate::journal;
 use crate::trust::Credential;
 
 pub(super) struct Tunnel {
@@ -95,6 +96,7 @@ impl Shard {
             machine.measure(now);
         }
         tracing::info!(mediator = %id, session, %observed, "tunnel attached");
+        self.seat.recorder.record(journal::What::TunnelUp, Some(&id), format!("from {observed}, session {session}"));
         self.counters.add(Counter::TunnelsTotal, 1);
         self.mediators.insert(id.clone(), link);
         self.watch_expiry(engine, link, &caller.proof);
@@ -129,6 +131,7 @@ impl Shard {
             self.counters.add(Counter::MediatorsContended, 1);
             text = "another mediator uses the same token; give each one a token of its own";
             let (one, other) = (engine.link_peer(link), engine.link_peer(ghost));
+            self.seat.recorder.record(journal::What::Contended, Some(id), "two mediators with one token");
             tracing::warn!(
                 mediator = %id,
                 one = one.map(tracing::field::display),
@@ -145,6 +148,8 @@ impl Shard {
 
     pub(super) fn on_tunnel_ended(&mut self, engine: &mut Engine, link: Key, tunnel: &Tunnel, code: Code, text: &str) {
         tracing::info!(mediator = %tunnel.id, session = tunnel.session, reason = code.word(), text, "tunnel ended");
+        let said = if text.is_empty() { code.word().to_owned() } else { format!("{}: {text}", code.word()) };
+        self.seat.recorder.record(journal::What::TunnelDown, Some(&tunnel.id), said);
         self.forget_expiry(link, &tunnel.proof);
         if self.mediators.get(&tunnel.id) == Some(&link) {
             self.mediators.remove(&tunnel.id);
@@ -164,6 +169,7 @@ impl Shard {
                 tunnel.offers = report.offers.into();
                 let id = tunnel.id.clone();
                 tracing::info!(mediator = %id, "environment changed");
+                self.seat.recorder.record(journal::What::Environment, Some(&id), "environment or wishes changed");
                 self.note_asks(&id, !report.asks.is_empty());
             }
             Err(error) => tracing::warn!(mediator = %tunnel.id, %error, "unintelligible report"),

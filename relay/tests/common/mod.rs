@@ -15,8 +15,8 @@ use isthmus_proto::hello::Report;
 use isthmus_proto::{MediatorId, ShardId};
 use isthmus_relay::admin::command::COMMANDS_MAX;
 use isthmus_relay::admin::{
-    Admin, Command, ExposeRow, ExposeState, Limits, PublishRow, RelayInfo, ShardCounters, ShardHandle, StatsSocket,
-    Stop, TunnelRow, Unpublish, Unpublished, serve,
+    Admin, Command, ExposeRow, ExposeState, Limits, PortRow, PublishRow, RelayInfo, ShardCounters, ShardHandle,
+    StatsSocket, Stop, TerminalRow, TunnelDetail, TunnelRow, Unpublish, Unpublished, serve,
 };
 use isthmus_relay::config::{self, Invocation};
 use isthmus_relay::expose::Expose;
@@ -163,6 +163,16 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
                 Command::Trust { reply, .. } => {
                     let _ = reply.send(0);
                 }
+                Command::Detail { mediator, reply } => {
+                    let row = rows.iter().find(|row| row.id == mediator).cloned();
+                    let detail = row.map(|tunnel| TunnelDetail {
+                        terminals: vec![TerminalRow { name: "desk".into(), observed: Some(tunnel.observed) }],
+                        ports: vec![PortRow { id: 7, kind: "tcp".into(), of: "visitor".into() }],
+                        ports_more: false,
+                        tunnel,
+                    });
+                    let _ = reply.send(detail.map(Box::new));
+                }
                 Command::Stop => break,
             }
         }
@@ -251,6 +261,7 @@ impl Plane {
         let Ok(Invocation::Run(config)) = config::parse(words) else { panic!("bad flags: {flags:?}") };
         let kept = Kept::load(dir.path()).unwrap();
         let http = config.http.map(|listen| HttpSocket::bind(listen, config.http_token_file.as_deref()).unwrap());
+        let (recorder, inbox) = isthmus_relay::journal::queue();
         let admin = Admin {
             socket,
             http,
@@ -261,6 +272,8 @@ impl Plane {
             config: *config,
             kept,
             asking: Default::default(),
+            journal: isthmus_relay::journal::Journal::new(inbox),
+            recorder,
         };
         let thread = thread::spawn(move || serve(admin, stopped));
         Self { path, counters, shards: senders, fakes, stop, thread, dir }
