@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use isthmus_proto::Code;
 
+use super::histogram::Histograms;
+
 /// What a counter's value means over time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -207,11 +209,17 @@ impl Counters {
 pub struct ShardCounters {
     values: [AtomicU64; COUNT],
     closed: [AtomicU64; CODES],
+    /// How values are spread.
+    pub histograms: Histograms,
 }
 
 impl Default for ShardCounters {
     fn default() -> Self {
-        Self { values: [const { AtomicU64::new(0) }; COUNT], closed: [const { AtomicU64::new(0) }; CODES] }
+        Self {
+            values: [const { AtomicU64::new(0) }; COUNT],
+            closed: [const { AtomicU64::new(0) }; CODES],
+            histograms: Histograms::default(),
+        }
     }
 }
 

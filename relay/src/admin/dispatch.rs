@@ -17,6 +17,7 @@ const LIMIT_DEFAULT: usize = 1000;
 pub(super) const HELP: &str = "\
 show info [json]                                           the relay itself
 show stat [json]                                           every counter, in total and per shard
+show metrics                                               the same and more, as Prometheus reads it
 show tunnels [id=GLOB] [after=ID] [limit=N] [json]         connected mediators, by name
 show publishes [json]                                      published ports
 publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]          lend a port; [save] keeps it over a restart
@@ -56,6 +57,7 @@ pub(super) enum Request {
     Quit,
     Info(Format),
     Stat(Format),
+    Metrics,
     /// The filter's limit is the page's.
     Tunnels(TunnelFilter, Format),
     Publishes(Format),
@@ -95,6 +97,7 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         ["quit" | "exit"] => Ok(Request::Quit),
         ["show", "info", rest @ ..] => format_only(rest).map(Request::Info),
         ["show", "stat", rest @ ..] => format_only(rest).map(Request::Stat),
+        ["show", "metrics"] => Ok(Request::Metrics),
         ["show", "publishes", rest @ ..] => format_only(rest).map(Request::Publishes),
         ["show", "tunnels", rest @ ..] => tunnels(rest),
         ["kill", "tunnel", id] => id.parse().map(Request::Kill).map_err(|error| format!("'{}': {error}", phrase(id))),
@@ -212,7 +215,7 @@ mod tests {
             let short = full.split(" [").next().unwrap();
             assert!(parse(short).is_ok(), "{command}");
         }
-        assert_eq!(commands.len(), 25);
+        assert_eq!(commands.len(), 26);
     }
 
     #[test]
