@@ -117,6 +117,8 @@ counters! {
     DatagramsNoChannel = "datagrams_dropped_no_channel", Total, "Datagrams dropped: no UDP channel works";
     DatagramsFlowLimit = "datagrams_dropped_flow_limit", Total, "Datagrams of new flows dropped at the limit of flows";
     DatagramsQueueFull = "datagrams_dropped_queue_full", Total, "Datagrams dropped at a full queue";
+    DatagramsSendFailed = "datagrams_dropped_send_failed", Total, "Datagrams that the system refused to send";
+    DatagramsTruncated = "datagrams_dropped_truncated", Total, "Datagrams dropped: larger than what is received at once";
     FlowsLive = "flows_live", Gauge, "UDP flows of visitors now";
     FlowsTotal = "flows_total", Total, "UDP flows of visitors";
     ChannelsLive = "channels_live", Gauge, "UDP channels now";

@@ -237,6 +237,8 @@ impl Shard {
             (Counter::DatagramsNoChannel, counts.datagrams_dropped_channel),
             (Counter::DatagramsFlowLimit, counts.datagrams_refused_flows),
             (Counter::DatagramsQueueFull, counts.datagrams_dropped_full),
+            (Counter::DatagramsSendFailed, counts.datagrams_send_failed),
+            (Counter::DatagramsTruncated, counts.datagrams_truncated),
             (Counter::DatagramsToMediators, counts.datagrams_in),
             (Counter::DatagramsFromMediators, counts.datagrams_out),
             (Counter::RefusalsCut, counts.guests_cut),

@@ -90,6 +90,8 @@ static GROUPS: &[Group] = &[
             ("no_channel", C::DatagramsNoChannel),
             ("flow_limit", C::DatagramsFlowLimit),
             ("queue_full", C::DatagramsQueueFull),
+            ("send_failed", C::DatagramsSendFailed),
+            ("truncated", C::DatagramsTruncated),
             ("socks_fragment", C::SocksFragments),
             ("socks_refused", C::SocksDatagramsRefused),
         ],
