@@ -17,6 +17,7 @@ use crate::chunks::Chunks;
 use crate::event::{Control, Event};
 use crate::key::{Key, What};
 use crate::link::CONTEXT_KEPT;
+use crate::samples::Sample;
 use crate::timers::TimerId;
 use crate::udp::{UdpRole, canonical};
 
@@ -441,7 +442,11 @@ impl Engine {
             kind::PING => {
                 if let Some(body) = MaintainBody::parse(&packet).filter(|_| own.is_none()) {
                     let most = u32::try_from(self.config.silence_max.as_millis()).unwrap_or(u32::MAX);
-                    channel.silence_ms = body.time_ms.min(most);
+                    let silence_ms = body.time_ms.min(most);
+                    if std::mem::replace(&mut channel.silence_ms, silence_ms) != silence_ms {
+                        let silence = Duration::from_millis(u64::from(silence_ms));
+                        self.samples.push(Sample::ChannelSilence(silence));
+                    }
                 }
                 self.seal_on(index, kind::PONG, &packet, &[]);
                 self.rest_channel(index);

@@ -29,6 +29,7 @@ mod link;
 mod link_receive;
 mod link_transmit;
 mod outlet;
+mod samples;
 mod stream;
 mod timers;
 mod turn;
@@ -51,6 +52,7 @@ pub use key::{Key, KeyMap, What};
 pub use lifetime::MakeSocket;
 pub use link::LinkRole;
 pub use outlet::HostSpec;
+pub use samples::Sample;
 pub use stream::StreamParty;
 pub use timers::TimerId;
 pub use udp::{PortRoute, UdpRole};
@@ -125,6 +127,7 @@ pub struct Engine {
     bulk_before: usize,
     bulk_now: usize,
     busy: busy::BusyPoll,
+    samples: samples::Samples,
     /// What is handled now came in a receive of a few small frames, as did what came before it on that link.
     small_receive: bool,
     /// A listener brought a connection in this turn.
@@ -167,6 +170,7 @@ impl Engine {
             bulk_before: 0,
             bulk_now: 0,
             busy: busy::BusyPoll::new(config.busy_poll),
+            samples: samples::Samples::default(),
             small_receive: false,
             accepted: false,
             received: Vec::new(),

@@ -11,6 +11,7 @@ use crate::Engine;
 use crate::event::{Ask, Control, Event};
 use crate::key::{Key, What};
 use crate::link::{LinkIo, Phase};
+use crate::samples::Sample;
 use crate::turn::{INTERACTIVE_FOR, RECEIVE_STEP};
 
 impl Engine {
@@ -209,6 +210,7 @@ impl Engine {
         let ask =
             |slot, owner, request, ask| Event::Request { link: key, slot, owner: Key::from_bits(owner), request, ask };
         let event = match input {
+            Input::RoundTrip(time) => return self.samples.push(Sample::RoundTrip(time)),
             Input::None | Input::Data { .. } | Input::Datagram { .. } => return,
             Input::Writable { owner, .. } => return self.on_credit(Key::from_bits(owner)),
             Input::Fin { owner, slot, over } => return self.on_fin(control, key, Key::from_bits(owner), slot, over),

@@ -107,6 +107,7 @@ impl Engine {
                 let _ = socket.shutdown_both();
             }
         }
+        self.sample_turn();
         let parted = std::mem::take(&mut self.parted);
         let timeout = if parted && self.partings == 0 {
             // Whoever leaves once all farewells are out is not asked before the next turn.

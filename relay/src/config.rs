@@ -171,7 +171,7 @@ pub struct Config {
     /// Unix socket of the management plane [default: DIR/stats.sock]
     #[arg(long, value_name = "PATH", env = "ISTHMUS_STATS_SOCKET")]
     pub stats_socket: Option<PathBuf>,
-    /// HTTP for monitors: /healthz, /readyz; docs/configuration.md, "HTTP" [default: off]
+    /// HTTP for monitors: /metrics, /healthz, /readyz; docs/metrics.md [default: off]
     #[arg(long, value_name = "ADDR:PORT", env = "ISTHMUS_HTTP")]
     pub http: Option<SocketAddr>,
     /// The token that HTTP clients have to show (bearer, or any user's password), in this file; needed where --http is no

@@ -109,15 +109,17 @@ impl Pulse {
         self.unanswered = NEVER;
     }
 
-    /// An echo came. One that is not of our last ping is passed over.
-    pub(super) fn pong(&mut self, opaque: u64, now: Instant) {
+    /// An echo came; how long it took. One that is not of our last ping is passed over.
+    pub(super) fn pong(&mut self, opaque: u64, now: Instant) -> Option<Duration> {
         if self.echo_due && self.last_ping().is_some_and(|sent| sent.0 == opaque) {
             self.echo_due = false;
             let sample = now.since(Instant(opaque));
             // RFC 6298's gain; the smallest recent value would be better for windows but sticks.
             let rtt = self.rtt().map_or(sample, |rtt| (rtt * 7 + sample) / 8);
             self.rtt_us = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX).max(1);
+            return Some(sample);
         }
+        None
     }
 
     /// Bytes flow: measure the round trip now and then. Never while an echo is missing: on a path longer

@@ -1,6 +1,7 @@
 //! Frames from the other end.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::port::{PortKind, Slot};
 use super::request::UNSPECIFIED;
@@ -14,6 +15,8 @@ use crate::wire::{Frame, NamedTarget, OpenFlags, RequestKind};
 pub enum Input<'a> {
     /// Nothing to do.
     None,
+    /// Nothing to do; our last maintain packet has its echo after this long.
+    RoundTrip(Duration),
     /// The frame's payload goes to this port's owner.
     Data {
         /// The port's owner.
@@ -249,10 +252,7 @@ impl<P: Payload> Link<P> {
                 self.control.push(&Frame::Pong { opaque });
                 Ok(Input::None)
             }
-            Frame::Pong { opaque } => {
-                self.pulse.pong(opaque, now);
-                Ok(Input::None)
-            }
+            Frame::Pong { opaque } => Ok(self.pulse.pong(opaque, now).map_or(Input::None, Input::RoundTrip)),
             Frame::Open { .. }
             | Frame::Connect { .. }
             | Frame::ConnectName { .. }

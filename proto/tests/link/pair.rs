@@ -132,7 +132,7 @@ pub(crate) fn deliver(link: &mut End, frames: Vec<Vec<u8>>, now: Instant) -> Res
         let frame: &'static [u8] = frame.leak();
         let header = read_header(frame).unwrap();
         let input = link.receive(Frame::decode(header, &frame[HEADER_LEN..]).unwrap(), now)?;
-        if !matches!(input, Input::None | Input::Writable { .. }) {
+        if !matches!(input, Input::None | Input::RoundTrip(_) | Input::Writable { .. }) {
             inputs.push(input);
         }
     }

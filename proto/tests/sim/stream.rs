@@ -157,7 +157,7 @@ impl World {
 
     pub(crate) fn on_input(&mut self, end: usize, input: Input<'_>, payload: &[u8]) {
         match input {
-            Input::None | Input::Writable { .. } => {}
+            Input::None | Input::RoundTrip(_) | Input::Writable { .. } => {}
             Input::Data { owner, slot, len } => {
                 let talk = talk_of(owner);
                 assert_eq!(self.states[talk].slot[end], Some(slot));

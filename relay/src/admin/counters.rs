@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use isthmus_proto::Code;
 
+use super::histogram::Histograms;
+
 /// What a counter's value means over time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -115,6 +117,8 @@ counters! {
     DatagramsNoChannel = "datagrams_dropped_no_channel", Total, "Datagrams dropped: no UDP channel works";
     DatagramsFlowLimit = "datagrams_dropped_flow_limit", Total, "Datagrams of new flows dropped at the limit of flows";
     DatagramsQueueFull = "datagrams_dropped_queue_full", Total, "Datagrams dropped at a full queue";
+    DatagramsSendFailed = "datagrams_dropped_send_failed", Total, "Datagrams that the system refused to send";
+    DatagramsTruncated = "datagrams_dropped_truncated", Total, "Datagrams dropped: larger than what is received at once";
     FlowsLive = "flows_live", Gauge, "UDP flows of visitors now";
     FlowsTotal = "flows_total", Total, "UDP flows of visitors";
     ChannelsLive = "channels_live", Gauge, "UDP channels now";
@@ -207,11 +211,17 @@ impl Counters {
 pub struct ShardCounters {
     values: [AtomicU64; COUNT],
     closed: [AtomicU64; CODES],
+    /// How values are spread.
+    pub histograms: Histograms,
 }
 
 impl Default for ShardCounters {
     fn default() -> Self {
-        Self { values: [const { AtomicU64::new(0) }; COUNT], closed: [const { AtomicU64::new(0) }; CODES] }
+        Self {
+            values: [const { AtomicU64::new(0) }; COUNT],
+            closed: [const { AtomicU64::new(0) }; CODES],
+            histograms: Histograms::default(),
+        }
     }
 }
 

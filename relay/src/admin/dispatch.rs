@@ -17,6 +17,7 @@ const LIMIT_DEFAULT: usize = 1000;
 pub(super) const HELP: &str = "\
 show info [json]                                           the relay itself
 show stat [json]                                           every counter, in total and per shard
+show metrics                                               the same and more, as Prometheus reads it
 show tunnels [id=GLOB] [after=ID] [limit=N] [json]         connected mediators, by name
 show publishes [json]                                      published ports
 publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]          lend a port; [save] keeps it over a restart
@@ -56,6 +57,7 @@ pub(super) enum Request {
     Quit,
     Info(Format),
     Stat(Format),
+    Metrics,
     /// The filter's limit is the page's.
     Tunnels(TunnelFilter, Format),
     Publishes(Format),
@@ -92,6 +94,7 @@ impl Request {
     pub(super) fn changes(&self) -> bool {
         match self {
             Self::Help | Self::Quit | Self::Info(_) | Self::Stat(_) | Self::Tunnels(..) | Self::Publishes(_) => false,
+            Self::Metrics => false,
             Self::Trust(_) | Self::Asks(_) | Self::Exposes(_) | Self::Names(_) | Self::Check => false,
             Self::ReloadTrust | Self::Revoke(..) | Self::Publish { .. } | Self::Unpublish { .. } => true,
             Self::Expose(_) | Self::Unexpose { .. } | Self::Name(_) | Self::Unname(_) => true,
@@ -108,6 +111,7 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         ["quit" | "exit"] => Ok(Request::Quit),
         ["show", "info", rest @ ..] => format_only(rest).map(Request::Info),
         ["show", "stat", rest @ ..] => format_only(rest).map(Request::Stat),
+        ["show", "metrics"] => Ok(Request::Metrics),
         ["show", "publishes", rest @ ..] => format_only(rest).map(Request::Publishes),
         ["show", "tunnels", rest @ ..] => tunnels(rest),
         ["kill", "tunnel", id] => id.parse().map(Request::Kill).map_err(|error| format!("'{}': {error}", phrase(id))),
@@ -225,7 +229,7 @@ mod tests {
             let short = full.split(" [").next().unwrap();
             assert!(parse(short).is_ok(), "{command}");
         }
-        assert_eq!(commands.len(), 25);
+        assert_eq!(commands.len(), 26);
     }
 
     #[test]

@@ -10,7 +10,9 @@ pub mod counters;
 pub mod ctl;
 mod dispatch;
 mod exposing;
+pub mod histogram;
 mod listener;
+mod metrics;
 mod naming;
 mod pages;
 mod publishing;
@@ -27,6 +29,7 @@ pub use command::{
     TunnelFilter, TunnelRow, Unpublish, Unpublished,
 };
 pub use counters::{Counter, Counters, ShardCounters};
+pub use histogram::{Histograms, Series};
 pub use listener::StatsSocket;
 pub use serve::{Admin, Limits, RelayInfo, Stop, serve};
 pub use show::CHECK_ANSWER_MAX;

@@ -4,9 +4,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use tokio::sync::{Mutex, oneshot};
 
 use super::command::Command;
+use super::metrics;
 use super::serve::Plane;
 use super::show::answer_of;
 use super::web;
@@ -18,14 +20,18 @@ const READY_FRESH: Duration = Duration::from_secs(1);
 /// All pages.
 pub(super) fn router(plane: &Rc<Plane>) -> Router {
     let ready = Rc::new(Readiness::default());
-    let at = plane.clone();
-    let router = web::pages(Router::default(), plane);
-    router
+    let (at, metered) = (plane.clone(), plane.clone());
+    web::pages(Router::default(), plane)
         // That it answers is the answer.
         .page("/healthz", Access::Open, |_| async { text(StatusCode::OK, "ok\n") })
         .page("/readyz", Access::Open, move |_| {
             let (plane, ready) = (at.clone(), ready.clone());
             async move { ready.answer(&plane).await }
+        })
+        .page("/metrics", Access::Token, move |_| {
+            let mut reply = text(StatusCode::OK, metrics::render(&metered));
+            reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
+            async { reply }
         })
 }
 

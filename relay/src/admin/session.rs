@@ -15,7 +15,7 @@ use tokio_uring::net::UnixStream;
 use super::answer::ERROR;
 use super::dispatch::{self, HELP, Request};
 use super::serve::{Plane, Tally};
-use super::{asking, exposing, naming, publishing, reload, show, stats, trust};
+use super::{asking, exposing, metrics, naming, publishing, reload, show, stats, trust};
 use crate::journal::What;
 
 /// Serves one connection to its end.
@@ -108,6 +108,7 @@ async fn execute(plane: &Plane, request: Request) -> Result<String, String> {
         Request::Help | Request::Quit => Ok(HELP.to_owned()),
         Request::Info(format) => stats::info(plane, format),
         Request::Stat(format) => stats::stat(plane, format),
+        Request::Metrics => Ok(metrics::render(plane)),
         Request::Tunnels(filter, format) => show::tunnels(plane, filter, format).await,
         Request::Publishes(format) => show::publishes(plane, format).await,
         Request::Publish { spec, save } => publishing::publish(plane, &spec, save).await,

@@ -40,10 +40,13 @@ pub enum Access {
 
 type Answer = Pin<Box<dyn Future<Output = Reply>>>;
 
+/// Makes a page.
+type Page = dyn Fn(Asked) -> Answer;
+
 struct Route {
     path: &'static str,
     access: Access,
-    page: Box<dyn Fn(Asked) -> Answer>,
+    page: Box<Page>,
 }
 
 /// The pages.
@@ -62,7 +65,7 @@ impl Router {
     }
 
     /// The page of a path: who may have it, and a function that makes it.
-    pub(super) fn find(&self, path: &str) -> Option<(Access, String, &dyn Fn(Asked) -> Answer)> {
+    pub(super) fn find(&self, path: &str) -> Option<(Access, String, &Page)> {
         let whole = self.0.iter().find(|route| route.path == path).map(|route| (route, ""));
         let begun = || {
             let rest = |route: &Route| route.path.strip_suffix('*').and_then(|begin| path.strip_prefix(begin));

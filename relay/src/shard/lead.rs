@@ -11,11 +11,11 @@ use isthmus_engine::{Engine, Key};
 use isthmus_proto::door::name::{HostName, Refusal, Speaks, refusal};
 use isthmus_proto::door::proxy_protocol::{self, Ends, Transport, Version};
 use isthmus_proto::link::UNSPECIFIED;
-use isthmus_proto::wire::OpenFlags;
 use isthmus_proto::{MediatorId, ShardId};
 
 use super::Shard;
 use super::handover::Message;
+use super::visitor::{connect_visitor, visitor_flags};
 use crate::admin::Counter;
 use crate::names::Pattern;
 
@@ -123,12 +123,16 @@ impl Shard {
             (None, None) => "published".to_owned(),
         };
         let asker = self.asker(engine, link, &front_door);
+        let timed = self.connects.is_timed();
         let now = engine.now();
         let machine = engine.link(link).ok_or(WhyNot::Away)?;
-        let opened = machine.open_as(asker, 0, 0, OpenFlags(OpenFlags::QUIET), UNSPECIFIED, None, now);
+        let opened = machine.open_as(asker, 0, 0, visitor_flags(timed), UNSPECIFIED, None, now);
         let slot = opened.map_err(|_| WhyNot::Limit)?;
-        machine.connect_unanswered(slot, target);
-        engine.admit(guest, link, slot, tag, visit.consumed, &visit.ahead);
+        connect_visitor(machine, slot, target, timed);
+        let stream = engine.admit(guest, link, slot, tag, visit.consumed, &visit.ahead);
+        if let Some(stream) = stream.filter(|_| timed) {
+            self.connects.begin(stream, now);
+        }
         engine.touch(link);
         tracing::debug!(
             mediator = %id, visitor = %visit.visitor, name = visit.name.as_ref().map(tracing::field::display), %target,

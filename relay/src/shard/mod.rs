@@ -13,6 +13,7 @@ mod handover;
 mod lead;
 mod names;
 mod newcomer;
+mod observe;
 mod publish;
 mod query;
 mod service;
@@ -70,6 +71,7 @@ struct Shard {
     asks: asks::Asks,
     queries: query::Queries,
     checks: check::Checks,
+    connects: observe::Connects,
     sessions: u64,
     half_open: u32,
     stopping: bool,
@@ -103,7 +105,7 @@ impl Control for Shard {
                 self.on_request(engine, link, slot, owner, request, ask);
             }
             Event::Answered { link, slot, owner, to, request, code, local, over } => match owner.what() {
-                What::Stream => self.on_visitor_answer(engine, owner, code, over),
+                What::Stream => self.on_visitor_answer(engine, owner, to, code, over),
                 What::Flow => self.on_flow_answer(engine, owner, code, over),
                 What::BridgeA | What::BridgeB => {
                     terminal::forward_answer(engine, owner, to, request, code, local, over);
@@ -149,7 +151,10 @@ impl Control for Shard {
             Event::StreamEnded { stream, tag, .. } if Door::of(tag) == Some(Door::Proxy) => {
                 self.on_client_stream_ended(stream);
             }
-            Event::StreamEnded { tag, code, .. } => self.on_visitor_ended(engine, tag, code),
+            Event::StreamEnded { stream, tag, code } => {
+                self.connects.end(stream);
+                self.on_visitor_ended(engine, tag, code);
+            }
             Event::GuestBytes { guest, tag, ended } => self.on_newcomer_bytes(engine, guest, tag, ended),
             Event::GuestEnded { guest, code, .. } => self.on_newcomer_ended(guest, code),
             Event::Host { tag, host } => self.on_exposed_datagram(engine, tag, host),
@@ -187,6 +192,7 @@ impl Control for Shard {
         }
         self.go_on_checking(engine);
         self.parting = engine.partings() > 0;
+        self.observe_samples(engine);
         self.publish_counters(engine);
     }
 
@@ -231,6 +237,8 @@ impl Shard {
             (Counter::DatagramsNoChannel, counts.datagrams_dropped_channel),
             (Counter::DatagramsFlowLimit, counts.datagrams_refused_flows),
             (Counter::DatagramsQueueFull, counts.datagrams_dropped_full),
+            (Counter::DatagramsSendFailed, counts.datagrams_send_failed),
+            (Counter::DatagramsTruncated, counts.datagrams_truncated),
             (Counter::DatagramsToMediators, counts.datagrams_in),
             (Counter::DatagramsFromMediators, counts.datagrams_out),
             (Counter::RefusalsCut, counts.guests_cut),

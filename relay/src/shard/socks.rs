@@ -20,6 +20,7 @@ use isthmus_proto::door::proxy::{Command, Proxy};
 use isthmus_proto::door::target::{Host, Target};
 use isthmus_proto::limits::CONNECT_TIMEOUT;
 use isthmus_proto::link::{Slot, UNSPECIFIED};
+use isthmus_proto::time::Instant;
 use isthmus_proto::wire::{NamedTarget, OpenFlags, RequestKind};
 use isthmus_proto::{Code, MediatorId};
 use isthmus_ring::Socket;
@@ -63,6 +64,7 @@ struct Asking {
     link: Key,
     slot: Slot,
     wants: Wants,
+    since: Instant,
     /// Of one that stays.
     _place: Option<Place>,
 }
@@ -157,7 +159,7 @@ impl Shard {
                 tracing::debug!(%mediator, client = %peer, %target, ?command, "SOCKS5 request");
                 engine.touch(link);
                 self.watch_client(engine, guest, &grant);
-                let asking = Asking { proxy, mediator, tag, link, slot, wants, _place: place };
+                let asking = Asking { proxy, mediator, tag, link, slot, wants, since: engine.now(), _place: place };
                 self.proxies.clients.insert(guest, Client::Asking(Box::new(asking)));
             }
             Err(code) => self.refuse_client(engine, guest, &proxy, code),
@@ -202,6 +204,7 @@ impl Shard {
             (Wants::Connect, RequestKind::Connect) => {
                 let Some(Client::Asking(asking)) = self.proxies.clients.remove(&guest) else { return };
                 let reply = asking.proxy.granted(local);
+                self.observe_connect(engine, asking.since);
                 self.admit_client(engine, guest, &asking, asking.slot, &reply);
             }
             (Wants::Bind { .. }, _) => self.on_bind_answer(engine, guest, to, local),

@@ -141,6 +141,7 @@ fn run_shard(
         asks,
         queries: Default::default(),
         checks,
+        connects: Default::default(),
         sessions: 0,
         half_open: 0,
         stopping: false,

@@ -5,13 +5,27 @@ use std::net::SocketAddr;
 use isthmus_engine::{Engine, FlowSpec, Key, TakenGuest};
 use isthmus_proto::Code;
 use isthmus_proto::door::proxy_protocol::{Ends, Transport, encode};
-use isthmus_proto::link::UNSPECIFIED;
-use isthmus_proto::wire::OpenFlags;
+use isthmus_proto::link::{Link, Payload, Slot, UNSPECIFIED};
+use isthmus_proto::wire::{OpenFlags, RequestKind};
 use isthmus_ring::Socket;
 
 use super::Shard;
 use super::lead::{Visit, WhyNot, header_for, in_turn};
 use crate::admin::Counter;
+
+/// How a visitor's port is opened: quietly, unless the answer tells how long the connect took.
+pub(super) fn visitor_flags(timed: bool) -> OpenFlags {
+    OpenFlags(if timed { 0 } else { OpenFlags::QUIET })
+}
+
+/// Asks for its connection, in the same way.
+pub(super) fn connect_visitor<P: Payload>(machine: &mut Link<P>, slot: Slot, target: SocketAddr, timed: bool) {
+    if timed {
+        machine.connect(slot, 0, target, 0);
+    } else {
+        machine.connect_unanswered(slot, target);
+    }
+}
 
 impl Shard {
     /// A TCP visitor: open, connect and its first bytes travel together, without waiting.
@@ -37,13 +51,14 @@ impl Shard {
             return;
         };
         let asker = self.asker(engine, link, &front_door);
+        let timed = self.connects.is_timed();
         let now = engine.now();
         let overcommitted = engine.is_overcommitted();
         let Some(machine) = engine.link(link) else { return };
         let opened = if overcommitted {
             Err(Code::NoResources)
         } else {
-            machine.open_as(asker, 0, 0, OpenFlags(OpenFlags::QUIET), UNSPECIFIED, None, now)
+            machine.open_as(asker, 0, 0, visitor_flags(timed), UNSPECIFIED, None, now)
         };
         let slot = match opened {
             Ok(slot) => slot,
@@ -54,8 +69,11 @@ impl Shard {
                 return;
             }
         };
-        machine.connect_unanswered(slot, target);
-        engine.add_stream(socket, link, slot, tag);
+        connect_visitor(machine, slot, target, timed);
+        let stream = engine.add_stream(socket, link, slot, tag);
+        if timed {
+            self.connects.begin(stream, now);
+        }
         engine.touch(link);
         self.counters.add(Counter::VisitorsTotal, 1);
         self.counters.add(Counter::VisitorsLive, 1);
@@ -97,7 +115,19 @@ impl Shard {
     }
 
     /// The mediator's answer to a visitor's connect.
-    pub(super) fn on_visitor_answer(&mut self, engine: &mut Engine, stream: Key, code: Code, over: bool) {
+    pub(super) fn on_visitor_answer(
+        &mut self,
+        engine: &mut Engine,
+        stream: Key,
+        to: RequestKind,
+        code: Code,
+        over: bool,
+    ) {
+        if to == RequestKind::Connect
+            && let Some(begun) = self.connects.end(stream).filter(|_| code.is_ok())
+        {
+            self.observe_connect(engine, begun);
+        }
         if over {
             self.counters.add(Counter::ConnectFailed, 1);
             tracing::debug!(reason = code.word(), "visitor's connection failed");

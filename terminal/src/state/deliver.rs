@@ -56,7 +56,7 @@ impl State {
 
     fn on_input(&mut self, input: Input<'_>, payload: &[u8], now: Instant) -> Result<(), Error> {
         match input {
-            Input::None => {}
+            Input::None | Input::RoundTrip(_) => {}
             Input::Data { owner, slot, len } => self.on_data(owner as usize, slot, last(payload, len), now),
             Input::Fin { owner, slot, over } => self.on_fin(owner as usize, slot, over),
             Input::Reset { owner, code } => self.on_reset(owner as usize, code),
