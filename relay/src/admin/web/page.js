@@ -40,7 +40,7 @@ const micros = (value) => (value === null || value === undefined ? "–" : value
 function tiles(list, pairs) {
   list.replaceChildren(...pairs.map(([name, value]) => {
     const box = node("div");
-    box.append(node("dt", name), node("dd", value));
+    box.append(node("dt", name), node("dd", value, String(value).length > 13 ? "long" : undefined));
     return box;
   }));
 }
