@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use isthmus_proto::MediatorId;
 use isthmus_proto::limits;
 use isthmus_proto::policy::AllowRule;
+use isthmus_service::Pages;
 use isthmus_settings::Rules;
 
 pub use changes::Change;
@@ -49,6 +50,16 @@ pub enum Invocation {
     Fingerprint(FingerprintArgs),
     /// Send a command to a running relay.
     Ctl(CtlArgs),
+    /// Completions, man pages.
+    Pages(Pages),
+}
+
+/// Prints or writes completions or man pages.
+///
+/// # Errors
+/// They cannot be written.
+pub fn pages(pages: &Pages) -> std::io::Result<()> {
+    pages.run::<Cli>()
 }
 
 /// Reads a command line (its first word is the program's name) and the environment (`ISTHMUS_*`).
@@ -72,6 +83,7 @@ where
         Some(Sub::Enroll(args)) => Ok(Invocation::Enroll(args)),
         Some(Sub::Fingerprint(args)) => Ok(Invocation::Fingerprint(args)),
         Some(Sub::Ctl(args)) => Ok(Invocation::Ctl(args)),
+        Some(Sub::Pages(pages)) => Ok(Invocation::Pages(pages)),
         None => {
             let mut config = cli.config;
             config.state = cli.state.unwrap_or_default();
@@ -107,6 +119,8 @@ enum Sub {
     Fingerprint(FingerprintArgs),
     /// Send a command to the running relay and print its answer
     Ctl(CtlArgs),
+    #[command(flatten)]
+    Pages(Pages),
 }
 
 /// All settings of a running relay.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use isthmus_proto::ShardId;
+use isthmus_service::Notifier;
 use tokio::sync::{Notify, oneshot};
 
 use crate::admin::command::COMMANDS_MAX;
@@ -135,7 +136,9 @@ pub fn run_with(
     let (stop, stopped) = oneshot::channel();
     let limits = Limits::default();
     let trust = Some(source);
-    let admin = Admin { socket: stats_socket, shards: handles.clone(), info, limits, trust, config, kept, asking };
+    let manager = Notifier::from_env();
+    let admin =
+        Admin { socket: stats_socket, shards: handles.clone(), info, limits, trust, config, kept, asking, manager };
     let management = spawn_admin(admin, stopped, Ended(ended_sender))?;
 
     // Whichever thread ends first, by a signal, an error or a panic, ends the relay.

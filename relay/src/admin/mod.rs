@@ -11,6 +11,7 @@ pub mod ctl;
 mod dispatch;
 mod exposing;
 mod listener;
+mod manager;
 mod naming;
 mod publishing;
 mod reload;

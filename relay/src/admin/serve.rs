@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use isthmus_service::Notifier;
 use slab::Slab;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,7 +20,7 @@ use super::asking::{self, Asked};
 use super::command::{Command, ShardHandle};
 use super::listener::StatsSocket;
 use super::publishing::{self, KeptLock};
-use super::{reload, session};
+use super::{manager, reload, session};
 use crate::config::Config;
 use crate::publish::Kept;
 use crate::trust::{Fingerprint, TrustSource};
@@ -49,6 +50,8 @@ pub struct Admin {
     pub kept: Kept,
     /// Wakes it when what mediators ask for has changed.
     pub asking: Arc<Notify>,
+    /// Who started the relay, and wants to know how it is.
+    pub manager: Notifier,
 }
 
 /// The relay itself.
@@ -126,7 +129,7 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     // `tokio_uring::net::UnixListener::bind` fails on current kernels; an ordinary listener's connections do not.
     let listener = admin.socket.listener().and_then(UnixListener::from_std).context("cannot use the stats socket")?;
-    let Admin { socket, shards, info, limits, trust, config, kept, asking } = admin;
+    let Admin { socket, shards, info, limits, trust, config, kept, asking, manager } = admin;
     let plane = Rc::new(Plane {
         shards,
         info: RefCell::new(info),
@@ -136,11 +139,15 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
         kept: KeptLock::new(kept),
         asked: RefCell::default(),
         asking,
+        manager,
         tally: Tally::default(),
         streams: RefCell::default(),
     });
     publishing::restore(&plane).await;
     let asking = tokio::task::spawn_local(asking::run(plane.clone()));
+    // From here on signals are taken, ports are bound and the stats socket is served.
+    plane.manager.ready(&manager::status(&plane));
+    let telling = tokio::task::spawn_local(manager::run(plane.clone()));
     let mut sessions = JoinSet::new();
     let reason = loop {
         tokio::select! {
@@ -171,7 +178,9 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
             }
         }
     };
+    plane.manager.stopping(&format!("stops: {reason}"));
     asking.abort();
+    telling.abort();
     drop(socket);
     for (_, stream) in plane.streams.borrow().iter() {
         // It fails only where the other end has gone already.
@@ -201,6 +210,7 @@ pub(super) struct Plane {
     pub(super) asked: RefCell<Asked>,
     /// Told when there is something new to look at.
     pub(super) asking: Arc<Notify>,
+    pub(super) manager: Notifier,
     pub(super) tally: Tally,
     /// The sessions' sockets, so that the end of the relay can end their waits.
     pub(super) streams: RefCell<Slab<Rc<UnixStream>>>,

@@ -24,6 +24,7 @@ use isthmus_relay::names::Names;
 use isthmus_relay::publish::{Bound, Kept, Origin, Publish};
 use isthmus_relay::trust::Fingerprint;
 use isthmus_ring::Socket;
+use isthmus_service::Notifier;
 use tokio::sync::oneshot;
 
 /// No wait of a test is longer: what should happen has then not happened.
@@ -162,6 +163,9 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
                 Command::Trust { reply, .. } => {
                     let _ = reply.send(0);
                 }
+                Command::Turn { reply } => {
+                    let _ = reply.send(());
+                }
                 Command::Stop => break,
             }
         }
@@ -218,13 +222,20 @@ impl Plane {
         limits: Limits,
         flags: &[&str],
     ) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), shards, fakes, limits, flags)
+        Self::start_in(tempfile::tempdir().unwrap(), shards, fakes, limits, flags, Notifier::default())
+    }
+
+    /// One with two fake shards, and these besides, that a service manager looks after.
+    pub(crate) fn start_managed(manager: Notifier, others: Vec<ShardHandle>) -> Self {
+        let (mut handles, fakes) = fake_shards(2, Vec::new());
+        handles.extend(others);
+        Self::start_in(tempfile::tempdir().unwrap(), handles, fakes, Limits::default(), &[], manager)
     }
 
     /// One with fake shards in a directory that was another one's.
     pub(crate) fn restart(count: usize, dir: tempfile::TempDir, flags: &[&str]) -> Self {
         let (handles, fakes) = fake_shards(count, Vec::new());
-        Self::start_in(dir, handles, fakes, Limits::default(), flags)
+        Self::start_in(dir, handles, fakes, Limits::default(), flags, Notifier::default())
     }
 
     fn start_in(
@@ -233,6 +244,7 @@ impl Plane {
         fakes: Vec<JoinHandle<()>>,
         limits: Limits,
         flags: &[&str],
+        manager: Notifier,
     ) -> Self {
         let path = dir.path().join("stats.sock");
         let socket = StatsSocket::bind(&path).unwrap();
@@ -249,8 +261,8 @@ impl Plane {
         let words = ["isthmus-relay", "--state", state].into_iter().chain(flags.iter().copied());
         let Ok(Invocation::Run(config)) = config::parse(words) else { panic!("bad flags: {flags:?}") };
         let kept = Kept::load(dir.path()).unwrap();
-        let admin =
-            Admin { socket, shards, info, limits, trust: None, config: *config, kept, asking: Default::default() };
+        let (trust, asking) = (None, Arc::default());
+        let admin = Admin { socket, shards, info, limits, trust, config: *config, kept, asking, manager };
         let thread = thread::spawn(move || serve(admin, stopped));
         Self { path, counters, shards: senders, fakes, stop, thread, dir }
     }
