@@ -412,8 +412,8 @@ pub struct FingerprintArgs {
 /// Arguments of `ctl`.
 #[derive(Clone, Debug, Args)]
 pub struct CtlArgs {
-    /// The relay's stats socket
-    #[arg(long, value_name = "PATH", env = "ISTHMUS_STATS_SOCKET", required_unless_present = "state")]
+    /// The relay's stats socket [default: that of --state, or else of the package's unit: /run/isthmus-relay/stats.sock]
+    #[arg(long, value_name = "PATH", env = "ISTHMUS_STATS_SOCKET")]
     pub stats_socket: Option<PathBuf>,
     /// The relay's state directory, to find its stats socket
     #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE")]
@@ -423,12 +423,16 @@ pub struct CtlArgs {
     pub command: Vec<String>,
 }
 
+/// Where the package's unit keeps the stats socket.
+const UNIT_RUNTIME_DIR: &str = "/run/isthmus-relay";
+
 impl CtlArgs {
     /// Where the relay's stats socket is.
     pub fn stats_socket_path(&self) -> PathBuf {
         match (&self.stats_socket, &self.state) {
             (Some(path), _) => path.clone(),
-            (None, state) => default_stats_socket(state.as_deref().unwrap_or(Path::new("."))),
+            (None, Some(state)) => default_stats_socket(state),
+            (None, None) => default_stats_socket(Path::new(UNIT_RUNTIME_DIR)),
         }
     }
 }
