@@ -31,10 +31,7 @@ impl Pages {
         let mut command = P::command();
         match self {
             Self::Completions { shell } => {
-                let name = command.get_name().to_owned();
-                let mut script = Vec::new();
-                clap_complete::generate(*shell, &mut command, name, &mut script);
-                match io::stdout().write_all(&script) {
+                match io::stdout().write_all(completions(*shell, &mut command).as_bytes()) {
                     // Nobody reads on, as with `| head`.
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
                     result => result,
@@ -43,6 +40,16 @@ impl Pages {
             Self::Man { dir } => man(command, dir),
         }
     }
+}
+
+fn completions(shell: Shell, command: &mut Command) -> String {
+    let name = command.get_name().to_owned();
+    let mut script = Vec::new();
+    clap_complete::generate(shell, command, name.clone(), &mut script);
+    let script = String::from_utf8_lossy(&script);
+    // For bash, clap_complete takes the `-` of a program's name for a step to a subcommand in the one half of its script, and
+    // not in the other, so that a subcommand's flags would not be found.
+    script.replace(&name.replace('-', "__subcmd__"), &name.replace('-', "__"))
 }
 
 fn man(mut command: Command, dir: &Path) -> io::Result<()> {
