@@ -16,6 +16,7 @@ use isthmus_proto::limits::ASKS_MAX;
 use isthmus_proto::policy::AllowRule;
 use isthmus_proto::record::{BadPin, parse_pin};
 use isthmus_ring::BUSY_POLL_MAX;
+use isthmus_service::Pages;
 use isthmus_settings::Rules;
 use tracing::level_filters::LevelFilter;
 
@@ -152,6 +153,8 @@ pub enum Invocation {
     Run(Box<Config>),
     /// Set one up.
     Enroll(EnrollArgs),
+    /// Completions, man pages.
+    Pages(Pages),
 }
 
 impl Config {
@@ -164,6 +167,7 @@ impl Config {
         let args: Args = isthmus_settings::parse(std::env::args_os(), RULES).unwrap_or_else(|error| error.exit());
         match args.command {
             Some(Sub::Enroll(args)) => Ok(Invocation::Enroll(args)),
+            Some(Sub::Pages(pages)) => Ok(Invocation::Pages(pages)),
             None => {
                 let config = Self::resolve(args, |name| std::env::var_os(name))?;
                 Ok(Invocation::Run(Box::new(config)))
@@ -338,6 +342,16 @@ struct Args {
 enum Sub {
     /// Set this mediator up with the line that `isthmus-relay enroll MEDIATOR` printed
     Enroll(EnrollArgs),
+    #[command(flatten)]
+    Pages(Pages),
+}
+
+/// Prints or writes completions or man pages.
+///
+/// # Errors
+/// They cannot be written.
+pub fn pages(pages: &Pages) -> io::Result<()> {
+    pages.run::<Args>()
 }
 
 const CHANNELS_MAX: i64 = isthmus_proto::limits::CHANNELS_MAX as i64;

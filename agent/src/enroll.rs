@@ -2,13 +2,14 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use clap::Args;
 use isthmus_proto::enroll::Enrollment;
 use isthmus_proto::record::parse_pin;
+use nix::unistd::User;
 
 use crate::config::RULES_MAX;
 use crate::resolve::HostPort;
@@ -16,6 +17,9 @@ use crate::token::{Token, TokenSource};
 
 const CONFIG: &str = "agent.toml";
 const TOKEN: &str = "token";
+
+/// As the Debian package has it.
+const UNIT_USER: &str = "isthmus-agent";
 
 /// Arguments of `enroll`.
 #[derive(Clone, Args)]
@@ -50,11 +54,26 @@ pub fn run(args: &EnrollArgs) -> anyhow::Result<()> {
         words => words.concat(),
     };
     let token = enroll(&line, &args.dir, args.force)?;
+    hand_over(&args.dir)?;
     println!(
         "Mediator {} is set up. Start it: isthmus-agent --config {}",
         token.mediator,
         args.dir.join(CONFIG).display()
     );
+    Ok(())
+}
+
+/// The user that a package's unit runs the mediator as reads what root has written.
+fn hand_over(dir: &Path) -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    let Some(user) = User::from_name(UNIT_USER).context("cannot look up users")? else { return Ok(()) };
+    for file in [CONFIG, TOKEN] {
+        let path = dir.join(file);
+        chown(&path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
+            .with_context(|| format!("cannot give {} to user {UNIT_USER}", path.display()))?;
+    }
     Ok(())
 }
 

@@ -14,6 +14,7 @@ pub mod resolve;
 pub mod token;
 
 mod bind;
+mod manager;
 mod mediator;
 mod names;
 mod offer;

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use isthmus_agent::config::{Config, Invocation};
+use isthmus_agent::config::{self, Config, Invocation};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         let config = match invocation {
             Invocation::Run(config) => *config,
             Invocation::Enroll(args) => return isthmus_agent::enroll::run(&args),
+            Invocation::Pages(pages) => return Ok(config::pages(&pages)?),
         };
         isthmus_agent::log::init(config.log);
         isthmus_agent::run(config)

@@ -14,6 +14,7 @@ use isthmus_proto::dialer::Dialer;
 use isthmus_proto::hello::{Outcome, Report};
 use isthmus_proto::wire::Frame;
 use isthmus_ring::{Ring, RingConfig};
+use isthmus_service::Notifier;
 
 use crate::asking;
 use crate::audit::Audit;
@@ -40,7 +41,8 @@ const TIMER_DIAL: u32 = 0;
 const TIMER_ENVIRONMENT: u32 = 1;
 const TIMER_RENEW: u32 = 2;
 const TIMER_LEAVE: u32 = 3;
-pub(crate) const TIMER_CONNECT: u32 = 4;
+const TIMER_ALIVE: u32 = 4;
+pub(crate) const TIMER_CONNECT: u32 = 5;
 
 const WATCH_ENVIRONMENT: u32 = 0;
 const WATCH_SIGNALS: u32 = 1;
@@ -100,6 +102,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         environment: engine.add_timer(TIMER_ENVIRONMENT),
         renew: engine.add_timer(TIMER_RENEW),
         leave: engine.add_timer(TIMER_LEAVE),
+        alive: engine.add_timer(TIMER_ALIVE),
     };
     engine.set_timer(timers.dial, engine.now());
     let mut mediator = Mediator {
@@ -107,6 +110,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         // Zero would be none.
         instance: random()? | 1,
         signals,
+        manager: Notifier::from_env(),
         audit,
         shown_token: String::new(),
         leaving: false,
@@ -126,6 +130,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         ports: Ports::default(),
         names,
     };
+    mediator.tell_ready(&mut engine);
     while !mediator.gone {
         engine.turn(&mut mediator).context("the ring failed")?;
     }
@@ -140,11 +145,12 @@ fn random() -> anyhow::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-struct Timers {
+pub(crate) struct Timers {
     dial: TimerId,
     environment: TimerId,
     renew: TimerId,
     leave: TimerId,
+    pub(crate) alive: TimerId,
 }
 
 pub(crate) struct Mediator {
@@ -164,10 +170,12 @@ pub(crate) struct Mediator {
     dialer: Dialer,
     watch: Watch,
     signals: Signals,
+    /// Who started the mediator, and wants to know how it is.
+    pub(crate) manager: Notifier,
     /// Told to go: the farewell is on its way.
     leaving: bool,
     gone: bool,
-    timers: Timers,
+    pub(crate) timers: Timers,
     /// The relay's address is being looked up.
     dialling: bool,
     /// The resolver has an answer.
@@ -190,6 +198,7 @@ impl Control for Mediator {
             Event::Timer { number: TIMER_ENVIRONMENT } => self.report_changes(engine),
             Event::Timer { number: TIMER_RENEW } => self.renew(engine),
             Event::Timer { number: TIMER_LEAVE } => self.gone = true,
+            Event::Timer { number: TIMER_ALIVE } => self.keep_telling(engine),
             Event::Timer { number } => self.ports.on_connect_timeout(engine, number - TIMER_CONNECT),
             Event::Watched { number: WATCH_SIGNALS } => self.on_signals(engine),
             Event::Watched { .. } => {
@@ -267,11 +276,13 @@ impl Mediator {
         }
         let wait = self.dialer.next_delay();
         tracing::warn!(wait_ms = wait.as_millis() as u64, "no tunnel: {why}");
+        self.manager.status(&format!("no tunnel: {why}"));
         engine.set_timer(self.timers.dial, engine.now() + wait);
     }
 
     pub(crate) fn succeeded(&mut self) {
         self.up = true;
+        self.manager.status("tunnel up");
         self.dialer.succeeded();
         self.resolver.succeeded();
     }
@@ -327,7 +338,7 @@ impl Mediator {
         for wish in self.signals.wishes() {
             match wish {
                 Wish::Leave => self.leave(engine),
-                Wish::Reload => self.reload(engine),
+                Wish::Reload => self.reload_and_tell(engine),
             }
         }
     }
@@ -335,6 +346,7 @@ impl Mediator {
     /// Says goodbye to the relay, which so need not find out by silence. Asked a second time, it goes at once.
     fn leave(&mut self, engine: &mut Engine) {
         let again = std::mem::replace(&mut self.leaving, true);
+        self.manager.stopping("leaves");
         match self.link.filter(|_| !again) {
             Some(link) => {
                 tracing::info!("leaving");

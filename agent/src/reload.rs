@@ -11,9 +11,12 @@ use crate::mediator::{Mediator, TAG_ACCEPTED};
 
 impl Mediator {
     /// Takes what this process's settings say now.
-    pub(crate) fn reload(&mut self, engine: &mut Engine) {
+    ///
+    /// # Errors
+    /// They cannot be used, and nothing is changed; it is logged already.
+    pub(crate) fn reload(&mut self, engine: &mut Engine) -> Result<(), String> {
         let taken = Config::reread().and_then(|config| self.take(engine, config));
-        match taken {
+        match &taken {
             Ok(()) => tracing::info!("settings reloaded"),
             Err(error) => {
                 tracing::error!("nothing is changed: {error}");
@@ -22,6 +25,7 @@ impl Mediator {
             }
         }
         self.renew(engine);
+        taken
     }
 
     fn take(&mut self, engine: &mut Engine, config: Config) -> Result<(), String> {

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use isthmus_proto::MediatorId;
 use isthmus_proto::limits;
 use isthmus_proto::policy::AllowRule;
+use isthmus_service::Pages;
 use isthmus_settings::Rules;
 
 pub use changes::Change;
@@ -49,6 +50,16 @@ pub enum Invocation {
     Fingerprint(FingerprintArgs),
     /// Send a command to a running relay.
     Ctl(CtlArgs),
+    /// Completions, man pages.
+    Pages(Pages),
+}
+
+/// Prints or writes completions or man pages.
+///
+/// # Errors
+/// They cannot be written.
+pub fn pages(pages: &Pages) -> std::io::Result<()> {
+    pages.run::<Cli>()
 }
 
 /// Reads a command line (its first word is the program's name) and the environment (`ISTHMUS_*`).
@@ -72,6 +83,7 @@ where
         Some(Sub::Enroll(args)) => Ok(Invocation::Enroll(args)),
         Some(Sub::Fingerprint(args)) => Ok(Invocation::Fingerprint(args)),
         Some(Sub::Ctl(args)) => Ok(Invocation::Ctl(args)),
+        Some(Sub::Pages(pages)) => Ok(Invocation::Pages(pages)),
         None => {
             let mut config = cli.config;
             config.state = cli.state.unwrap_or_default();
@@ -107,6 +119,8 @@ enum Sub {
     Fingerprint(FingerprintArgs),
     /// Send a command to the running relay and print its answer
     Ctl(CtlArgs),
+    #[command(flatten)]
+    Pages(Pages),
 }
 
 /// All settings of a running relay.
@@ -406,8 +420,8 @@ pub struct FingerprintArgs {
 /// Arguments of `ctl`.
 #[derive(Clone, Debug, Args)]
 pub struct CtlArgs {
-    /// The relay's stats socket
-    #[arg(long, value_name = "PATH", env = "ISTHMUS_STATS_SOCKET", required_unless_present = "state")]
+    /// The relay's stats socket [default: that of --state, or else of the package's unit: /run/isthmus-relay/stats.sock]
+    #[arg(long, value_name = "PATH", env = "ISTHMUS_STATS_SOCKET")]
     pub stats_socket: Option<PathBuf>,
     /// The relay's state directory, to find its stats socket
     #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE")]
@@ -417,12 +431,16 @@ pub struct CtlArgs {
     pub command: Vec<String>,
 }
 
+/// Where the package's unit keeps the stats socket.
+const UNIT_RUNTIME_DIR: &str = "/run/isthmus-relay";
+
 impl CtlArgs {
     /// Where the relay's stats socket is.
     pub fn stats_socket_path(&self) -> PathBuf {
         match (&self.stats_socket, &self.state) {
             (Some(path), _) => path.clone(),
-            (None, state) => default_stats_socket(state.as_deref().unwrap_or(Path::new("."))),
+            (None, Some(state)) => default_stats_socket(state),
+            (None, None) => default_stats_socket(Path::new(UNIT_RUNTIME_DIR)),
         }
     }
 }

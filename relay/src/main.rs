@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Enroll(args)) => token_cmd::enroll(&args).map(|()| ExitCode::SUCCESS),
         Ok(Invocation::Fingerprint(args)) => token_cmd::fingerprint(&args).map(|()| ExitCode::SUCCESS),
         Ok(Invocation::Ctl(args)) => admin::ctl::run(&args),
+        Ok(Invocation::Pages(pages)) => config::pages(&pages).map(|()| ExitCode::SUCCESS).map_err(Into::into),
         Err(error) => error.exit(),
     };
     outcome.unwrap_or_else(|error| {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use isthmus_proto::ShardId;
+use isthmus_service::Notifier;
 use tokio::sync::{Notify, oneshot};
 
 use crate::admin::command::COMMANDS_MAX;
@@ -157,6 +158,7 @@ pub fn run_with(
         asking,
         journal: Journal::new(inbox),
         recorder,
+        manager: Notifier::from_env(),
     };
     let management = spawn_admin(admin, stopped, Ended(ended_sender))?;
 

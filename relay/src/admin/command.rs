@@ -126,6 +126,11 @@ pub enum Command {
         /// Takes what was exposed, as it was.
         reply: oneshot::Sender<Vec<ExposeRow>>,
     },
+    /// Say that the loop turns.
+    Turn {
+        /// Takes that it does.
+        reply: oneshot::Sender<()>,
+    },
     /// End every tunnel in an orderly way ([`isthmus_proto::Code::Draining`]) and the thread.
     Stop,
 }

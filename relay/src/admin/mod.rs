@@ -12,6 +12,7 @@ mod dispatch;
 mod exposing;
 pub mod histogram;
 mod listener;
+mod manager;
 mod metrics;
 mod naming;
 mod pages;

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::asking;
 use super::command::{Command, NotSent, PublishRow, Unpublish};
 use super::exposing;
+use super::manager;
 use super::publishing::{self, take_away};
 use super::serve::Plane;
 use super::show::answer_of;
@@ -23,8 +24,19 @@ use crate::trust::State;
 /// A shard whose queue is full has emptied it a moment later.
 const BUSY_WAIT: Duration = Duration::from_millis(20);
 
-/// Reads everything again and applies all of it or nothing; the answer tells what changed.
+/// Reads everything again and applies all of it or nothing; the answer tells what changed. The service manager is told
+/// when it begins and when it is over.
 pub(super) async fn reload(plane: &Plane) -> Result<String, String> {
+    plane.manager.reloading();
+    let done = read_and_apply(plane).await;
+    match &done {
+        Ok(_) => plane.manager.ready(&manager::status(plane)),
+        Err(error) => plane.manager.ready(&format!("runs with the settings from before: {error}")),
+    }
+    done
+}
+
+async fn read_and_apply(plane: &Plane) -> Result<String, String> {
     let old = plane.config.borrow().clone();
     let refused = |why: String| format!("nothing is changed: {why}");
     let new = read(&old).map_err(refused)?;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use isthmus_service::Notifier;
 use slab::Slab;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,7 +20,7 @@ use super::asking::{self, Asked};
 use super::command::{Command, ShardHandle};
 use super::listener::StatsSocket;
 use super::publishing::{self, KeptLock};
-use super::{pages, reload, session};
+use super::{manager, pages, reload, session};
 use crate::config::Config;
 use crate::http::{self, HttpSocket};
 use crate::journal::{Journal, Recorder};
@@ -57,6 +58,8 @@ pub struct Admin {
     pub journal: Journal,
     /// Where it writes what operators did.
     pub recorder: Recorder,
+    /// Who started the relay, and wants to know how it is.
+    pub manager: Notifier,
 }
 
 /// The relay itself.
@@ -137,7 +140,7 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     // `tokio_uring::net::UnixListener::bind` fails on current kernels; an ordinary listener's connections do not.
     let listener = admin.socket.listener().and_then(UnixListener::from_std).context("cannot use the stats socket")?;
-    let Admin { socket, http, shards, info, limits, trust, config, kept, asking, journal, recorder } = admin;
+    let Admin { socket, http, shards, info, limits, trust, config, kept, asking, journal, recorder, manager } = admin;
     let plane = Rc::new(Plane {
         shards,
         info: RefCell::new(info),
@@ -149,6 +152,7 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
         asking,
         journal,
         recorder,
+        manager,
         tally: Tally::default(),
         http_address: http.as_ref().map(HttpSocket::address),
         http_tally: Rc::default(),
@@ -162,6 +166,9 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
         let (limits, tally) = (plane.limits.http.clone(), plane.http_tally.clone());
         tokio::task::spawn_local(http::serve(socket, pages::router(&plane), limits, tally))
     });
+    // From here on signals are taken, ports are bound and the stats socket is served.
+    plane.manager.ready(&manager::status(&plane));
+    let telling = tokio::task::spawn_local(manager::run(plane.clone()));
     let mut sessions = JoinSet::new();
     let reason = loop {
         tokio::select! {
@@ -192,10 +199,12 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
             }
         }
     };
+    plane.manager.stopping(&format!("stops: {reason}"));
     asking.abort();
     journal.abort();
     // Its connections end with it.
     http.inspect(|http| http.abort());
+    telling.abort();
     drop(socket);
     for (_, stream) in plane.streams.borrow().iter() {
         // It fails only where the other end has gone already.
@@ -227,6 +236,7 @@ pub(super) struct Plane {
     pub(super) asking: Arc<Notify>,
     pub(super) journal: Journal,
     pub(super) recorder: Recorder,
+    pub(super) manager: Notifier,
     pub(super) tally: Tally,
     /// Where the HTTP port is, if there is one.
     pub(super) http_address: Option<SocketAddr>,

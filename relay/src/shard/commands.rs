@@ -67,6 +67,9 @@ impl Shard {
             Command::Trust { trust, reply } => {
                 let _ = reply.send(self.take_trust(engine, trust));
             }
+            Command::Turn { reply } => {
+                let _ = reply.send(());
+            }
             Command::Stop => self.stop(engine),
         }
     }

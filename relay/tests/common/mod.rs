@@ -25,6 +25,7 @@ use isthmus_relay::names::Names;
 use isthmus_relay::publish::{Bound, Kept, Origin, Publish};
 use isthmus_relay::trust::Fingerprint;
 use isthmus_ring::Socket;
+use isthmus_service::Notifier;
 use tokio::sync::oneshot;
 
 /// No wait of a test is longer: what should happen has then not happened.
@@ -173,6 +174,9 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
                     });
                     let _ = reply.send(detail.map(Box::new));
                 }
+                Command::Turn { reply } => {
+                    let _ = reply.send(());
+                }
                 Command::Stop => break,
             }
         }
@@ -229,13 +233,20 @@ impl Plane {
         limits: Limits,
         flags: &[&str],
     ) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), shards, fakes, limits, flags)
+        Self::start_in(tempfile::tempdir().unwrap(), shards, fakes, limits, flags, Notifier::default())
+    }
+
+    /// One with two fake shards, and these besides, that a service manager looks after.
+    pub(crate) fn start_managed(manager: Notifier, others: Vec<ShardHandle>) -> Self {
+        let (mut handles, fakes) = fake_shards(2, Vec::new());
+        handles.extend(others);
+        Self::start_in(tempfile::tempdir().unwrap(), handles, fakes, Limits::default(), &[], manager)
     }
 
     /// One with fake shards in a directory that was another one's.
     pub(crate) fn restart(count: usize, dir: tempfile::TempDir, flags: &[&str]) -> Self {
         let (handles, fakes) = fake_shards(count, Vec::new());
-        Self::start_in(dir, handles, fakes, Limits::default(), flags)
+        Self::start_in(dir, handles, fakes, Limits::default(), flags, Notifier::default())
     }
 
     fn start_in(
@@ -244,6 +255,7 @@ impl Plane {
         fakes: Vec<JoinHandle<()>>,
         limits: Limits,
         flags: &[&str],
+        manager: Notifier,
     ) -> Self {
         let path = dir.path().join("stats.sock");
         let socket = StatsSocket::bind(&path).unwrap();
@@ -274,6 +286,7 @@ impl Plane {
             asking: Default::default(),
             journal: isthmus_relay::journal::Journal::new(inbox),
             recorder,
+            manager,
         };
         let thread = thread::spawn(move || serve(admin, stopped));
         Self { path, counters, shards: senders, fakes, stop, thread, dir }

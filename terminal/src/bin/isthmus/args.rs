@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use isthmus_service::Pages;
 use isthmus_settings::Rules;
 use isthmus_terminal::MediatorId;
 
@@ -68,6 +69,8 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    #[command(flatten)]
+    Pages(Pages),
     /// Tell all about a mediator
     Info {
         /// Its name

@@ -35,6 +35,9 @@ fn main() -> ExitCode {
 }
 
 fn start(args: Args) -> anyhow::Result<()> {
+    if let Command::Pages(pages) = &args.command {
+        return Ok(pages.run::<Args>()?);
+    }
     let filter = EnvFilter::try_new(&args.log)
         .map_err(|_| anyhow::anyhow!("--log '{}' is no filter; give error, warn, info, debug or trace", args.log))?;
     let ansi = std::io::stderr().is_terminal();
@@ -49,6 +52,8 @@ fn start(args: Args) -> anyhow::Result<()> {
 async fn run(args: Args) -> anyhow::Result<()> {
     let config = settings::config(&args)?;
     match args.command {
+        // They need no relay, and are done with already.
+        Command::Pages(_) => Ok(()),
         Command::Info { mediator, json } => ask::info(&config, mediator, json).await,
         Command::List { json } => ask::list(&config, json).await,
         Command::Forward { mediator, local, udp } => forward::run(config, mediator, local, udp).await,

@@ -1,0 +1,9 @@
+//! What a program owes the system that it is installed on: word to the service manager, man pages, completions.
+
+#![forbid(unsafe_code)]
+
+mod notify;
+mod pages;
+
+pub use notify::Notifier;
+pub use pages::Pages;
