@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use isthmus_relay::config::{self, Invocation};
-use isthmus_relay::{admin, log, token_cmd};
+use isthmus_relay::{admin, log, token_cmd, top};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Enroll(args)) => token_cmd::enroll(&args).map(|()| ExitCode::SUCCESS),
         Ok(Invocation::Fingerprint(args)) => token_cmd::fingerprint(&args).map(|()| ExitCode::SUCCESS),
         Ok(Invocation::Ctl(args)) => admin::ctl::run(&args),
+        Ok(Invocation::Top(args)) => top::run(&args).map(|()| ExitCode::SUCCESS),
         Err(error) => error.exit(),
     };
     outcome.unwrap_or_else(|error| {
