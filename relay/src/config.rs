@@ -24,6 +24,7 @@ use crate::expose::{EXPOSES_MAX, Expose};
 use crate::names::{NameRoute, Names};
 use crate::proxy::ProxyPort;
 use crate::publish::{Publish, PublishSpec};
+use crate::top::TopArgs;
 use crate::trust::{Glob, Operation, TrustOptions};
 
 /// Most shards of one relay. A shard's number travels in a byte of every UDP channel datagram.
@@ -52,6 +53,8 @@ pub enum Invocation {
     Ctl(CtlArgs),
     /// Completions, man pages.
     Pages(Pages),
+    /// Watch a running relay.
+    Top(TopArgs),
 }
 
 /// Prints or writes completions or man pages.
@@ -84,6 +87,7 @@ where
         Some(Sub::Fingerprint(args)) => Ok(Invocation::Fingerprint(args)),
         Some(Sub::Ctl(args)) => Ok(Invocation::Ctl(args)),
         Some(Sub::Pages(pages)) => Ok(Invocation::Pages(pages)),
+        Some(Sub::Top(args)) => Ok(Invocation::Top(args)),
         None => {
             let mut config = cli.config;
             config.state = cli.state.unwrap_or_default();
@@ -121,6 +125,8 @@ enum Sub {
     Ctl(CtlArgs),
     #[command(flatten)]
     Pages(Pages),
+    /// Watch the running relay: rates, drops, shards and tunnels on one screen; docs/top.md
+    Top(TopArgs),
 }
 
 /// All settings of a running relay.
@@ -445,7 +451,7 @@ impl CtlArgs {
     }
 }
 
-fn default_stats_socket(state: &Path) -> PathBuf {
+pub(crate) fn default_stats_socket(state: &Path) -> PathBuf {
     state.join("stats.sock")
 }
 
@@ -606,6 +612,11 @@ mod tests {
             ("token --state /d --terminal t --mediators a/b", "--mediators"),
             ("token --state /d --mediator m --ttl 0s", "--ttl"),
             ("ctl show info", "--stats-socket"),
+            ("top --once", "--stats-socket"),
+            ("top --state /d --interval 999ms", "--interval"),
+            ("top --state /d --interval 61s", "--interval"),
+            ("top --state /d --sort colour", "--sort"),
+            ("top --state /d --filter a/b", "--filter"),
         ] {
             let error = parse_line(line).expect_err(line).to_string();
             assert!(error.contains(flag), "{line}: {error}");

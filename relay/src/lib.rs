@@ -17,6 +17,7 @@ pub mod publish;
 pub mod run;
 pub mod shard;
 pub mod token_cmd;
+pub mod top;
 pub mod trust;
 pub mod upstream;
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use isthmus_relay::config::{self, Invocation};
-use isthmus_relay::{admin, log, token_cmd};
+use isthmus_relay::{admin, log, token_cmd, top};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Fingerprint(args)) => token_cmd::fingerprint(&args).map(|()| ExitCode::SUCCESS),
         Ok(Invocation::Ctl(args)) => admin::ctl::run(&args),
         Ok(Invocation::Pages(pages)) => config::pages(&pages).map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        Ok(Invocation::Top(args)) => top::run(&args).map(|()| ExitCode::SUCCESS),
         Err(error) => error.exit(),
     };
     outcome.unwrap_or_else(|error| {

@@ -14,7 +14,7 @@ pub(super) const ERROR: &str = "error: ";
 const SHOWN_MAX: usize = 64;
 
 /// A text of others for the end of a line: control and direction characters become `?`, a long one is cut.
-pub(super) fn phrase(text: &str) -> String {
+pub(crate) fn phrase(text: &str) -> String {
     text.chars().take(SHOWN_MAX).map(|c| if hidden(c) { '?' } else { c }).collect()
 }
 

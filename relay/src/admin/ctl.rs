@@ -65,7 +65,7 @@ pub(crate) fn ask(path: &Path, command: &str) -> anyhow::Result<String> {
 }
 
 /// The single answers: each ends with a blank line.
-fn answers(text: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn answers(text: &str) -> impl Iterator<Item = &str> {
     text.split("\n\n").filter(|answer| !answer.is_empty())
 }
 
