@@ -595,7 +595,6 @@ mod tests {
             ("token --state /d --terminal t --mediators * --allow fly", "--allow"),
             ("token --state /d --terminal t --mediators a/b", "--mediators"),
             ("token --state /d --mediator m --ttl 0s", "--ttl"),
-            ("ctl show info", "--stats-socket"),
         ] {
             let error = parse_line(line).expect_err(line).to_string();
             assert!(error.contains(flag), "{line}: {error}");
