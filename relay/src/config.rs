@@ -611,7 +611,6 @@ mod tests {
             ("token --state /d --terminal t --mediators * --allow fly", "--allow"),
             ("token --state /d --terminal t --mediators a/b", "--mediators"),
             ("token --state /d --mediator m --ttl 0s", "--ttl"),
-            ("ctl show info", "--stats-socket"),
             ("top --once", "--stats-socket"),
             ("top --state /d --interval 999ms", "--interval"),
             ("top --state /d --interval 61s", "--interval"),
