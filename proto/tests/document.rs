@@ -15,7 +15,8 @@ fn section(heading: &str) -> &'static str {
 
 /// The cells of a section's tables, row by row, without heads and rules.
 fn rows(heading: &str) -> Vec<Vec<&'static str>> {
-    let cells = |line: &'static str| Some(line.strip_prefix('|')?.strip_suffix('|')?.split('|').map(str::trim).collect());
+    let cells =
+        |line: &'static str| Some(line.strip_prefix('|')?.strip_suffix('|')?.split('|').map(str::trim).collect());
     section(heading).lines().filter_map(cells).collect()
 }
 

@@ -512,6 +512,15 @@ mod tests {
     }
 
     #[test]
+    fn command_lines_in_the_documentation_are_taken() {
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        let take = |words: &[String]| Cli::try_parse_from(words).map(drop);
+        let count =
+            isthmus_settings::check_documents("isthmus-relay", root, take).unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(count >= 30, "only {count} are found");
+    }
+
+    #[test]
     fn clap_finds_no_contradiction() {
         Cli::command().debug_assert();
     }
