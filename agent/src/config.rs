@@ -420,6 +420,15 @@ mod tests {
     }
 
     #[test]
+    fn command_lines_in_the_documentation_are_taken() {
+        let root = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        let take = |words: &[String]| Args::try_parse_from(words).map(drop);
+        let count =
+            isthmus_settings::check_documents("isthmus-agent", root, take).unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(count >= 5, "only {count} are found");
+    }
+
+    #[test]
     fn the_smallest_command_line_gives_the_defaults() {
         let config = config(&["--relay", "relay.test:4470", "--pin", PIN], &[]).unwrap();
         assert_eq!(config.relay.to_string(), "relay.test:4470");

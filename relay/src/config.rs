@@ -544,6 +544,21 @@ mod tests {
     }
 
     #[test]
+    fn command_lines_in_the_documentation_are_taken() {
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        let take = |words: &[String]| {
+            let cli = Cli::try_parse_from(words)?;
+            // One that leaves flags out need not fit together.
+            let whole = cli.command.is_none() && cli.state.is_some();
+            let checked = if whole { cli.config.check(1) } else { Ok(()) };
+            checked.map_err(|text| Cli::command().error(ErrorKind::ValueValidation, text))
+        };
+        let count =
+            isthmus_settings::check_documents("isthmus-relay", root, take).unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(count >= 20, "only {count} are found");
+    }
+
+    #[test]
     fn clap_finds_no_contradiction() {
         Cli::command().debug_assert();
     }

@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+mod documents;
 mod example;
 mod file;
 mod inject;
@@ -24,6 +25,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 
+pub use documents::{check_documents, code_lines, documents};
 pub use example::check_example;
 pub use file::BadFile;
 

@@ -277,6 +277,18 @@ mod tests {
     }
 
     #[test]
+    fn counters_of_the_operators_guide_are_those_of_the_relay() {
+        let text = include_str!("../../../docs/operations.md");
+        let table = text.split("\n## ").find(|section| section.starts_with("Too much\n")).unwrap();
+        let last_cells = table.lines().filter_map(|line| line.strip_suffix('|')?.rsplit('|').next());
+        let named: Vec<&str> = last_cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+        assert!(named.len() > 20, "{named:?}");
+        for word in named.into_iter().filter(|word| !word.contains(' ')) {
+            assert!(Counter::ALL.iter().any(|counter| counter.word() == word), "{word}");
+        }
+    }
+
+    #[test]
     fn every_reason_has_its_own_place() {
         for (n, &code) in Code::ALL.iter().enumerate() {
             assert_eq!(position(code), n, "{}", code.word());

@@ -211,6 +211,42 @@ mod tests {
     use super::*;
 
     #[test]
+    fn ctl_commands_in_the_documentation_are_understood() {
+        let root = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        let found = std::cell::RefCell::new(Vec::new());
+        let take = |words: &[String]| {
+            let mut behind = words.iter().skip_while(|word| *word != "ctl").skip(1).peekable();
+            // Where the relay is: a flag and its value.
+            while behind.next_if(|word| word.starts_with("--")).is_some() {
+                behind.next();
+            }
+            let command: Vec<_> = behind.cloned().collect();
+            found.borrow_mut().push(command.join(" "));
+            Ok(())
+        };
+        isthmus_settings::check_documents("isthmus-relay", root, take).unwrap();
+        for path in isthmus_settings::documents(root) {
+            for (_, line) in isthmus_settings::code_lines(&std::fs::read_to_string(path).unwrap()) {
+                // A remark stands behind three blanks.
+                let command = line.split("   ").next().unwrap_or_default();
+                if ["publish ", "unpublish ", "expose ", "unexpose ", "set log "]
+                    .iter()
+                    .any(|word| line.starts_with(word))
+                {
+                    found.borrow_mut().push(command.to_owned());
+                }
+            }
+        }
+        let lines = found.into_inner();
+        let commands: Vec<&str> =
+            lines.iter().flat_map(|line| line.split(';')).filter(|c| !c.trim().is_empty()).collect();
+        assert!(commands.len() > 10, "{commands:?}");
+        for command in commands {
+            assert!(parse(command).is_ok(), "{command}: {:?}", parse(command));
+        }
+    }
+
+    #[test]
     fn every_command_of_the_help_is_understood() {
         let commands: Vec<&str> = HELP.lines().filter_map(|line| line.split("  ").next()).collect();
         for command in &commands[..commands.len() - 1] {

@@ -183,6 +183,14 @@ mod tests {
     }
 
     #[test]
+    fn command_lines_in_the_documentation_are_taken() {
+        let root = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        let take = |words: &[String]| Args::try_parse_from(words).map(drop);
+        let count = isthmus_settings::check_documents("isthmus", root, take).unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(count >= 8, "only {count} are found");
+    }
+
+    #[test]
     fn global_flags_stand_before_or_behind_the_command() {
         for line in [
             "isthmus --relay r:1 --plaintext forward cpe-1 -L 0:10.0.0.5:22 -L 1:10.0.0.6:23 -U",
