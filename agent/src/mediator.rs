@@ -208,7 +208,7 @@ impl Control for Mediator {
             }
             Event::LinkReady { link } => self.say_hello(engine, link),
             Event::Greeting { link, frame } => self.on_welcome(engine, link, frame),
-            Event::LinkEnded { link, code, text, retry_after_ms } => {
+            Event::LinkEnded { link, code, text, retry_after_ms, .. } => {
                 self.on_tunnel_ended(engine, link, code, &text, retry_after_ms);
             }
             Event::Request { link, slot, owner, request, ask } => {

@@ -1,5 +1,7 @@
 //! What the relay measures, as Prometheus, the dashboard and the alerts see it.
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
@@ -9,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::{echo_hosts, published};
 use isthmus_e2e::{Loopback, Process, SOON, have, program, word_after};
 use serde_json::Value;
 
@@ -19,28 +22,6 @@ fn dashboards() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../dashboards")
 }
 
-/// Hosts that echo: TCP and UDP, at these addresses.
-fn hosts() -> (SocketAddr, SocketAddr) {
-    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let addresses = (tcp.local_addr().unwrap(), udp.local_addr().unwrap());
-    thread::spawn(move || {
-        for stream in tcp.incoming().flatten() {
-            thread::spawn(move || {
-                let (mut from, mut to) = (stream.try_clone().unwrap(), stream);
-                let _ = std::io::copy(&mut from, &mut to);
-            });
-        }
-    });
-    thread::spawn(move || {
-        let mut buffer = [0; 2048];
-        while let Ok((len, from)) = udp.recv_from(&mut buffer) {
-            let _ = udp.send_to(&buffer[..len], from);
-        }
-    });
-    addresses
-}
-
 struct Measured {
     world: Loopback,
     http: SocketAddr,
@@ -48,7 +29,7 @@ struct Measured {
 
 impl Measured {
     fn start() -> Self {
-        let (tcp, udp) = hosts();
+        let (tcp, udp) = echo_hosts();
         let publish = [format!("tcp:127.0.0.1:0=cpe/{tcp}"), format!("udp:127.0.0.1:0=cpe/{udp}")];
         let args = ["--http", "127.0.0.1:0", "--publish", &publish[0], "--publish", &publish[1]];
         let world = Loopback::start(&args, &[]);
@@ -63,12 +44,8 @@ impl Measured {
         String::from_utf8(ctl.output().unwrap().stdout).unwrap()
     }
 
-    /// Where visitors of this protocol come in.
     fn published(&self, proto: &str) -> SocketAddr {
-        let rows: Value = serde_json::from_str(&self.ctl(&["show", "publishes", "json"])).unwrap();
-        let texts = rows["publishes"].as_array().unwrap().iter().map(|row| row["publish"].to_string());
-        let of = |text: String| Some(text.split_once(&format!("{proto}:"))?.1.split_once('=')?.0.parse().unwrap());
-        texts.into_iter().find_map(of).unwrap_or_else(|| panic!("no {proto} port in {rows}"))
+        published(&self.world, proto)
     }
 
     /// A visitor of each kind.

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 
 use isthmus_proto::Code;
-use isthmus_proto::link::Slot;
+use isthmus_proto::link::{LinkStats, Slot};
 use isthmus_proto::wire::{Frame, NamedTarget, OpenFlags, RequestKind};
 use isthmus_ring::Socket;
 
 use crate::Engine;
+use crate::carried::Carried;
 use crate::key::Key;
 
 /// The party's decisions. Called from within a turn, with the engine free to be used.
@@ -56,6 +57,10 @@ pub enum Event<'a> {
         text: String,
         /// What the other end asked us to wait.
         retry_after_ms: u32,
+        /// The other end's address.
+        peer: SocketAddr,
+        /// What it carried, once it was authenticated.
+        stats: LinkStats,
     },
     /// A responder's link was asked for something.
     Request {
@@ -199,6 +204,8 @@ pub enum Event<'a> {
         tag: u32,
         /// [`Code::Closed`] for an orderly end.
         code: Code,
+        /// What it carried, as far as its socket is concerned.
+        carried: Carried,
     },
     /// Bytes came from a guest ([`Engine::guest_bytes`]), or its end.
     GuestBytes {
@@ -243,6 +250,10 @@ pub enum Event<'a> {
     FlowEnded {
         /// The published socket's number, or the outlet's.
         tag: u32,
+        /// The flow.
+        flow: Key,
+        /// What it carried, as far as its socket is concerned.
+        carried: Carried,
     },
     /// UDP channels of this link began or ceased to work (caller's end).
     ChannelsChanged {

@@ -10,6 +10,7 @@ use isthmus_proto::link::Slot;
 use isthmus_proto::time::Instant;
 
 use crate::Engine;
+use crate::carried::Carried;
 use crate::event::{Control, Event};
 use crate::key::Key;
 use crate::timers::TimerId;
@@ -66,6 +67,7 @@ pub(crate) struct Flow {
     pub(crate) ahead: Box<[u8]>,
     pub(crate) last_used: Instant,
     pub(crate) out: OutBatch,
+    pub(crate) carried: Carried,
     timer: TimerId,
 }
 
@@ -95,6 +97,7 @@ impl Engine {
             ahead,
             last_used: self.now,
             out: OutBatch::default(),
+            carried: Carried::default(),
             timer,
         });
         self.timers.give(timer, key);
@@ -154,7 +157,7 @@ impl Engine {
                 tag
             }
         };
-        control.on_event(self, Event::FlowEnded { tag });
+        control.on_event(self, Event::FlowEnded { tag, flow: key, carried: flow.carried });
     }
 }
 

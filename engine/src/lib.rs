@@ -15,6 +15,7 @@
 mod association;
 mod bridge;
 mod busy;
+mod carried;
 mod channel;
 mod chunks;
 mod counts;
@@ -43,6 +44,7 @@ use isthmus_ring::{Piece, Ring};
 
 pub use association::AssociationSpec;
 pub use bridge::BridgeEnd;
+pub use carried::Carried;
 pub use counts::Counts;
 pub use event::{Ask, Control, Event};
 pub use flow::FlowSpec;

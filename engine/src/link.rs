@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use isthmus_proto::Code;
-use isthmus_proto::link::{Link, LinkConfig, Maintain, Slot};
+use isthmus_proto::link::{Link, LinkConfig, LinkStats, Maintain, Slot};
 use isthmus_proto::record::{Session, UdpSecret};
 use isthmus_proto::time::Instant;
 use isthmus_proto::wire::{ControlBuf, Frame};
@@ -242,11 +242,12 @@ impl Engine {
             self.ring.cancel(op);
         }
         self.timers.set(io.timer, self.now + PARTING_MAX);
+        let peer = io.peer;
         let (channels, counted) = (std::mem::take(&mut io.channels), std::mem::take(&mut io.counted));
         self.partings += 1;
         // It hears of the end of the send in flight.
         self.touch(key);
-        self.end_remains(control, key, &phase, &channels, counted, (code, "", 0));
+        self.end_remains(control, key, peer, &phase, &channels, counted, (code, "", 0));
     }
 
     /// Ends a link now. Streams and flows on it end, bridged ports are reset.
@@ -266,7 +267,7 @@ impl Engine {
             self.counts.farewells_cut += u64::from(!io.greeting.is_empty() || io.send_op.is_some());
             return;
         }
-        self.end_remains(control, key, &io.phase, &io.channels, io.counted, (code, text, retry_after_ms));
+        self.end_remains(control, key, io.peer, &io.phase, &io.channels, io.counted, (code, text, retry_after_ms));
     }
 
     /// All of a link but its socket.
@@ -274,6 +275,7 @@ impl Engine {
         &mut self,
         control: &mut impl Control,
         key: Key,
+        peer: SocketAddr,
         phase: &Phase,
         channels: &[u32],
         counted: usize,
@@ -281,15 +283,17 @@ impl Engine {
     ) {
         self.queued -= counted;
         self.end_channels(channels);
-        let mut ended = Vec::new();
+        let (mut ended, mut stats) = (Vec::new(), LinkStats::default());
         if let Phase::Live(link) = phase {
+            stats = link.stats();
             self.counts.datagrams_dropped_full += link.stats().datagrams_dropped;
             ended.extend(link.live().map(|(slot, owner)| (slot, Key::from_bits(owner))));
         }
         for (slot, owner) in ended {
             self.end_port_owner(control, key, slot, owner, Code::PeerGone);
         }
-        control.on_event(self, Event::LinkEnded { link: key, code, text: text.to_owned(), retry_after_ms });
+        control
+            .on_event(self, Event::LinkEnded { link: key, code, text: text.to_owned(), retry_after_ms, peer, stats });
     }
 
     /// Which destinations a terminal's datagrams may go to.

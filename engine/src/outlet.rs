@@ -110,6 +110,7 @@ impl Engine {
     pub(crate) fn on_public_datagrams(&mut self, flow: Key, datagrams: &Datagrams) {
         let Some(flow) = self.flows.get_mut(flow) else { return };
         flow.last_used = self.now;
+        segments(datagrams).for_each(|payload| flow.carried.add_in(payload.len()));
         let Ends { link, slot, remote, .. } = flow.ends;
         for payload in segments(datagrams) {
             self.counts.datagrams_in += 1;

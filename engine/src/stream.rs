@@ -12,6 +12,7 @@ use isthmus_proto::wire::{HEADER_LEN, write_data_header};
 use isthmus_ring::{OpId, Piece, PollEvents, PoolConfig, SendBatch, SendMode, Socket};
 
 use crate::Engine;
+use crate::carried::Carried;
 use crate::event::{Control, Event};
 use crate::key::Key;
 use crate::link::{LinkIo, Phase};
@@ -77,6 +78,7 @@ pub(crate) struct Stream {
     waiting: bool,
     /// Looks for the connection's failure once nothing is received any more.
     watch: Option<TimerId>,
+    carried: Carried,
 }
 
 /// A stream and its other party.
@@ -188,6 +190,7 @@ impl Engine {
             dirty: false,
             waiting: false,
             watch: None,
+            carried: Carried::default(),
         })
     }
 
@@ -226,6 +229,9 @@ impl Engine {
             }
         }
         self.counts.stream_bytes_in += first.len() as u64;
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.carried.bytes_in += first.len() as u64;
+        }
         self.touch(link_key);
         self.touch_stream(key);
         if ended {
@@ -346,6 +352,7 @@ impl Engine {
             self.interactive_until = self.now + INTERACTIVE_FOR;
         }
         stream.small = small;
+        stream.carried.bytes_in += length as u64;
         self.counts.stream_bytes_in += length as u64;
         self.note_receive(length);
         let now = self.now;
@@ -484,6 +491,7 @@ impl Engine {
         self.queued -= sent;
         let own = sent.min(stream.replies);
         stream.replies -= own;
+        stream.carried.bytes_out += (sent - own) as u64;
         let (link_key, slot) = (stream.link, stream.slot);
         if !short && stream.queue.is_empty() && stream.queue.capacity() > 256 {
             stream.queue = VecDeque::new();
@@ -591,9 +599,9 @@ impl Engine {
         if let Some(timer) = stream.watch {
             self.timers.remove(timer);
         }
-        let tag = stream.tag;
+        let (tag, carried) = (stream.tag, stream.carried);
         self.ring.close(stream.socket);
-        control.on_event(self, Event::StreamEnded { stream: key, tag, code });
+        control.on_event(self, Event::StreamEnded { stream: key, tag, code, carried });
     }
 
     /// Moves what stalled sockets hold of the shared receive buffers into memory of its own size.

@@ -335,6 +335,7 @@ impl Engine {
         let now = self.now;
         let Some(flow) = self.flows.get_mut(key) else { return };
         flow.last_used = now;
+        flow.carried.add_out(payload.len());
         let gso = self.sockets.get(flow.ends.socket).is_some_and(|udp| udp.gso);
         if !flow.out.takes(payload.len(), gso) {
             if flow.out.batch.is_some() {
@@ -453,6 +454,7 @@ impl Engine {
             }
         }
         self.counts.datagrams_in += count;
+        segments(&datagrams).for_each(|payload| flow.carried.add_in(payload.len()));
         // Before the mediator has answered, a datagram over UDP could overtake the request for its port.
         let way = if flow.opened { Way::Channel { fallback: true } } else { Way::Tcp };
         let Ends { link, slot, remote: target, .. } = flow.ends;

@@ -24,6 +24,7 @@ use crate::expose::{EXPOSES_MAX, Expose};
 use crate::names::{NameRoute, Names};
 use crate::proxy::ProxyPort;
 use crate::publish::{Publish, PublishSpec};
+use crate::records::RecordsConfig;
 use crate::top::TopArgs;
 use crate::trust::{Glob, Operation, TrustOptions};
 
@@ -198,6 +199,15 @@ pub struct Config {
     /// loopback address
     #[arg(long, value_name = "FILE", env = "ISTHMUS_HTTP_TOKEN_FILE")]
     pub http_token_file: Option<PathBuf>,
+    /// A line of JSON for each tunnel, terminal, stream and flow that has ended, in this file (docs/records.md) [default: none]
+    #[arg(long, value_name = "FILE", env = "ISTHMUS_RECORDS")]
+    pub records: Option<PathBuf>,
+    /// MiB of such a file, after which another one is begun
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub records_mib_max: u32,
+    /// Such files in all; the oldest is removed for another one
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub records_files_max: u32,
     /// No TLS: for benchmarks and closed networks only; the other side must ask for it too
     #[arg(long)]
     pub plaintext: bool,
@@ -258,6 +268,15 @@ impl Config {
     /// Every port to publish, by itself.
     pub fn publishes(&self) -> impl Iterator<Item = &Publish> {
         self.publish.iter().flat_map(|spec| spec.publishes())
+    }
+
+    /// Where session records go, if anywhere.
+    pub fn records(&self) -> Option<RecordsConfig> {
+        Some(RecordsConfig {
+            path: self.records.clone()?,
+            size_max: u64::from(self.records_mib_max) << 20,
+            files_max: self.records_files_max,
+        })
     }
 
     /// Where the stats socket is.

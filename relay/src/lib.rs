@@ -14,6 +14,7 @@ pub mod log;
 pub mod names;
 pub mod proxy;
 pub mod publish;
+pub mod records;
 pub mod run;
 pub mod shard;
 pub mod token_cmd;

@@ -18,6 +18,7 @@ use crate::http::HttpSocket;
 use crate::journal::{self, Journal, Recorder};
 use crate::names::Names;
 use crate::publish::Kept;
+use crate::records::Records;
 use crate::trust::{State, Trust, TrustSource};
 
 /// How long the shards may take to end their tunnels in an orderly way.
@@ -60,6 +61,8 @@ pub struct ShardSeat {
     pub asking: Arc<Notify>,
     /// Where it writes what happened.
     pub recorder: Recorder,
+    /// Where it writes who used what, if that is asked for.
+    pub records: Option<Records>,
     /// Its drop tells [`run`] that the thread is at its end, in whatever way.
     pub ended: Ended,
 }
@@ -122,7 +125,8 @@ pub fn run_with(
 
     let asking = Arc::new(Notify::new());
     let (recorder, inbox) = journal::queue();
-    let (seats, senders) = seats(shared.config.shards, &ended_sender, &asking, &recorder);
+    let (records, records_thread) = config.records().map(Records::start).transpose()?.unzip();
+    let (seats, senders) = seats(shared.config.shards, &ended_sender, &asking, &recorder, &records);
     let shown: Vec<_> = seats.iter().map(|seat| seat.counters.clone()).collect();
     let shards = spawn(shared.clone(), seats)?;
     let handles: Vec<_> = std::iter::zip(senders, shown)
@@ -158,6 +162,7 @@ pub fn run_with(
         asking,
         journal: Journal::new(inbox),
         recorder,
+        records,
         manager: Notifier::from_env(),
     };
     let management = spawn_admin(admin, stopped, Ended(ended_sender))?;
@@ -178,6 +183,12 @@ pub fn run_with(
     for shard in shards.running {
         result = result.and(join(shard.thread));
     }
+    // All that wrote records is gone, so the last ones are written.
+    if let Some(thread) = records_thread
+        && thread.join().is_err()
+    {
+        tracing::error!("the records' thread failed");
+    }
     tracing::info!("relay stopped");
     result
 }
@@ -187,6 +198,7 @@ fn seats(
     ended: &Sender<()>,
     asking: &Arc<Notify>,
     recorder: &Recorder,
+    records: &Option<Records>,
 ) -> (Vec<ShardSeat>, Vec<Sender<Command>>) {
     let seat = |n: usize| {
         let (sender, commands) = crossbeam_channel::bounded(COMMANDS_MAX);
@@ -199,6 +211,7 @@ fn seats(
                 counters: Arc::default(),
                 asking: asking.clone(),
                 recorder: recorder.clone(),
+                records: records.clone(),
                 ended: Ended(ended.clone()),
             },
             sender,

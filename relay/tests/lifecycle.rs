@@ -27,7 +27,7 @@ fn spawn(failing: bool) -> impl FnOnce(Arc<Shared>, Vec<ShardSeat>) -> anyhow::R
         assert!(shared.trust.tls.is_some());
         let start = |seat: ShardSeat| {
             let work = move || {
-                let ShardSeat { id, commands, counters: _, asking: _, recorder: _, ended: _ended } = seat;
+                let ShardSeat { id, commands, counters: _, asking: _, recorder: _, records: _, ended: _ended } = seat;
                 if failing && id.0 == 1 {
                     anyhow::bail!("shard 1 broke");
                 }

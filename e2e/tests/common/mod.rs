@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -118,4 +118,37 @@ pub(crate) fn until(timeout: Duration, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "it never held");
         thread::yield_now();
     }
+}
+
+/// Hosts that echo: TCP and UDP, at these addresses.
+pub(crate) fn echo_hosts() -> (SocketAddr, SocketAddr) {
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let addresses = (tcp.local_addr().unwrap(), udp.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in tcp.incoming().flatten() {
+            thread::spawn(move || {
+                let (mut from, mut to) = (stream.try_clone().unwrap(), stream);
+                let _ = std::io::copy(&mut from, &mut to);
+            });
+        }
+    });
+    thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((len, from)) = udp.recv_from(&mut buffer) {
+            let _ = udp.send_to(&buffer[..len], from);
+        }
+    });
+    addresses
+}
+
+/// Where visitors of this protocol come in; the relay has one such port.
+pub(crate) fn published(world: &Loopback, proto: &str) -> SocketAddr {
+    let mut ctl = Command::new(program("isthmus-relay"));
+    ctl.arg("ctl").arg("--state").arg(world.keys.path()).args(["show", "publishes", "json"]);
+    let answer = String::from_utf8(ctl.output().unwrap().stdout).unwrap();
+    let rows: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    let texts = rows["publishes"].as_array().unwrap().iter().map(|row| row["publish"].to_string());
+    let of = |text: String| Some(text.split_once(&format!("{proto}:"))?.1.split_once('=')?.0.parse().unwrap());
+    texts.into_iter().find_map(of).unwrap_or_else(|| panic!("no {proto} port in {rows}"))
 }

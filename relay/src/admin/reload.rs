@@ -18,6 +18,7 @@ use crate::config::{self, Config, Invocation};
 use crate::log;
 use crate::names::Names;
 use crate::publish::{Bound, Origin, Proto, Publish};
+use crate::records::Records;
 use crate::run::Shared;
 use crate::trust::State;
 
@@ -78,6 +79,8 @@ async fn read_and_apply(plane: &Plane) -> Result<String, String> {
         lines.push(format!("changed certificate: new connections see {fingerprint}"));
     }
     *plane.config.borrow_mut() = new;
+    // Whoever has moved the file away tells so by a reload.
+    plane.records.iter().for_each(Records::reopen);
     // The policy may be another one.
     asking::resettle_all(plane).await;
     tracing::info!(changes = lines.len(), "configuration reloaded");

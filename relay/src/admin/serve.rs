@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::http::{self, HttpSocket};
 use crate::journal::{Journal, Recorder};
 use crate::publish::Kept;
+use crate::records::Records;
 use crate::trust::{Fingerprint, TrustSource};
 
 /// How long sessions may take to end when the relay stops.
@@ -58,6 +59,8 @@ pub struct Admin {
     pub journal: Journal,
     /// Where it writes what operators did.
     pub recorder: Recorder,
+    /// The records, if there are any.
+    pub records: Option<Records>,
     /// Who started the relay, and wants to know how it is.
     pub manager: Notifier,
 }
@@ -140,7 +143,8 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     // `tokio_uring::net::UnixListener::bind` fails on current kernels; an ordinary listener's connections do not.
     let listener = admin.socket.listener().and_then(UnixListener::from_std).context("cannot use the stats socket")?;
-    let Admin { socket, http, shards, info, limits, trust, config, kept, asking, journal, recorder, manager } = admin;
+    let Admin { socket, http, shards, info, limits, trust, config, kept, asking, journal, recorder, records, manager } =
+        admin;
     let plane = Rc::new(Plane {
         shards,
         info: RefCell::new(info),
@@ -152,6 +156,7 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
         asking,
         journal,
         recorder,
+        records,
         manager,
         tally: Tally::default(),
         http_address: http.as_ref().map(HttpSocket::address),
@@ -236,6 +241,7 @@ pub(super) struct Plane {
     pub(super) asking: Arc<Notify>,
     pub(super) journal: Journal,
     pub(super) recorder: Recorder,
+    pub(super) records: Option<Records>,
     pub(super) manager: Notifier,
     pub(super) tally: Tally,
     /// Where the HTTP port is, if there is one.

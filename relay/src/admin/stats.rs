@@ -9,6 +9,7 @@ use super::answer::{self, phrase, table};
 use super::counters::{Counter, ShardCounters};
 use super::dispatch::Format;
 use super::serve::Plane;
+use crate::records::Records;
 
 /// The relay itself: one `name: value` a line, or one object.
 pub(super) fn info(plane: &Plane, format: Format) -> Result<String, String> {
@@ -35,6 +36,7 @@ pub(super) fn info(plane: &Plane, format: Format) -> Result<String, String> {
         fields.push((counter.word(), json!(sum(counter))));
     }
     fields.extend(plane.http_address.map(|address| ("http", json!(address))));
+    fields.extend(plane.records.iter().flat_map(Records::fields).map(|(name, value)| (name, json!(value))));
     fields.extend(plane.tally.fields().map(|(name, value)| (name, json!(value))));
     fields.extend(plane.http_tally.fields().map(|(name, _, value)| (name, json!(value))));
     match format {

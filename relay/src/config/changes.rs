@@ -40,6 +40,9 @@ impl Config {
             stats_socket,
             http,
             http_token_file,
+            records,
+            records_mib_max,
+            records_files_max,
             plaintext,
             jwks,
             client_ca,
@@ -67,6 +70,9 @@ impl Config {
         at_start.one("stats-socket", stats_socket, &new.stats_socket);
         at_start.one("http", http, &new.http);
         at_start.one("http-token-file", http_token_file, &new.http_token_file);
+        at_start.one("records", records, &new.records);
+        at_start.one("records-mib-max", records_mib_max, &new.records_mib_max);
+        at_start.one("records-files-max", records_files_max, &new.records_files_max);
         at_start.one("plaintext", plaintext, &new.plaintext);
         at_start.one("congestion", congestion, &new.congestion);
         at_start.one("busy-poll", busy_poll, &new.busy_poll);

@@ -15,6 +15,7 @@ use isthmus_proto::{MediatorId, ShardId};
 
 use super::Shard;
 use super::handover::Message;
+use super::record::Began;
 use super::visitor::{connect_visitor, visitor_flags};
 use crate::admin::Counter;
 use crate::names::Pattern;
@@ -130,8 +131,11 @@ impl Shard {
         let slot = opened.map_err(|_| WhyNot::Limit)?;
         connect_visitor(machine, slot, target, timed);
         let stream = engine.admit(guest, link, slot, tag, visit.consumed, &visit.ahead);
-        if let Some(stream) = stream.filter(|_| timed) {
-            self.connects.begin(stream, now);
+        if let Some(stream) = stream {
+            self.recording.begin(stream, || Began::new(&front_door, id, visit.visitor, target, now));
+            if timed {
+                self.connects.begin(stream, now);
+            }
         }
         engine.touch(link);
         tracing::debug!(

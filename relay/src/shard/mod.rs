@@ -16,6 +16,7 @@ mod newcomer;
 mod observe;
 mod publish;
 mod query;
+mod record;
 mod service;
 mod session;
 mod socks;
@@ -70,6 +71,7 @@ struct Shard {
     exposes: expose::Exposes,
     asks: asks::Asks,
     queries: query::Queries,
+    recording: record::Recording,
     checks: check::Checks,
     connects: observe::Connects,
     sessions: u64,
@@ -91,6 +93,7 @@ enum Party {
 
 impl Control for Shard {
     fn on_event(&mut self, engine: &mut Engine, event: Event<'_>) {
+        self.record(engine, &event);
         match event {
             Event::Accepted { tag, socket, peer } => match Door::of(tag) {
                 Some(Door::Service) => self.on_caller(engine, socket, peer),
@@ -151,7 +154,7 @@ impl Control for Shard {
             Event::StreamEnded { stream, tag, .. } if Door::of(tag) == Some(Door::Proxy) => {
                 self.on_client_stream_ended(stream);
             }
-            Event::StreamEnded { stream, tag, code } => {
+            Event::StreamEnded { stream, tag, code, .. } => {
                 self.connects.end(stream);
                 self.on_visitor_ended(engine, tag, code);
             }
@@ -159,7 +162,7 @@ impl Control for Shard {
             Event::GuestEnded { guest, code, .. } => self.on_newcomer_ended(guest, code),
             Event::Host { tag, host } => self.on_exposed_datagram(engine, tag, host),
             Event::FlowFailed { tag } => self.on_exposed_flow_failed(tag),
-            Event::FlowEnded { tag } if Door::of(tag) == Some(Door::Exposed) => self.on_exposed_flow_ended(tag),
+            Event::FlowEnded { tag, .. } if Door::of(tag) == Some(Door::Exposed) => self.on_exposed_flow_ended(tag),
             Event::Visitor { socket, tag, visitor } => self.on_new_flow(engine, socket, tag, visitor),
             Event::RequestName { link, slot, owner, request, to, timeout_ms } => {
                 self.on_request_name(engine, link, slot, owner, request, to, timeout_ms);
@@ -171,7 +174,7 @@ impl Control for Shard {
                 self.on_expose_ended(engine, link, owner.index(), code);
             }
             Event::PortEnded { link, owner, .. } => self.on_check_ended(link, owner),
-            Event::FlowEnded { tag } => self.on_flow_ended(engine, tag),
+            Event::FlowEnded { tag, .. } => self.on_flow_ended(engine, tag),
             // The relay dials no link and watches nothing.
             Event::LinkReady { .. }
             | Event::Asker { .. }

@@ -26,6 +26,7 @@ use isthmus_proto::{Code, MediatorId};
 use isthmus_ring::Socket;
 
 use super::Shard;
+use super::record::Began;
 use super::tag::{Door, TagTable};
 use crate::admin::Counter;
 use crate::proxy::ProxyPort;
@@ -65,6 +66,8 @@ struct Asking {
     slot: Slot,
     wants: Wants,
     since: Instant,
+    /// Where records are kept.
+    began: Option<Began>,
     /// Of one that stays.
     _place: Option<Place>,
 }
@@ -159,7 +162,16 @@ impl Shard {
                 tracing::debug!(%mediator, client = %peer, %target, ?command, "SOCKS5 request");
                 engine.touch(link);
                 self.watch_client(engine, guest, &grant);
-                let asking = Asking { proxy, mediator, tag, link, slot, wants, since: engine.now(), _place: place };
+                let since = engine.now();
+                let began = self.recording.is_on().then(|| Began {
+                    door: "socks".into(),
+                    mediator: mediator.clone(),
+                    who: Some(grant.name.as_str().into()),
+                    from: peer,
+                    to: target.to_string().into(),
+                    at: since,
+                });
+                let asking = Asking { proxy, mediator, tag, link, slot, wants, since, began, _place: place };
                 self.proxies.clients.insert(guest, Client::Asking(Box::new(asking)));
             }
             Err(code) => self.refuse_client(engine, guest, &proxy, code),
@@ -217,6 +229,9 @@ impl Shard {
         engine.reply_guest(guest, reply);
         if let Some(stream) = engine.admit(guest, asking.link, slot, asking.tag, 0, &[]) {
             self.proxies.rights.rename(guest, stream);
+            if let Some(began) = asking.began.clone() {
+                self.recording.begin(stream, || began);
+            }
             self.counters.add(Counter::SocksTotal, 1);
             self.counters.add(Counter::SocksLive, 1);
         } else {

@@ -121,6 +121,7 @@ fn run_shard(
     let asks = super::asks::Asks::new(&mut engine);
     let expiries = super::session::Expiries::new(&mut engine);
     let checks = super::check::Checks::new(&mut engine);
+    let recording = super::record::Recording::new(seat.records.clone());
     let mut shard = Shard {
         seat,
         trust: shared.trust.clone(),
@@ -140,6 +141,7 @@ fn run_shard(
         exposes,
         asks,
         queries: Default::default(),
+        recording,
         checks,
         connects: Default::default(),
         sessions: 0,

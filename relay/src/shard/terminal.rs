@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use isthmus_engine::{Ask, BridgeEnd, Engine, Key};
 use isthmus_proto::link::{Side, Slot};
+use isthmus_proto::time::Instant;
 use isthmus_proto::wire::{NamedTarget, OpenFlags, RequestKind};
 use isthmus_proto::{Code, MediatorId};
 
@@ -19,6 +20,7 @@ pub(super) struct Terminal {
     pub(super) mediator: Option<MediatorId>,
     /// The tunnel that it is attached to.
     pub(super) tunnel: Option<Key>,
+    pub(super) since: Instant,
 }
 
 impl Shard {
@@ -57,7 +59,10 @@ impl Shard {
             tunnel.terminals.push(link);
         }
         self.watch_expiry(engine, link, &grant.credential);
-        self.links.insert(link, Party::Terminal(Box::new(Terminal { grant, mediator, tunnel: tunnel_link })));
+        self.links.insert(
+            link,
+            Party::Terminal(Box::new(Terminal { grant, mediator, tunnel: tunnel_link, since: engine.now() })),
+        );
     }
 
     pub(super) fn on_terminal_ended(&mut self, link: Key, terminal: &Terminal, code: Code, text: &str) {

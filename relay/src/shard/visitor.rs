@@ -11,6 +11,7 @@ use isthmus_ring::Socket;
 
 use super::Shard;
 use super::lead::{Visit, WhyNot, header_for, in_turn};
+use super::record::Began;
 use crate::admin::Counter;
 
 /// How a visitor's port is opened: quietly, unless the answer tells how long the connect took.
@@ -74,6 +75,7 @@ impl Shard {
         if timed {
             self.connects.begin(stream, now);
         }
+        self.recording.begin(stream, || Began::new(&front_door, &id, peer, target, now));
         engine.touch(link);
         self.counters.add(Counter::VisitorsTotal, 1);
         self.counters.add(Counter::VisitorsLive, 1);
@@ -165,7 +167,8 @@ impl Shard {
             Ok(slot) => {
                 let ends = Ends { source: visitor, target: listen };
                 let ahead = proxy.map_or_else(Vec::new, |version| encode(version, Transport::Datagram, ends)).into();
-                engine.add_flow(FlowSpec { socket, visitor, link, slot, target, ahead });
+                let flow = engine.add_flow(FlowSpec { socket, visitor, link, slot, target, ahead });
+                self.recording.begin(flow, || Began::new(&front_door, &id, visitor, target, now));
                 engine.touch(link);
                 self.counters.add(Counter::FlowsTotal, 1);
                 self.counters.add(Counter::FlowsLive, 1);

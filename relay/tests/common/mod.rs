@@ -286,6 +286,7 @@ impl Plane {
             asking: Default::default(),
             journal: isthmus_relay::journal::Journal::new(inbox),
             recorder,
+            records: None,
             manager,
         };
         let thread = thread::spawn(move || serve(admin, stopped));

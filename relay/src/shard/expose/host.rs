@@ -14,6 +14,7 @@ use isthmus_ring::{Family, Socket};
 
 use crate::admin::Counter;
 use crate::shard::Shard;
+use crate::shard::record::Began;
 
 /// The number of the timer of connects that take too long.
 pub(in crate::shard) const TIMER_CONNECTS: u32 = 0x6578_636f;
@@ -105,10 +106,15 @@ impl Shard {
         let socket = socket_for(target, self.shared.config.congestion.as_deref()).map_err(|_| Code::NoResources)?;
         exposed.connections_live += 1;
         exposed.connections_total += 1;
+        let server = &exposed.expose.server;
+        let recorded = self.recording.is_on().then(|| (server.mediator.clone(), format!("exposed {server}")));
         let stream = engine.connect_stream(socket, target, link, slot, tag);
         if let Some(version) = exposed.expose.options.proxy {
             let ends = Ends { source: SocketAddr::new(peer.ip().to_canonical(), peer.port()), target: local };
             engine.send_ahead(stream, &encode(version, Transport::Stream, ends));
+        }
+        if let Some((mediator, door)) = recorded {
+            self.recording.begin(stream, || Began::new(&door, &mediator, peer, target, engine.now()));
         }
         self.exposes.connects.begin(engine, stream, tag);
         self.counters.add(Counter::ExposedTotal, 1);

@@ -1,0 +1,101 @@
+//! Session records, as a relay writes them.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use common::{echo_hosts, published};
+use isthmus_e2e::{Loopback, SOON, program};
+use serde_json::{Value, json};
+
+/// What the relay has written when it is gone.
+fn records(world: &mut Loopback, path: &std::path::Path) -> Vec<Value> {
+    world.relay.terminate();
+    world.relay.wait_exit(SOON);
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}
+
+/// The one record that has these.
+fn one(records: &[Value], fields: &[(&str, Value)]) -> Value {
+    let fits = |record: &&Value| fields.iter().all(|(name, value)| record[name] == *value);
+    let found: Vec<&Value> = records.iter().filter(fits).collect();
+    assert_eq!(found.len(), 1, "{fields:?} in {records:#?}");
+    found[0].clone()
+}
+
+#[test]
+fn each_kind_of_session_leaves_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sessions.jsonl");
+    let (tcp, udp) = echo_hosts();
+    let publish = [format!("tcp:127.0.0.1:0=cpe/{tcp}"), format!("udp:127.0.0.1:0=cpe/{udp}")];
+    let shown = path.display().to_string();
+    let args = ["--records", &shown, "--udp-idle", "1s", "--publish", &publish[0], "--publish", &publish[1]];
+    let mut world = Loopback::start(&args, &[]);
+
+    let mut visitor = TcpStream::connect(published(&world, "tcp")).unwrap();
+    let from = visitor.local_addr().unwrap().to_string();
+    visitor.write_all(&[7; 5000]).unwrap();
+    visitor.shutdown(Shutdown::Write).unwrap();
+    let mut back = Vec::new();
+    visitor.read_to_end(&mut back).unwrap();
+    assert_eq!(back.len(), 5000);
+
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    sender.connect(published(&world, "udp")).unwrap();
+    sender.set_read_timeout(Some(SOON)).unwrap();
+    for _ in 0..3 {
+        sender.send(b"hello").unwrap();
+        sender.recv(&mut [0; 64]).unwrap();
+    }
+
+    let mut terminal = Command::new(program("isthmus"));
+    terminal.args(["--relay", &world.service, "--pin", world.keys.pin()]);
+    terminal.args(["--token", &world.keys.terminal_token("cpe", &[]), "info", "cpe"]);
+    assert!(terminal.output().unwrap().status.success());
+
+    let records = records(&mut world, &path);
+    let stream = one(&records, &[("kind", "stream".into()), ("from", from.as_str().into())]);
+    for (field, value) in [
+        ("v", json!(1)),
+        ("mediator", "cpe".into()),
+        ("to", tcp.to_string().into()),
+        ("bytes_in", 5000.into()),
+        ("bytes_out", 5000.into()),
+        ("end", "closed".into()),
+    ] {
+        assert_eq!(stream[field], value, "{field} in {stream}");
+    }
+    assert!(stream["door"].as_str().is_some_and(|door| door.starts_with("published tcp:127.0.0.1:")), "{stream}");
+    let flow = one(&records, &[("kind", "flow".into()), ("to", udp.to_string().into())]);
+    for (field, value) in [("datagrams_in", 3), ("datagrams_out", 3), ("bytes_in", 15), ("bytes_out", 15)] {
+        assert_eq!(flow[field], value, "{field} in {flow}");
+    }
+    let terminal = one(&records, &[("kind", "terminal".into()), ("mediator", "cpe".into())]);
+    assert!(terminal["who"].as_str().is_some_and(|who| !who.is_empty()), "{terminal}");
+    let tunnel = one(&records, &[("kind", "tunnel".into()), ("mediator", "cpe".into()), ("end", "draining".into())]);
+    assert!(tunnel["bytes_out"].as_u64().is_some_and(|bytes| bytes >= 5000), "{tunnel}");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn full_disk_costs_records_that_are_counted_and_no_traffic() {
+    let (tcp, _) = echo_hosts();
+    let world = Loopback::start(&["--records", "/dev/full", "--publish", &format!("tcp:127.0.0.1:0=cpe/{tcp}")], &[]);
+    let port = published(&world, "tcp");
+    for _ in 0..3 {
+        let mut visitor = TcpStream::connect(port).unwrap();
+        visitor.write_all(b"x").unwrap();
+        visitor.read_exact(&mut [0; 1]).unwrap();
+    }
+    world.relay.wait_for_line("records cannot be written", SOON);
+    let mut ctl = Command::new(program("isthmus-relay"));
+    ctl.arg("ctl").arg("--state").arg(world.keys.path()).args(["show", "info", "json"]);
+    let info: Value = serde_json::from_slice(&ctl.output().unwrap().stdout).unwrap();
+    assert!(info["records_lost"].as_u64().is_some_and(|lost| lost > 0), "{info}");
+    assert_eq!(info["records_written"], 0);
+}
