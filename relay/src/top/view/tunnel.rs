@@ -15,7 +15,7 @@ const SHOWN_MAX: usize = 500;
 
 /// All lines; the place may be too small for them.
 pub(super) fn lines(model: &Model, id: &str, width: usize) -> Vec<Line<'static>> {
-    let Some(row) = model.tunnel(id) else {
+    let Some(row) = model.rows.get(id) else {
         return vec![
             Line::from(format!("tunnel {id}")).bold(),
             Line::styled("not connected; it is looked for with each look", ALARM),
