@@ -172,7 +172,9 @@ fn screens_follow_the_keys_and_a_kill_asks_first() {
     top.wait("all again", |screen| listed(screen).len() == 3);
 
     top.keys(&["End", "Enter"]);
-    let screen = top.wait("tunnel", |screen| screen.contains("tunnel cpe") && screen.contains("meter reading"));
+    let screen = top.wait("tunnel", |screen| {
+        screen.contains("tunnel cpe") && screen.contains("meter reading") && screen.contains("published ports (1)")
+    });
     assert!(screen.contains("127.0.0.0/8") && screen.contains("Esc back"), "{screen}");
     top.keys(&["Tab"]);
     top.wait("shards", |screen| screen.contains("shard  load") && screen.contains("dropped or refused"));

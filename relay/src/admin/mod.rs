@@ -20,7 +20,7 @@ mod show;
 mod stats;
 mod trust;
 
-pub(crate) use answer::phrase;
+pub(crate) use answer::{hidden, phrase};
 pub use command::{
     Asking, Command, ExposeRow, ExposeState, PublishRow, ShardHandle, Told, TunnelFilter, TunnelRow, Unpublish,
     Unpublished,

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 
-use super::answers::{self, Knows, Page};
+use super::answers::{self, Answers, Knows, Page};
+use super::around::{self, Around};
 use super::model::{Look, News};
 use super::shard_time::ShardTimes;
 use crate::admin::ctl::ask;
 
 /// Rows of one page: a larger list is read page by page, one with each look.
-const PAGE: usize = 1000;
+pub(super) const PAGE: usize = 1000;
 
 /// Longest list that is read.
 pub(super) const ROWS_MAX: usize = 50_000;
@@ -72,6 +73,7 @@ pub(super) struct Asks {
     times: ShardTimes,
     /// Where in the list the next page begins.
     place: Place,
+    around: Around,
 }
 
 /// Between two pages of a list.
@@ -99,7 +101,14 @@ impl Place {
 
 impl Asks {
     pub(super) fn new(socket: PathBuf) -> Self {
-        Self { socket, started: Instant::now(), knows: None, times: ShardTimes::default(), place: Place::default() }
+        Self {
+            socket,
+            started: Instant::now(),
+            knows: None,
+            times: ShardTimes::default(),
+            place: Place::default(),
+            around: Around::default(),
+        }
     }
 
     fn run(mut self, interval: Duration, mut want: Want, orders: &Receiver<Order>, tell: &Sender<News>) {
@@ -132,10 +141,25 @@ impl Asks {
             self.place = Place { want: want.clone(), ..Place::default() };
         }
         let first_page = self.place.after.is_none();
-        let (line, headings) = questions(want, self.place.after.as_deref(), knows.unwrap_or_default());
+        let (mut line, mut headings) = questions(want, self.place.after.as_deref(), knows.unwrap_or_default());
+        let opened = match want {
+            Want::Tunnel(id) => Some(id.as_str()),
+            Want::List(_) | Want::Figures => None,
+        };
+        let around = self.around.is_due(opened);
+        if around {
+            line.push_str(around::COMMANDS);
+            headings.extend(["publishes", "exposes"]);
+        }
         let text = ask(&self.socket, &line).map_err(|error| format!("{error:#}"))?;
         let at = self.started.elapsed();
-        let answers = answers::read(&text, *want != Want::Figures, &headings)?;
+        let mut answers = answers::read(&text, *want != Want::Figures, &headings)?;
+        if around {
+            self.take_around(&mut answers);
+        }
+        if opened.is_some() {
+            answers.more.push(("around", Ok(self.around.value())));
+        }
         let pid = answers.info.pid;
         // Another relay may be an older or a newer one, and its list is another.
         let knows = match self.knows {
@@ -154,6 +178,12 @@ impl Asks {
         };
         let busy = self.times.read(pid, answers.shards.len());
         Ok(Look { at, want: want.clone(), first_page, answers, busy, knows })
+    }
+
+    fn take_around(&mut self, answers: &mut Answers) {
+        let mut take = || answers.more.pop().and_then(|(_, answer)| answer.ok()).unwrap_or_default();
+        let (exposes, publishes) = (take(), take());
+        self.around.take(&publishes, &exposes);
     }
 
     fn command(&self, command: &str) -> Result<String, String> {

@@ -70,7 +70,7 @@ fn holds(picture: &str, parts: &[&str]) {
 fn eighty_by_twenty_four_tells_all_that_matters() {
     let picture = shown(&model(), &mut ui(), SMALL);
     let lines: Vec<&str> = picture.lines().collect();
-    holds(lines[0], &["isthmus-relay 0.1.0", "up 1m43s", "[::]:4470", "1 shards"]);
+    holds(lines[0], &["isthmus-relay 0.1.0", "up 1m43s", "[::]:4470", "1 shard"]);
     holds(lines[1], &["visitors 1,234"]);
     holds(lines[2], &["in", "1.00 Gbit/s", "5.00k dgram/s", "█"]);
     holds(lines[3], &["out", "10.0 Mbit/s", "█"]);
