@@ -25,7 +25,7 @@ pub(super) fn word(text: &str) -> String {
 }
 
 /// Line ends and controls, and what turns the direction of writing or cannot be seen.
-fn hidden(c: char) -> bool {
+pub(crate) fn hidden(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }

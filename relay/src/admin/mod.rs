@@ -25,7 +25,7 @@ mod stats;
 mod trust;
 mod web;
 
-pub(crate) use answer::phrase;
+pub(crate) use answer::{hidden, phrase};
 pub use command::{
     Asking, Command, ExposeRow, ExposeState, PortRow, PublishRow, ShardHandle, TerminalRow, Told, TunnelDetail,
     TunnelFilter, TunnelRow, Unpublish, Unpublished,

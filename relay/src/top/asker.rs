@@ -6,13 +6,17 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 
-use super::answers::{self, Knows};
+use super::answers::{self, Answers, Knows, Page};
+use super::around::{self, Around};
 use super::model::{Look, News};
 use super::shard_time::ShardTimes;
 use crate::admin::ctl::ask;
 
-/// Rows of one page.
+/// Rows of one page: a larger list is read page by page, one with each look.
 pub(super) const PAGE: usize = 1000;
+
+/// Longest list that is read.
+pub(super) const ROWS_MAX: usize = 50_000;
 
 /// News and orders that may wait; who waits for longer than that has other troubles.
 const WAITING_MAX: usize = 16;
@@ -23,7 +27,7 @@ pub(super) enum Want {
     /// Nothing.
     #[default]
     Figures,
-    /// A page of the tunnels that pass this pattern.
+    /// The next page of the tunnels that pass this pattern.
     List(String),
     /// The one tunnel that is looked at more closely.
     Tunnel(String),
@@ -67,11 +71,44 @@ pub(super) struct Asks {
     /// What the relay of this process identifier knows.
     knows: Option<(u32, Knows)>,
     times: ShardTimes,
+    /// Where in the list the next page begins.
+    place: Place,
+    around: Around,
+}
+
+/// Between two pages of a list.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Place {
+    /// Of which list.
+    want: Want,
+    /// Behind this mediator; `None` at the beginning.
+    after: Option<String>,
+    /// Rows so far.
+    rows: usize,
+}
+
+impl Place {
+    /// A page has come.
+    fn pass(&mut self, page: &Page) {
+        self.rows += page.tunnels.len();
+        let goes_on = page.more && self.rows < ROWS_MAX;
+        self.after = page.tunnels.last().filter(|_| goes_on).map(|last| last.id.clone());
+        if self.after.is_none() {
+            self.rows = 0;
+        }
+    }
 }
 
 impl Asks {
     pub(super) fn new(socket: PathBuf) -> Self {
-        Self { socket, started: Instant::now(), knows: None, times: ShardTimes::default() }
+        Self {
+            socket,
+            started: Instant::now(),
+            knows: None,
+            times: ShardTimes::default(),
+            place: Place::default(),
+            around: Around::default(),
+        }
     }
 
     fn run(mut self, interval: Duration, mut want: Want, orders: &Receiver<Order>, tell: &Sender<News>) {
@@ -100,22 +137,53 @@ impl Asks {
     /// One look.
     pub(super) fn look(&mut self, want: &Want) -> Result<Look, String> {
         let knows = self.knows.map(|(_, knows)| knows);
-        let (line, headings) = questions(want, knows.unwrap_or_default());
+        if self.place.want != *want {
+            self.place = Place { want: want.clone(), ..Place::default() };
+        }
+        let first_page = self.place.after.is_none();
+        let (mut line, mut headings) = questions(want, self.place.after.as_deref(), knows.unwrap_or_default());
+        let opened = match want {
+            Want::Tunnel(id) => Some(id.as_str()),
+            Want::List(_) | Want::Figures => None,
+        };
+        let around = self.around.is_due(opened);
+        if around {
+            line.push_str(around::COMMANDS);
+            headings.extend(["publishes", "exposes"]);
+        }
         let text = ask(&self.socket, &line).map_err(|error| format!("{error:#}"))?;
         let at = self.started.elapsed();
-        let answers = answers::read(&text, *want != Want::Figures, &headings)?;
+        let mut answers = answers::read(&text, *want != Want::Figures, &headings)?;
+        if around {
+            self.take_around(&mut answers);
+        }
+        if opened.is_some() {
+            answers.more.push(("around", Ok(self.around.value())));
+        }
         let pid = answers.info.pid;
-        // Another relay may be an older or a newer one.
+        // Another relay may be an older or a newer one, and its list is another.
         let knows = match self.knows {
-            Some((of, knows)) if of == pid => knows,
+            Some((of, knows)) if of == pid => {
+                if let (Want::List(_), Some(Ok(page))) = (want, &answers.page) {
+                    self.place.pass(page);
+                }
+                knows
+            }
             _ => {
+                self.place = Place::default();
                 let knows = Knows::read(&ask(&self.socket, "help").map_err(|error| format!("{error:#}"))?);
                 self.knows = Some((pid, knows));
                 knows
             }
         };
         let busy = self.times.read(pid, answers.shards.len());
-        Ok(Look { at, want: want.clone(), answers, busy, knows })
+        Ok(Look { at, want: want.clone(), first_page, answers, busy, knows })
+    }
+
+    fn take_around(&mut self, answers: &mut Answers) {
+        let mut take = || answers.more.pop().and_then(|(_, answer)| answer.ok()).unwrap_or_default();
+        let (exposes, publishes) = (take(), take());
+        self.around.take(&publishes, &exposes);
     }
 
     fn command(&self, command: &str) -> Result<String, String> {
@@ -125,12 +193,15 @@ impl Asks {
 }
 
 /// The line of commands for a look, and the headings of what goes beyond the usual.
-fn questions(want: &Want, knows: Knows) -> (String, Vec<&'static str>) {
+fn questions(want: &Want, after: Option<&str>, knows: Knows) -> (String, Vec<&'static str>) {
     let mut line = "show info json;show stat json".to_owned();
     let mut headings = Vec::new();
     match want {
         Want::Figures => {}
-        Want::List(glob) => line.push_str(&format!(";show tunnels id={glob} limit={PAGE} json")),
+        Want::List(glob) => {
+            let after = after.map(|id| format!(" after={id}")).unwrap_or_default();
+            line.push_str(&format!(";show tunnels id={glob}{after} limit={PAGE} json"));
+        }
         Want::Tunnel(id) => {
             line.push_str(&format!(";show tunnels id={id} limit=1 json"));
             if knows.tunnel {
@@ -145,16 +216,34 @@ fn questions(want: &Want, knows: Knows) -> (String, Vec<&'static str>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::top::testing::tunnel;
 
     #[test]
     fn a_look_asks_for_one_page_or_for_one_tunnel() {
-        let (line, _) = questions(&Want::List("cpe-*".to_owned()), Knows::default());
+        let (line, _) = questions(&Want::List("cpe-*".to_owned()), None, Knows::default());
         assert_eq!(line, "show info json;show stat json;show tunnels id=cpe-* limit=1000 json");
-        assert_eq!(questions(&Want::Figures, Knows::default()).0, "show info json;show stat json");
+        assert_eq!(questions(&Want::Figures, None, Knows::default()).0, "show info json;show stat json");
         let want = Want::Tunnel("a".to_owned());
-        assert!(!questions(&want, Knows::default()).0.contains("show tunnel a"));
-        let (line, headings) = questions(&want, Knows { tunnel: true, drain: false });
+        assert!(!questions(&want, None, Knows::default()).0.contains("show tunnel a"));
+        let (line, headings) = questions(&want, None, Knows { tunnel: true, drain: false });
         assert!(line.ends_with("id=a limit=1 json;show tunnel a json") && headings == ["tunnel"]);
+    }
+
+    #[test]
+    fn pages_follow_each_other_to_the_end_or_to_the_bound() {
+        let page = |more| Page { tunnels: vec![tunnel("a", 0, 0), tunnel("b", 0, 0)], more };
+        let mut place = Place::default();
+        place.pass(&page(true));
+        assert_eq!((place.after.as_deref(), place.rows), (Some("b"), 2));
+        let (line, _) = questions(&Want::List("*".to_owned()), place.after.as_deref(), Knows::default());
+        assert!(line.ends_with("id=* after=b limit=1000 json"), "{line}");
+        place.pass(&page(false));
+        assert_eq!(place, Place::default());
+        for (rows, goes_on) in [(ROWS_MAX - 3, true), (ROWS_MAX - 2, false)] {
+            let mut place = Place { rows, ..Place::default() };
+            place.pass(&page(true));
+            assert_eq!(place.after.is_some(), goes_on);
+        }
     }
 
     #[test]

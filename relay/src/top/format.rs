@@ -13,6 +13,11 @@ pub(super) fn count(value: u64) -> String {
     text
 }
 
+/// `1 port`, `2 ports`.
+pub(super) fn number(value: u64, thing: &str) -> String {
+    format!("{} {thing}{}", count(value), if value == 1 { "" } else { "s" })
+}
+
 /// Three digits that matter and the letter of the power of a thousand: `0`, `7`, `12.3k`, `1.23M`.
 pub(super) fn short(value: f64) -> String {
     let (scaled, unit) = scale(value, 1000.0);

@@ -2,10 +2,11 @@
 //!
 //! Data goes one way: the relay's answers ([`answers`], asked for on a thread of its own, [`asker`]) become the
 //! [`model`]; keys change what is looked at ([`ui`]); the [`view`] draws both. **Invariant:** the relay is asked for one
-//! page of rows in a look, and for one look a second at most.
+//! page of tunnels in a look, and for one look a second at most.
 
 mod answers;
 mod args;
+mod around;
 mod asker;
 mod column;
 mod format;

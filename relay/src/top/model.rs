@@ -2,15 +2,13 @@
 //!
 //! It has no clock of its own and no screen: looks come with their times.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::answers::{Answers, Figures, Knows, Page, Tunnel};
-use super::asker::Want;
+use super::asker::{ROWS_MAX, Want};
 use super::history::History;
-
-/// Most tunnels of which an earlier look is remembered: four pages.
-const REMEMBERED_MAX: usize = 4000;
+use crate::trust::Glob;
 
 /// One look at the relay.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +17,8 @@ pub(super) struct Look {
     pub(super) at: Duration,
     /// What it was asked for.
     pub(super) want: Want,
+    /// Its page is the first one of the list.
+    pub(super) first_page: bool,
     /// What it answered.
     pub(super) answers: Answers,
     /// The processor time of each shard's thread so far, where the system tells.
@@ -64,6 +64,10 @@ pub(super) struct Row {
     pub(super) tunnel: Tunnel,
     /// Unknown until it was seen twice.
     pub(super) rates: Option<Rates>,
+    /// When it was last seen.
+    at: Duration,
+    /// In which round through the pages.
+    round: u64,
 }
 
 /// A shard, or all of them.
@@ -114,12 +118,12 @@ pub(super) struct Model {
     pub(super) shards: Vec<Load>,
     /// What was dropped or refused, most often now first, and then most often since the start.
     pub(super) losses: Vec<Loss>,
-    /// The last page of the list.
-    pub(super) rows: Vec<Row>,
-    /// The tunnel that was looked at more closely, if it is there.
-    pub(super) opened: Option<Row>,
-    /// There are more tunnels than the page holds.
-    pub(super) more: bool,
+    /// The tunnels, by their mediators' names: each page replaces its part of them.
+    pub(super) rows: BTreeMap<String, Row>,
+    /// Rounds through the pages that were begun.
+    round: u64,
+    /// A round was ended: no tunnel is missing.
+    pub(super) complete: bool,
     /// Why the last look had no page.
     pub(super) page_error: Option<String>,
     pub(super) history: History,
@@ -127,7 +131,6 @@ pub(super) struct Model {
     pub(super) notice: Option<Result<String, String>>,
     /// Two looks of the same relay were taken.
     pub(super) has_rates: bool,
-    remembered: HashMap<String, (Duration, Tunnel)>,
 }
 
 impl Default for Model {
@@ -138,14 +141,13 @@ impl Default for Model {
             total: Load::default(),
             shards: Vec::new(),
             losses: Vec::new(),
-            rows: Vec::new(),
-            opened: None,
-            more: false,
+            rows: BTreeMap::new(),
+            round: 0,
+            complete: false,
             page_error: None,
             history: History::default(),
             notice: None,
             has_rates: false,
-            remembered: HashMap::new(),
         }
     }
 }
@@ -168,7 +170,8 @@ impl Model {
         self.has_rates = same && elapsed > 0.0;
         if !same {
             // Another relay, or the same one anew: its counters begin at zero.
-            self.remembered.clear();
+            self.rows.clear();
+            self.complete = false;
         }
         let per_second = |old: Option<&u64>, new: &u64| match old {
             Some(old) if self.has_rates => new.saturating_sub(*old) as f64 / elapsed,
@@ -202,37 +205,51 @@ impl Model {
             losses(&self.look.answers.total, |name| rate(&before.answers.total, &self.look.answers.total, name));
         (self.total, self.shards, self.losses) = (total, shards, losses);
         self.connection = Connection::Up;
-        self.take_page();
+        self.take_page(&before.want);
         if self.has_rates {
             let tunnels = self.total.figure("tunnels_live");
             self.history.push(&self.total.rates, tunnels, self.total.dropped);
         }
     }
 
-    fn take_page(&mut self) {
-        let Some(page) = self.look.answers.page.take() else { return };
-        match page {
-            Ok(Page { tunnels, more }) => {
-                let at = self.look.at;
-                let mut rows = tunnels.into_iter().map(|tunnel| self.row(tunnel, at)).collect::<Vec<_>>();
-                match self.look.want {
-                    Want::Tunnel(_) => self.opened = rows.pop(),
-                    Want::List(_) | Want::Figures => (self.rows, self.more) = (rows, more),
-                }
-                self.page_error = None;
+    fn take_page(&mut self, before: &Want) {
+        let Page { tunnels, more } = match self.look.answers.page.take() {
+            None => return,
+            Some(Ok(page)) => page,
+            // The rows of the looks before are better than none.
+            Some(Err(error)) => {
+                self.page_error = Some(error);
+                return;
             }
-            // The rows of the look before are better than none.
-            Err(error) => self.page_error = Some(error),
+        };
+        self.page_error = None;
+        match &self.look.want {
+            Want::Tunnel(id) if tunnels.is_empty() => {
+                self.rows.remove(id);
+            }
+            Want::Tunnel(_) | Want::Figures => {}
+            Want::List(_) => {
+                self.round += u64::from(self.look.first_page);
+                // Another pattern is another list.
+                self.complete &= self.look.want == *before;
+            }
         }
-        if self.remembered.len() > REMEMBERED_MAX {
-            let newest = self.look.at;
-            self.remembered.retain(|_, (at, _)| *at == newest);
+        for tunnel in tunnels {
+            self.take_tunnel(tunnel);
+        }
+        if let (Want::List(glob), false) = (&self.look.want, more) {
+            // At the end of a round, what should have been met and was not is gone. Others wait for their pattern.
+            let glob = glob.parse().unwrap_or_else(|_| Glob::any());
+            let meant = |id: &str| id.parse().is_ok_and(|id| glob.matches(&id));
+            self.rows.retain(|id, row| row.round == self.round || !meant(id));
+            self.complete = true;
         }
     }
 
-    fn row(&mut self, tunnel: Tunnel, at: Duration) -> Row {
-        let old = self.remembered.insert(tunnel.id.clone(), (at, tunnel.clone()));
-        let rates = old.filter(|(_, old)| old.session == tunnel.session).and_then(|(before, old)| {
+    fn take_tunnel(&mut self, tunnel: Tunnel) {
+        let at = self.look.at;
+        let old = self.rows.remove(&tunnel.id).filter(|old| old.tunnel.session == tunnel.session);
+        let rates = old.and_then(|Row { tunnel: old, at: before, .. }| {
             let elapsed = at.saturating_sub(before).as_secs_f64();
             let rate = |old: u64, new: u64| new.saturating_sub(old) as f64 / elapsed;
             (elapsed > 0.0).then(|| Rates {
@@ -242,17 +259,9 @@ impl Model {
                 datagrams_out: rate(old.datagrams_out, tunnel.datagrams_out),
             })
         });
-        Row { tunnel, rates }
-    }
-
-    /// A tunnel as it was last seen; `None` if it is not connected.
-    pub(super) fn tunnel(&self, id: &str) -> Option<&Row> {
-        let opened = self.opened.as_ref().filter(|row| row.tunnel.id == id);
-        if self.look.want == Want::Tunnel(id.to_owned()) {
-            return opened;
+        if self.rows.len() < ROWS_MAX {
+            self.rows.insert(tunnel.id.clone(), Row { tunnel, rates, at, round: self.round });
         }
-        // The screen is new, and the next look will tell more.
-        self.rows.iter().find(|row| row.tunnel.id == id)
     }
 
     /// Mean part of a core that the shards take, and the busiest one with its own, where the system tells.
@@ -298,14 +307,14 @@ mod tests {
             &[("bytes_to_mediators", 100), ("tunnels_total", 5)],
             vec![tunnel("a", 0, 50)],
         ))));
-        assert!(!model.has_rates && model.rows[0].rates.is_none());
+        assert!(!model.has_rates && model.rows["a"].rates.is_none());
         model.take(News::Look(Box::new(look(
             3,
             &[("bytes_to_mediators", 300), ("tunnels_total", 25)],
             vec![tunnel("a", 0, 90)],
         ))));
         assert_eq!((model.total.rates.bytes_out, model.total.attached), (100.0, 10.0));
-        assert_eq!(model.rows[0].rates.unwrap().bytes_out, 20.0);
+        assert_eq!(model.rows["a"].rates.unwrap().bytes_out, 20.0);
     }
 
     #[test]
@@ -315,7 +324,7 @@ mod tests {
         let mut anew = look(6, &[("tunnels_total", 3)], vec![tunnel("a", 0, 10)]);
         anew.answers.info.pid += 1;
         model.take(News::Look(Box::new(anew)));
-        assert!(!model.has_rates && model.rows[0].rates.is_none() && model.total.attached == 0.0);
+        assert!(!model.has_rates && model.rows["a"].rates.is_none() && model.total.attached == 0.0);
     }
 
     #[test]
@@ -325,7 +334,7 @@ mod tests {
         let mut newer = tunnel("a", 0, 901);
         newer.session += 1;
         model.take(News::Look(Box::new(look(2, &[], vec![newer]))));
-        assert!(model.has_rates && model.rows[0].rates.is_none());
+        assert!(model.has_rates && model.rows["a"].rates.is_none());
     }
 
     #[test]
@@ -356,12 +365,38 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_has_a_bound() {
+    fn pages_add_up_to_the_whole_list_and_a_round_ends_what_is_gone() {
         let mut model = Model::default();
-        for page in 0..6 {
-            let tunnels = (0..1000).map(|n| tunnel(&format!("p{page}-{n}"), 0, 0)).collect();
-            model.take(News::Look(Box::new(look(page, &[], tunnels))));
-            assert!(model.remembered.len() <= REMEMBERED_MAX);
-        }
+        let mut page = |second, names: &[&str], first, more| {
+            let mut look = look(second, &[], names.iter().map(|id| tunnel(id, second * 10, 0)).collect());
+            look.first_page = first;
+            look.answers.page.as_mut().unwrap().as_mut().unwrap().more = more;
+            model.take(News::Look(Box::new(look)));
+            (model.rows.keys().cloned().collect::<Vec<_>>().join(""), model.complete)
+        };
+        assert_eq!(page(1, &["a", "b"], true, true), ("ab".to_owned(), false));
+        assert_eq!(page(2, &["c"], false, false), ("abc".to_owned(), true));
+        assert_eq!(page(3, &["a", "d"], true, true), ("abcd".to_owned(), true));
+        assert_eq!(page(5, &["e"], false, false), ("ade".to_owned(), true));
+        assert_eq!(model.rows["a"].rates.unwrap().bytes_in, 10.0);
+        assert!(model.rows["e"].rates.is_none());
+    }
+
+    #[test]
+    fn opened_tunnel_that_is_gone_leaves_the_list() {
+        let mut model = Model::default();
+        model.take(News::Look(Box::new(look(1, &[], vec![tunnel("a", 0, 0), tunnel("b", 0, 0)]))));
+        let mut opened = look(2, &[], vec![]);
+        opened.want = Want::Tunnel("a".to_owned());
+        model.take(News::Look(Box::new(opened)));
+        assert_eq!(model.rows.keys().collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn rows_have_a_bound() {
+        let mut model = Model::default();
+        let tunnels = (0..=ROWS_MAX).map(|n| tunnel(&n.to_string(), 0, 0)).collect();
+        model.take(News::Look(Box::new(look(1, &[], tunnels))));
+        assert_eq!(model.rows.len(), ROWS_MAX);
     }
 }

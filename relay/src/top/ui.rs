@@ -100,11 +100,14 @@ impl Ui {
         }
     }
 
-    /// The rows of the list, in its order: those of the page that pass the filter as it is written now.
+    /// The rows of the list, in its order: those that pass the filter as it is written now.
     pub(super) fn listed<'a>(&self, model: &'a Model) -> Vec<&'a Row> {
-        let glob = glob_of(&self.filter).unwrap_or_else(|_| Glob::any());
-        let passes = |row: &&Row| row.tunnel.id.parse().is_ok_and(|id| glob.matches(&id));
-        let mut rows: Vec<&Row> = model.rows.iter().filter(passes).collect();
+        let glob = glob_of(&self.filter).ok().filter(|glob| *glob != Glob::any());
+        let passes = |row: &&Row| {
+            let passes = |glob: &Glob| row.tunnel.id.parse().is_ok_and(|id| glob.matches(&id));
+            glob.as_ref().is_none_or(passes)
+        };
+        let mut rows: Vec<&Row> = model.rows.values().filter(passes).collect();
         rows.sort_by(|a, b| {
             let order = match self.sort {
                 Column::Id => a.tunnel.id.cmp(&b.tunnel.id),
@@ -350,7 +353,7 @@ mod tests {
         assert_eq!(ui.selected.as_deref(), Some("c"));
         press(&mut ui, &model, "n");
         assert_eq!(ui.mark(&ui.listed(&model)), Some(2));
-        model.rows.retain(|row| row.tunnel.id != "c");
+        model.rows.remove("c");
         assert_eq!(ui.mark(&ui.listed(&model)), Some(1));
         model.rows.clear();
         assert_eq!(ui.mark(&ui.listed(&model)), None);

@@ -7,8 +7,8 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Paragraph, Sparkline};
 
 use super::{ALARM, WARN};
-use crate::admin::phrase;
-use crate::top::format::{age, bits, count, cut, short};
+use crate::admin::{hidden, phrase};
+use crate::top::format::{age, bits, count, cut, number, short};
 use crate::top::history::Chart;
 use crate::top::model::{Connection, Model};
 use crate::top::ui::Ui;
@@ -54,7 +54,13 @@ fn title_line(model: &Model, ui: &Ui) -> Line<'static> {
     }
     let mut spans = vec![
         format!("isthmus-relay {}", phrase(&info.version)).bold(),
-        format!("  up {}  {}  {} shards", age(info.uptime_s), phrase(&info.listen), model.shards.len()).into(),
+        format!(
+            "  up {}  {}  {}",
+            age(info.uptime_s),
+            phrase(&info.listen),
+            number(model.shards.len() as u64, "shard")
+        )
+        .into(),
     ];
     if info.plaintext {
         spans.push(Span::styled("  PLAINTEXT", WARN));
@@ -68,9 +74,7 @@ fn title_line(model: &Model, ui: &Ui) -> Line<'static> {
 /// What is there now; while the relay cannot be asked, that, and why.
 fn counts_line(model: &Model) -> Line<'static> {
     match &model.connection {
-        Connection::Lost(why) => {
-            Line::styled(format!("no answer, trying again: {}", why.replace(char::is_control, "?")), ALARM)
-        }
+        Connection::Lost(why) => Line::styled(format!("no answer, trying again: {}", why.replace(hidden, "?")), ALARM),
         Connection::Asking => Line::default(),
         Connection::Up => {
             let shown = [
@@ -100,7 +104,7 @@ fn draw_charts(frame: &mut Frame<'_>, area: Rect, model: &Model) {
             Chart::Tunnels,
             "tunnels",
             count(model.total.figure("tunnels_live")),
-            format!("+{}", per_second(model.total.attached, "")),
+            if model.has_rates { format!("+{}/s", short(model.total.attached)) } else { "-".to_owned() },
             Color::Blue,
         ),
         (

@@ -7,7 +7,6 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::Paragraph;
 
 use super::WARN;
-use crate::top::asker::PAGE;
 use crate::top::column::Column;
 use crate::top::format::{count, cut};
 use crate::top::model::{Model, Row};
@@ -77,8 +76,9 @@ fn title(model: &Model, ui: &Ui, first: usize, shown: usize, passing: usize) -> 
     if !ui.filter.is_empty() {
         spans.push(format!(", filter {}", ui.filter).bold());
     }
-    if model.more {
-        spans.push(Span::styled(format!("; only the first {} by name: filter with /", count(PAGE as u64)), WARN));
+    let all = model.total.figure("tunnels_live");
+    if !model.complete && (model.rows.len() as u64) < all {
+        spans.push(Span::styled(format!("; of {} not all were read yet", count(all)), WARN));
     }
     if let Some(error) = &model.page_error {
         spans.push(Span::styled(format!("; {}", crate::admin::phrase(error)), WARN));

@@ -70,7 +70,7 @@ fn holds(picture: &str, parts: &[&str]) {
 fn eighty_by_twenty_four_tells_all_that_matters() {
     let picture = shown(&model(), &mut ui(), SMALL);
     let lines: Vec<&str> = picture.lines().collect();
-    holds(lines[0], &["isthmus-relay 0.1.0", "up 1m43s", "[::]:4470", "1 shards"]);
+    holds(lines[0], &["isthmus-relay 0.1.0", "up 1m43s", "[::]:4470", "1 shard"]);
     holds(lines[1], &["visitors 1,234"]);
     holds(lines[2], &["in", "1.00 Gbit/s", "5.00k dgram/s", "█"]);
     holds(lines[3], &["out", "10.0 Mbit/s", "█"]);
@@ -120,10 +120,20 @@ fn mark_moves_by_whole_pages() {
 }
 
 #[test]
-fn page_that_is_not_all_says_so() {
-    let mut model = model();
-    model.more = true;
-    holds(&shown(&model, &mut ui(), SMALL), &["only the first 1,000 by name"]);
+fn list_that_is_not_whole_says_so() {
+    let mut model = Model::default();
+    let mut first = seen(1);
+    first.answers.page.as_mut().unwrap().as_mut().unwrap().more = true;
+    model.take(News::Look(Box::new(first)));
+    holds(&shown(&model, &mut ui(), SMALL), &["tunnels 1-13 of 100", "of 15,000 not all were read yet"]);
+}
+
+#[test]
+fn fifty_thousand_tunnels_fit() {
+    let mut model = Model::default();
+    let tunnels = (0..50_000).map(|n| tunnel(&format!("cpe-{n:05}"), 0, n)).collect();
+    model.take(News::Look(Box::new(look(1, &counters(1), tunnels))));
+    holds(&shown(&model, &mut ui(), SMALL), &["tunnels 1-13 of 50,000"]);
 }
 
 #[test]
@@ -184,8 +194,7 @@ fn opened_tunnel_shows_what_its_mediator_reports_and_what_the_relay_adds() {
     ui.scrolled = 1000;
     shown(&model, &mut ui, LARGE);
     assert_eq!(ui.scrolled, 0);
-    ui.screen = Screen::Tunnel("cpe-002".to_owned());
-    model.look.want = Want::Tunnel("cpe-002".to_owned());
+    ui.screen = Screen::Tunnel("nobody".to_owned());
     holds(&shown(&model, &mut ui, SMALL), &["not connected"]);
 }
 

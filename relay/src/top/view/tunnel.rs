@@ -5,9 +5,9 @@ use ratatui::text::{Line, Span};
 use serde_json::Value;
 
 use super::{ALARM, WARN};
-use crate::admin::phrase;
+use crate::admin::{hidden, phrase};
 use crate::top::answers::Report;
-use crate::top::format::{age, bits, bytes, count, cut, micros, short};
+use crate::top::format::{age, bits, bytes, count, cut, micros, number, short};
 use crate::top::model::{Model, Row};
 
 /// Most entries shown of one list.
@@ -15,7 +15,7 @@ const SHOWN_MAX: usize = 500;
 
 /// All lines; the place may be too small for them.
 pub(super) fn lines(model: &Model, id: &str, width: usize) -> Vec<Line<'static>> {
-    let Some(row) = model.tunnel(id) else {
+    let Some(row) = model.rows.get(id) else {
         return vec![
             Line::from(format!("tunnel {id}")).bold(),
             Line::styled("not connected; it is looked for with each look", ALARM),
@@ -71,7 +71,7 @@ fn figures(row: &Row) -> Vec<Line<'static>> {
             "out",
             way(row.rates.map(|rates| (rates.bytes_out, rates.datagrams_out)), tunnel.bytes_out, tunnel.datagrams_out),
         ),
-        line("open", format!("{} ports, {} terminals", count(tunnel.ports), count(tunnel.terminals))),
+        line("open", format!("{}, {}", number(tunnel.ports, "port"), number(tunnel.terminals, "terminal"))),
         line("UDP", format!("{udp}, {} datagrams too large", count(tunnel.oversize))),
     ]
 }
@@ -125,6 +125,8 @@ fn entry_text(entry: &Value) -> String {
             let told = fields.iter().filter(|(_, value)| !value.is_null());
             told.map(|(name, value)| format!("{}={}", phrase(name), word(value))).collect::<Vec<_>>().join("  ")
         }
+        // Our own line may be longer than a text of others may be.
+        Value::String(line) => line.replace(hidden, "?"),
         other => word(other),
     }
 }
