@@ -9,7 +9,7 @@ use isthmus_e2e::program;
 use isthmus_settings::documents;
 
 /// Pages that others may link to already; whoever writes one takes it off here.
-const COMING: &[&str] = &["docs/install.md", "docs/metrics.md", "docs/records.md", "docs/stats.md", "docs/top.md"];
+const COMING: &[&str] = &[];
 
 /// Flags of other programs that the documentation uses.
 const OF_OTHERS: &[&str] = &[

@@ -192,6 +192,12 @@ pub struct Config {
     /// Unix socket of the management plane [default: DIR/stats.sock]
     #[arg(long, value_name = "PATH", env = "ISTHMUS_STATS_SOCKET")]
     pub stats_socket: Option<PathBuf>,
+    /// A further such socket, whose users may look and change what is carried, not whom is trusted [default: none]
+    #[arg(long, value_name = "PATH", env = "ISTHMUS_STATS_SOCKET_OPERATOR")]
+    pub stats_socket_operator: Option<PathBuf>,
+    /// A further such socket, whose users may look only [default: none]
+    #[arg(long, value_name = "PATH", env = "ISTHMUS_STATS_SOCKET_USER")]
+    pub stats_socket_user: Option<PathBuf>,
     /// HTTP for monitors: /metrics, /healthz, /readyz; docs/metrics.md [default: off]
     #[arg(long, value_name = "ADDR:PORT", env = "ISTHMUS_HTTP")]
     pub http: Option<SocketAddr>,

@@ -1,6 +1,7 @@
 //! A relay's life: load the keys, open the stats socket, start shards and management plane, wait, stop.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use isthmus_service::Notifier;
 use tokio::sync::{Notify, oneshot};
 
 use crate::admin::command::COMMANDS_MAX;
-use crate::admin::{self, Admin, Command, Limits, RelayInfo, ShardCounters, ShardHandle, StatsSocket};
+use crate::admin::{self, Admin, Command, Level, Limits, RelayInfo, ShardCounters, ShardHandle, StatsSocket};
 use crate::config::Config;
 use crate::http::HttpSocket;
 use crate::journal::{self, Journal, Recorder};
@@ -117,7 +118,13 @@ pub fn run_with(
     let kept = Kept::load(&config.state)?;
     let shared = Arc::new(Shared::new(config.clone(), &state, None)?);
     let source = TrustSource::new(config.state.clone(), config.trust(), shared.trust.clone());
-    let stats_socket = StatsSocket::bind(&config.stats_socket_path())?;
+    let levels = [
+        (Some(config.stats_socket_path()), Level::Admin),
+        (config.stats_socket_operator.clone(), Level::Operator),
+        (config.stats_socket_user.clone(), Level::User),
+    ];
+    let bind = |(path, level): (Option<PathBuf>, Level)| path.map(|path| Ok((StatsSocket::bind(&path)?, level)));
+    let sockets = levels.into_iter().filter_map(bind).collect::<anyhow::Result<Vec<_>>>()?;
     let bind = |listen| HttpSocket::bind(listen, config.http_token_file.as_deref());
     let http = config.http.map(bind).transpose()?;
     let threads_max = config.shards + 1;
@@ -151,7 +158,7 @@ pub fn run_with(
     let limits = Limits::default();
     let trust = Some(source);
     let admin = Admin {
-        socket: stats_socket,
+        sockets,
         http,
         shards: handles.clone(),
         info,

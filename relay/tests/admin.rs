@@ -287,3 +287,79 @@ fn many_operators_are_served_at_once() {
     }
     plane.stop();
 }
+
+#[test]
+fn socket_lets_do_what_its_level_is_and_no_more() {
+    let plane = plane(2);
+    for (name, looks, changes, trusts) in
+        [("user.sock", true, false, false), ("operator.sock", true, true, false), ("stats.sock", true, true, true)]
+    {
+        let mut client = plane.client_at(name);
+        for (command, allowed) in [
+            ("show tunnels", looks),
+            ("kill tunnel cpe-000", changes),
+            ("set log info", changes),
+            ("revoke mediator x", trusts),
+        ] {
+            let answer = client.ask(command);
+            assert_eq!(!answer.contains("needs the level"), allowed, "{name}: {command}: {answer}");
+        }
+    }
+    assert_eq!(plane.client().figure("admin_refused_level"), 4);
+    plane.stop();
+}
+
+#[test]
+fn what_operators_did_is_among_the_events_and_a_watcher_sees_it_come() {
+    let plane = plane(2);
+    let (mut client, mut watcher) = (plane.client(), plane.client_at("user.sock"));
+    assert!(client.ask("set log info").starts_with("log"), "it is done");
+    let shown = client.ask("show events");
+    assert!(shown.contains(" operator - set log info"), "{shown}");
+    let json = client.ask_json("show events limit=1 json");
+    assert_eq!((&json["events"][0]["what"], &json["v"]), (&"operator".into(), &1.into()), "{json}");
+    assert_eq!(client.ask("show events id=cpe-*"), "");
+
+    watcher.send("show events limit=0 -w\n");
+    client.ask("set log debug");
+    let mut line = String::new();
+    let mut byte = [0];
+    while !line.ends_with('\n') {
+        watcher.stream.read_exact(&mut byte).unwrap();
+        line.push(char::from(byte[0]));
+    }
+    assert!(line.ends_with(" operator - set log debug\n"), "{line}");
+    // Whatever he sends ends it, and the connection goes on.
+    watcher.send("\n");
+    watcher.answer();
+    assert!(watcher.ask("show info").starts_with("name: "));
+    plane.stop();
+}
+
+#[test]
+fn help_knows_one_command_and_prompt_shows_when_the_next_may_come() {
+    let plane = plane(1);
+    let mut client = plane.client();
+    let help = client.ask("help show tunnel");
+    assert!(help.lines().count() == 2 && help.lines().all(|line| line.starts_with("show tunnel")), "{help}");
+    assert!(client.ask("help shwo").contains("unknown command 'shwo'"));
+    client.send("prompt\nshow events\n");
+    let mut text = vec![0; 5];
+    client.stream.read_exact(&mut text).unwrap();
+    assert_eq!(String::from_utf8(text).unwrap(), "> \n> ");
+    plane.stop();
+}
+
+#[test]
+fn one_tunnel_is_shown_with_its_ports_and_terminals() {
+    let plane = plane(2);
+    let mut client = plane.client();
+    let text = client.ask("show tunnel cpe-001");
+    for part in ["cpe-001", "terminal desk from ", "port 7 tcp of a visitor"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let json = client.ask_json("show tunnel cpe-001 json");
+    assert_eq!(json["detail"]["tunnel"]["id"], "cpe-001");
+    assert!(client.ask("show tunnel nobody").contains("no tunnel of nobody"));
+    plane.stop();
+}

@@ -6,6 +6,7 @@
 use std::fmt::Write;
 
 use serde::Serialize;
+use serde_json::Value;
 
 /// Begins every answer that is an error; `ctl` looks for it.
 pub(super) const ERROR: &str = "error: ";
@@ -52,9 +53,17 @@ pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// One line of JSON, in which every control character is escaped: serde_json leaves DEL and the C1 set as they are.
+/// Raised when a field of any answer goes or changes its meaning; new fields may come any time.
+const VERSION: u32 = 1;
+
+/// One line of JSON, an object with the version `v`, in which every control character is escaped: serde_json leaves DEL and the C1 set as they are.
 pub(super) fn json(value: &impl Serialize) -> Result<String, String> {
-    let plain = serde_json::to_string(value).map_err(|error| format!("cannot write JSON: {error}"))?;
+    let cannot = |error: serde_json::Error| format!("cannot write JSON: {error}");
+    let mut value = serde_json::to_value(value).map_err(cannot)?;
+    if let Value::Object(object) = &mut value {
+        object.insert("v".to_owned(), VERSION.into());
+    }
+    let plain = serde_json::to_string(&value).map_err(cannot)?;
     let mut line = String::with_capacity(plain.len() + 1);
     for c in plain.chars() {
         if hidden(c) {

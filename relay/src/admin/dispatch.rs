@@ -4,7 +4,9 @@ use isthmus_proto::MediatorId;
 
 use super::answer::phrase;
 use super::command::{ROWS_MAX, TunnelFilter};
+use super::level::Level;
 use crate::expose::{BadExpose, Expose, ServerPort};
+use crate::journal::{Event, KEPT};
 use crate::names::{BadNameRoute, NameRoute, Pattern};
 use crate::publish::{BadPublish, Ports, PublishSpec};
 use crate::trust::{Glob, Target, token_named};
@@ -13,12 +15,17 @@ use crate::trust::{Glob, Target, token_named};
 const LIMIT_MAX: usize = ROWS_MAX - 1;
 const LIMIT_DEFAULT: usize = 1000;
 
+/// Events that are shown unless a limit says otherwise.
+const EVENTS_DEFAULT: usize = 100;
+
 /// What `help` says.
 pub(super) const HELP: &str = "\
 show info [json]                                           the relay itself
 show stat [json]                                           every counter, in total and per shard
 show metrics                                               the same and more, as Prometheus reads it
 show tunnels [id=GLOB] [after=ID] [limit=N] [json]         connected mediators, by name
+show tunnel ID [json]                                      one mediator: ports, terminals, environment
+show events [id=GLOB] [limit=N] [-w] [json]                what happened; with -w also what happens from now on
 show publishes [json]                                      published ports
 publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]          lend a port; [save] keeps it over a restart
 unpublish PROTO:ADDR:PORT [now]                            close it; visitors stay, but for [now]
@@ -38,7 +45,8 @@ revoke token JTI                                           end what that token l
 revoke mediator ID                                         end what that mediator was issued so far
 revoke terminal NAME                                       end what that terminal was issued so far
 kill tunnel ID                                             end a mediator's tunnel; it may connect again
-help                                                       this list
+help [COMMAND]                                             this list, or of it what begins so
+prompt                                                     show '> ' when the next command may come
 quit                                                       end this connection
 Commands end with a line's end or ';', answers with a blank line; errors begin with 'error: '.
 ";
@@ -53,13 +61,21 @@ pub(super) enum Format {
 /// One command, understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Request {
-    Help,
+    /// All of it, or of the commands that begin so.
+    Help(Option<String>),
+    Prompt,
     Quit,
     Info(Format),
     Stat(Format),
     Metrics,
     /// The filter's limit is the page's.
     Tunnels(TunnelFilter, Format),
+    Detail(MediatorId, Format),
+    Events {
+        filter: EventsFilter,
+        watch: bool,
+        format: Format,
+    },
     Publishes(Format),
     Trust(Format),
     ReloadTrust,
@@ -90,30 +106,84 @@ pub(super) enum Request {
 }
 
 impl Request {
-    /// Whether others should know that an operator gave it.
-    pub(super) fn changes(&self) -> bool {
+    /// What one has to be to give it.
+    pub(super) fn level(&self) -> Level {
         match self {
-            Self::Help | Self::Quit | Self::Info(_) | Self::Stat(_) | Self::Tunnels(..) | Self::Publishes(_) => false,
-            Self::Metrics => false,
-            Self::Trust(_) | Self::Asks(_) | Self::Exposes(_) | Self::Names(_) | Self::Check => false,
-            Self::ReloadTrust | Self::Revoke(..) | Self::Publish { .. } | Self::Unpublish { .. } => true,
-            Self::Expose(_) | Self::Unexpose { .. } | Self::Name(_) | Self::Unname(_) => true,
-            Self::Reload | Self::SetLog(_) | Self::Kill(_) => true,
+            Self::Help(_) | Self::Prompt | Self::Quit | Self::Info(_) | Self::Stat(_) | Self::Metrics => Level::User,
+            Self::Tunnels(..) | Self::Detail(..) | Self::Events { .. } | Self::Publishes(_) => Level::User,
+            Self::Trust(_) | Self::Asks(_) | Self::Exposes(_) | Self::Names(_) => Level::User,
+            Self::Publish { .. } | Self::Unpublish { .. } | Self::Expose(_) | Self::Unexpose { .. } => Level::Operator,
+            Self::Name(_) | Self::Unname(_) | Self::SetLog(_) | Self::Kill(_) | Self::Check => Level::Operator,
+            Self::Reload | Self::ReloadTrust | Self::Revoke(..) => Level::Admin,
         }
     }
+}
+
+/// Which events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct EventsFilter {
+    /// Of mediators of this pattern only.
+    pub(super) glob: Option<Glob>,
+    /// How many of those that were.
+    pub(super) limit: usize,
+}
+
+impl EventsFilter {
+    pub(super) fn passes(&self, event: &Event) -> bool {
+        match (&self.glob, &event.mediator) {
+            (None, _) => true,
+            (Some(glob), Some(id)) => glob.matches(id),
+            (Some(_), None) => false,
+        }
+    }
+}
+
+/// The help's lines on the commands that begin so.
+pub(super) fn help(words: &str) -> Result<String, String> {
+    let found: String = HELP.lines().filter(|line| line.starts_with(words)).map(|line| format!("{line}\n")).collect();
+    if found.is_empty() { Err(unknown(words)) } else { Ok(found) }
+}
+
+fn unknown(command: &str) -> String {
+    let command = command.trim();
+    let shown = phrase(command);
+    match nearest(command) {
+        Some(near) => format!("unknown command '{shown}'; did you mean '{near}'? 'help' lists them"),
+        None => format!("unknown command '{shown}'; 'help' lists them"),
+    }
+}
+
+/// The words of a command that are most like these, if any are.
+fn nearest(command: &str) -> Option<String> {
+    let words = |text: &str| {
+        let plain = |word: &&str| word.bytes().all(|byte| byte.is_ascii_lowercase());
+        text.split(' ').take_while(plain).take(2).collect::<Vec<_>>().join(" ")
+    };
+    let given = command.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
+    let commands = HELP.lines().filter(|line| line.contains("  ")).map(words).filter(|words| !words.is_empty());
+    let likeness = |near: &String| strsim::jaro_winkler(near, &given);
+    commands.max_by(|a, b| likeness(a).total_cmp(&likeness(b))).filter(|near| likeness(near) >= 0.8)
 }
 
 /// Reads one command; an error is a text for the operator.
 pub(super) fn parse(command: &str) -> Result<Request, String> {
     let words: Vec<&str> = command.split_whitespace().collect();
     match words.as_slice() {
-        ["help"] => Ok(Request::Help),
+        ["help"] => Ok(Request::Help(None)),
+        ["help", ..] => Ok(Request::Help(Some(words[1..].join(" ")))),
+        ["prompt"] => Ok(Request::Prompt),
         ["quit" | "exit"] => Ok(Request::Quit),
         ["show", "info", rest @ ..] => format_only(rest).map(Request::Info),
         ["show", "stat", rest @ ..] => format_only(rest).map(Request::Stat),
         ["show", "metrics"] => Ok(Request::Metrics),
         ["show", "publishes", rest @ ..] => format_only(rest).map(Request::Publishes),
         ["show", "tunnels", rest @ ..] => tunnels(rest),
+        ["show", "tunnel", id, rest @ ..] => match id.parse() {
+            Ok(id) => format_only(rest).map(|format| Request::Detail(id, format)),
+            Err(error) => Err(format!("'{}': {error}", phrase(id))),
+        },
+        ["show", "tunnel"] => Err("write: show tunnel ID [json]".to_owned()),
+        ["show", "events", rest @ ..] => events(rest),
         ["kill", "tunnel", id] => id.parse().map(Request::Kill).map_err(|error| format!("'{}': {error}", phrase(id))),
         ["show", "asks", rest @ ..] => format_only(rest).map(Request::Asks),
         ["show", "exposes", rest @ ..] => format_only(rest).map(Request::Exposes),
@@ -157,7 +227,7 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         ["set", ..] => Err("write: set log FILTER".to_owned()),
         ["check", "tunnels"] => Ok(Request::Check),
         ["kill", "tunnel", ..] => Err("write: kill tunnel ID".to_owned()),
-        _ => Err(format!("unknown command '{}'; 'help' lists them", phrase(command.trim()))),
+        _ => Err(unknown(command)),
     }
 }
 
@@ -180,6 +250,27 @@ fn format_only(words: &[&str]) -> Result<Format, String> {
         ["json"] => Ok(Format::Json),
         [word, ..] => Err(format!("'{}' is not understood here; 'help' lists the commands", phrase(word))),
     }
+}
+
+fn events(words: &[&str]) -> Result<Request, String> {
+    let mut filter = EventsFilter { glob: None, limit: EVENTS_DEFAULT };
+    let (mut watch, mut format) = (false, Format::Text);
+    for word in words {
+        let bad = |why: String| format!("'{}': {why}", phrase(word));
+        match word.split_once('=') {
+            None if *word == "json" => format = Format::Json,
+            None if *word == "-w" => watch = true,
+            Some(("id", glob)) => {
+                filter.glob = Some(glob.parse().map_err(|error: crate::trust::BadGlob| bad(error.to_string()))?);
+            }
+            Some(("limit", limit)) => match limit.parse() {
+                Ok(limit @ 0..=KEPT) => filter.limit = limit,
+                _ => return Err(bad(format!("a limit is a number from 0 to {KEPT}"))),
+            },
+            _ => return Err(bad("write id=GLOB, limit=N, -w or json".to_owned())),
+        }
+    }
+    Ok(Request::Events { filter, watch, format })
 }
 
 fn tunnels(words: &[&str]) -> Result<Request, String> {
@@ -265,7 +356,16 @@ mod tests {
             let short = full.split(" [").next().unwrap();
             assert!(parse(short).is_ok(), "{command}");
         }
-        assert_eq!(commands.len(), 26);
+        assert_eq!(commands.len(), 29);
+    }
+
+    #[test]
+    fn every_command_is_in_the_documentation() {
+        let page = include_str!("../../../docs/stats.md");
+        for line in HELP.lines().filter(|line| line.contains("  ")) {
+            let command = line.split("  ").next().unwrap_or_default();
+            assert!(page.contains(&format!("`{command}`")), "docs/stats.md says nothing of `{command}`");
+        }
     }
 
     #[test]
@@ -281,7 +381,11 @@ mod tests {
     #[test]
     fn errors_say_what_to_write() {
         for (command, part) in [
-            ("shwo info", "'help' lists"),
+            ("shwo info", "did you mean 'show info'"),
+            ("kil tunnel x", "did you mean 'kill tunnel'"),
+            ("show tunnel", "show tunnel ID"),
+            ("show events limit=4097", "0 to 4096"),
+            ("show events -f", "-w"),
             ("", "'help' lists"),
             ("show", "'help' lists"),
             ("show info xml", "'xml'"),

@@ -9,8 +9,10 @@ pub mod command;
 pub mod counters;
 pub mod ctl;
 mod dispatch;
+mod events;
 mod exposing;
 pub mod histogram;
+mod level;
 mod listener;
 mod manager;
 mod metrics;
@@ -32,6 +34,7 @@ pub use command::{
 };
 pub use counters::{Counter, Counters, ShardCounters};
 pub use histogram::{Histograms, Series};
+pub use level::Level;
 pub use listener::StatsSocket;
 pub use serve::{Admin, Limits, RelayInfo, Stop, serve};
 pub use show::CHECK_ANSWER_MAX;

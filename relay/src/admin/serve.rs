@@ -12,12 +12,13 @@ use isthmus_service::Notifier;
 use slab::Slab;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_uring::net::UnixStream;
 
 use super::asking::{self, Asked};
 use super::command::{Command, ShardHandle};
+use super::level::Level;
 use super::listener::StatsSocket;
 use super::publishing::{self, KeptLock};
 use super::{manager, pages, reload, session};
@@ -37,8 +38,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// All that the management plane needs.
 #[derive(Debug)]
 pub struct Admin {
-    /// Where operators come in.
-    pub socket: StatsSocket,
+    /// Where operators come in, and what they may there.
+    pub sockets: Vec<(StatsSocket, Level)>,
     /// Where monitors come in.
     pub http: Option<HttpSocket>,
     /// The shards, in the order of their numbers.
@@ -142,8 +143,12 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     // `tokio_uring::net::UnixListener::bind` fails on current kernels; an ordinary listener's connections do not.
-    let listener = admin.socket.listener().and_then(UnixListener::from_std).context("cannot use the stats socket")?;
-    let Admin { socket, http, shards, info, limits, trust, config, kept, asking, journal, recorder, records, manager } =
+    let (accepted, mut callers) = mpsc::channel(1);
+    for (socket, level) in &admin.sockets {
+        let listener = socket.listener().and_then(UnixListener::from_std).context("cannot use the stats socket")?;
+        tokio::task::spawn_local(accept(listener, *level, accepted.clone()));
+    }
+    let Admin { sockets, http, shards, info, limits, trust, config, kept, asking, journal, recorder, records, manager } =
         admin;
     let plane = Rc::new(Plane {
         shards,
@@ -193,14 +198,8 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
                     tracing::error!(%error, "a management session failed");
                 }
             }
-            accepted = listener.accept() => match accepted.and_then(|(stream, _)| into_uring(stream)) {
-                Ok(stream) => {
-                    sessions.spawn_local(session::serve(plane.clone(), stream));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot take a management connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+            Some((stream, level)) = callers.recv() => {
+                sessions.spawn_local(session::serve(plane.clone(), stream, level));
             }
         }
     };
@@ -210,7 +209,8 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
     // Its connections end with it.
     http.inspect(|http| http.abort());
     telling.abort();
-    drop(socket);
+    drop(callers);
+    drop(sockets);
     for (_, stream) in plane.streams.borrow().iter() {
         // It fails only where the other end has gone already.
         let _ = stream.shutdown(Shutdown::Both);
@@ -218,6 +218,23 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
     // A session may still wait for a shard; what is left after this is cut off with the runtime.
     let _ = tokio::time::timeout(SESSIONS_END, async { while sessions.join_next().await.is_some() {} }).await;
     Ok(reason)
+}
+
+/// Takes connections, until nobody wants them any more.
+async fn accept(listener: UnixListener, level: Level, callers: mpsc::Sender<(UnixStream, Level)>) {
+    loop {
+        match listener.accept().await.and_then(|(stream, _)| into_uring(stream)) {
+            Ok(stream) => {
+                if callers.send((stream, level)).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot take a management connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
 }
 
 fn into_uring(stream: tokio::net::UnixStream) -> std::io::Result<UnixStream> {
@@ -271,6 +288,7 @@ pub(super) struct Tally {
     pub(super) refused: Cell<u64>,
     pub(super) commands: Cell<u64>,
     pub(super) errors: Cell<u64>,
+    pub(super) refused_level: Cell<u64>,
     pub(super) lines_oversize: Cell<u64>,
     pub(super) idle_timeouts: Cell<u64>,
     pub(super) write_timeouts: Cell<u64>,
@@ -289,6 +307,7 @@ impl Tally {
             ("admin_connections_refused", &self.refused),
             ("admin_commands_total", &self.commands),
             ("admin_errors_total", &self.errors),
+            ("admin_refused_level", &self.refused_level),
             ("admin_lines_oversize", &self.lines_oversize),
             ("admin_idle_timeouts", &self.idle_timeouts),
             ("admin_write_timeouts", &self.write_timeouts),

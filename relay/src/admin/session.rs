@@ -13,13 +13,15 @@ use tokio::time::timeout;
 use tokio_uring::net::UnixStream;
 
 use super::answer::ERROR;
+use super::answer::phrase;
 use super::dispatch::{self, HELP, Request};
+use super::level::Level;
 use super::serve::{Plane, Tally};
-use super::{asking, exposing, metrics, naming, publishing, reload, show, stats, trust};
+use super::{asking, events, exposing, metrics, naming, publishing, reload, show, stats, trust};
 use crate::journal::What;
 
 /// Serves one connection to its end.
-pub(super) async fn serve(plane: Rc<Plane>, stream: UnixStream) {
+pub(super) async fn serve(plane: Rc<Plane>, stream: UnixStream, level: Level) {
     let stream = Rc::new(stream);
     Tally::count(&plane.tally.connections);
     if plane.streams.borrow().len() >= plane.limits.connections_max {
@@ -31,16 +33,26 @@ pub(super) async fn serve(plane: Rc<Plane>, stream: UnixStream) {
     }
     let key = plane.streams.borrow_mut().insert(stream.clone());
     // Whatever ends it, the operator sees it at his end: not worth a log line.
-    converse(&plane, &stream).await;
+    converse(&plane, &stream, level).await;
     // The descriptor's own close comes some time later.
     let _ = stream.shutdown(Shutdown::Both);
     plane.streams.borrow_mut().remove(key);
 }
 
 /// The session is over: the operator said so or closed, a limit was hit (and counted), or the connection broke.
-struct End;
+pub(super) struct End;
 
-async fn converse(plane: &Plane, stream: &UnixStream) -> End {
+/// What a connection is.
+struct Manner {
+    level: Level,
+    prompt: bool,
+}
+
+/// Shown before each command where that is asked for.
+const PROMPT: &str = "> ";
+
+async fn converse(plane: &Plane, stream: &UnixStream, level: Level) -> End {
+    let mut manner = Manner { level, prompt: false };
     let mut pending: Vec<u8> = Vec::new();
     let mut chunk = Vec::with_capacity(plane.limits.line_max);
     loop {
@@ -50,7 +62,7 @@ async fn converse(plane: &Plane, stream: &UnixStream) -> End {
             }
             let rest = pending.split_off(at + 1);
             let line = std::mem::replace(&mut pending, rest);
-            if let Err(end) = answer_line(plane, stream, &line).await {
+            if let Err(end) = answer_line(plane, stream, &line, &mut manner).await {
                 return end;
             }
         }
@@ -67,7 +79,7 @@ async fn converse(plane: &Plane, stream: &UnixStream) -> End {
         match result {
             Ok(0) => {
                 // The last command needs no line's end.
-                return answer_line(plane, stream, &pending).await.err().unwrap_or(End);
+                return answer_line(plane, stream, &pending, &mut manner).await.err().unwrap_or(End);
             }
             Ok(_) => pending.extend_from_slice(&read),
             Err(_) => return End,
@@ -77,14 +89,29 @@ async fn converse(plane: &Plane, stream: &UnixStream) -> End {
 }
 
 /// Answers the commands of one line. Empty ones have no answer.
-async fn answer_line(plane: &Plane, stream: &UnixStream, line: &[u8]) -> Result<(), End> {
+async fn answer_line(plane: &Plane, stream: &UnixStream, line: &[u8], manner: &mut Manner) -> Result<(), End> {
     let line = String::from_utf8_lossy(line);
     for command in line.split(';').filter(|command| !command.trim().is_empty()) {
         Tally::count(&plane.tally.commands);
         let answer = match dispatch::parse(command) {
             Ok(Request::Quit) => return Err(End),
+            Ok(request) if request.level() > manner.level => {
+                Tally::count(&plane.tally.refused_level);
+                let (word, needed, level) = (phrase(command.trim()), request.level(), manner.level);
+                Err(format!(
+                    "'{word}' needs the level {needed}, and this socket's is {level}; use the relay's --stats-socket"
+                ))
+            }
+            Ok(Request::Prompt) => {
+                manner.prompt = true;
+                continue;
+            }
+            Ok(Request::Events { filter, watch: true, format }) => {
+                events::watch(plane, stream, &filter, format).await?;
+                Ok(String::new())
+            }
             Ok(request) => {
-                let changing = request.changes();
+                let changing = request.level() > Level::User;
                 let answer = execute(plane, request).await;
                 if changing && answer.is_ok() {
                     plane.recorder.record(What::Operator, None, command.trim());
@@ -100,12 +127,18 @@ async fn answer_line(plane: &Plane, stream: &UnixStream, line: &[u8]) -> Result<
         text.push('\n');
         write(plane, stream, text).await?;
     }
+    if manner.prompt {
+        write(plane, stream, PROMPT.to_owned()).await?;
+    }
     Ok(())
 }
 
 async fn execute(plane: &Plane, request: Request) -> Result<String, String> {
     match request {
-        Request::Help | Request::Quit => Ok(HELP.to_owned()),
+        Request::Help(None) | Request::Prompt | Request::Quit => Ok(HELP.to_owned()),
+        Request::Help(Some(words)) => dispatch::help(&words),
+        Request::Detail(id, format) => show::detail(plane, id, format).await,
+        Request::Events { filter, format, .. } => events::show(plane, &filter, format),
         Request::Info(format) => stats::info(plane, format),
         Request::Stat(format) => stats::stat(plane, format),
         Request::Metrics => Ok(metrics::render(plane)),
@@ -130,7 +163,7 @@ async fn execute(plane: &Plane, request: Request) -> Result<String, String> {
     }
 }
 
-async fn write(plane: &Plane, stream: &UnixStream, text: String) -> Result<(), End> {
+pub(super) async fn write(plane: &Plane, stream: &UnixStream, text: String) -> Result<(), End> {
     match bounded(stream, plane.limits.write, stream.write_all(text.into_bytes())).await {
         Some((Ok(()), _)) => Ok(()),
         Some((Err(_), _)) => Err(End),

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::{json, phrase, table, word};
-use super::command::{Command, PublishRow, TunnelFilter, TunnelRow};
+use super::command::{Command, PublishRow, TunnelDetail, TunnelFilter, TunnelRow};
 use super::counters::Counter;
 use super::dispatch::Format;
 use super::serve::Plane;
@@ -117,6 +117,47 @@ fn publish_cells(row: &PublishRow) -> Vec<String> {
         row.flows_live.to_string(),
         row.flows_total.to_string(),
     ]
+}
+
+/// One mediator.
+pub(super) async fn detail(plane: &Plane, mediator: MediatorId, format: Format) -> Result<String, String> {
+    let detail = ask_detail(plane, mediator.clone()).await?.ok_or_else(|| format!("no tunnel of {mediator}"))?;
+    match format {
+        Format::Json => json(&json!({ "detail": detail })),
+        Format::Text => Ok(detail_text(&detail)),
+    }
+}
+
+/// What its shard knows of it; `None` if it is not connected.
+pub(super) async fn ask_detail(plane: &Plane, mediator: MediatorId) -> Result<Option<Box<TunnelDetail>>, String> {
+    let owner = usize::from(mediator.shard(plane.shards.len()).0);
+    let (reply, answer) = oneshot::channel();
+    plane.send(owner, Command::Detail { mediator, reply })?;
+    answer_of(plane, owner, answer, plane.reply_deadline()).await
+}
+
+fn detail_text(detail: &TunnelDetail) -> String {
+    let mut text = tunnel_table(std::slice::from_ref(&detail.tunnel), false);
+    let report = &detail.tunnel.report;
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "os: {}", phrase(&report.os));
+    for interface in &report.interfaces {
+        let addresses: Vec<String> = interface.addresses.iter().map(|address| word(&address.to_string())).collect();
+        let _ = writeln!(text, "interface {}: {}", word(&interface.name), addresses.join(" "));
+    }
+    let policy: Vec<String> = report.policy.iter().map(|rule| word(&rule.to_string())).collect();
+    let _ = writeln!(text, "allows: {}", policy.join(" "));
+    for terminal in &detail.terminals {
+        let from = terminal.observed.map_or_else(|| "-".to_owned(), |address| address.to_string());
+        let _ = writeln!(text, "terminal {} from {from}", phrase(&terminal.name));
+    }
+    for port in &detail.ports {
+        let _ = writeln!(text, "port {} {} of a {}", port.id, port.kind, port.of);
+    }
+    if detail.ports_more {
+        let _ = writeln!(text, "# there are more ports than these");
+    }
+    text
 }
 
 /// Ends one tunnel, at the shard that owns it.

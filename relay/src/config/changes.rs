@@ -38,6 +38,8 @@ impl Config {
             allow_name,
             ask_hold,
             stats_socket,
+            stats_socket_operator,
+            stats_socket_user,
             http,
             http_token_file,
             records,
@@ -68,6 +70,8 @@ impl Config {
         at_start.one("socks", socks, &new.socks);
         at_start.one("socks-open", socks_open, &new.socks_open);
         at_start.one("stats-socket", stats_socket, &new.stats_socket);
+        at_start.one("stats-socket-operator", stats_socket_operator, &new.stats_socket_operator);
+        at_start.one("stats-socket-user", stats_socket_user, &new.stats_socket_user);
         at_start.one("http", http, &new.http);
         at_start.one("http-token-file", http_token_file, &new.http_token_file);
         at_start.one("records", records, &new.records);

@@ -15,7 +15,7 @@ use isthmus_proto::hello::Report;
 use isthmus_proto::{MediatorId, ShardId};
 use isthmus_relay::admin::command::COMMANDS_MAX;
 use isthmus_relay::admin::{
-    Admin, Command, ExposeRow, ExposeState, Limits, PortRow, PublishRow, RelayInfo, ShardCounters, ShardHandle,
+    Admin, Command, ExposeRow, ExposeState, Level, Limits, PortRow, PublishRow, RelayInfo, ShardCounters, ShardHandle,
     StatsSocket, Stop, TerminalRow, TunnelDetail, TunnelRow, Unpublish, Unpublished, serve,
 };
 use isthmus_relay::config::{self, Invocation};
@@ -258,7 +258,12 @@ impl Plane {
         manager: Notifier,
     ) -> Self {
         let path = dir.path().join("stats.sock");
-        let socket = StatsSocket::bind(&path).unwrap();
+        let level = |name: &str, level| (StatsSocket::bind(&dir.path().join(name)).unwrap(), level);
+        let sockets = vec![
+            level("stats.sock", Level::Admin),
+            level("operator.sock", Level::Operator),
+            level("user.sock", Level::User),
+        ];
         let (stop, stopped) = oneshot::channel();
         let info = RelayInfo {
             listen: "127.0.0.1:4470".parse().unwrap(),
@@ -275,7 +280,7 @@ impl Plane {
         let http = config.http.map(|listen| HttpSocket::bind(listen, config.http_token_file.as_deref()).unwrap());
         let (recorder, inbox) = isthmus_relay::journal::queue();
         let admin = Admin {
-            socket,
+            sockets,
             http,
             shards,
             info,
@@ -295,6 +300,11 @@ impl Plane {
 
     pub(crate) fn client(&self) -> Client {
         Client::connect(&self.path)
+    }
+
+    /// At the socket of another level.
+    pub(crate) fn client_at(&self, name: &str) -> Client {
+        Client::connect(&self.dir.path().join(name))
     }
 
     /// Stops plane and shards; how the plane ended.

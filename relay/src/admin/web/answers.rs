@@ -2,11 +2,10 @@
 
 use isthmus_proto::{Code, MediatorId};
 use serde_json::{Map, Value, json};
-use tokio::sync::oneshot;
 
 use super::history::is_drop;
 use crate::admin::answer;
-use crate::admin::command::{Command, TunnelFilter};
+use crate::admin::command::TunnelFilter;
 use crate::admin::counters::{Counter, ShardCounters};
 use crate::admin::serve::Plane;
 use crate::admin::show;
@@ -16,9 +15,6 @@ use crate::trust::Glob;
 /// Rows of one page of mediators.
 const LIMIT_DEFAULT: usize = 50;
 const LIMIT_MAX: usize = 500;
-
-/// Raised when a field goes or changes its meaning; new fields may come any time.
-const VERSION: u32 = 1;
 
 /// The relay itself: what it is, what there is now, and what was refused or dropped since the start.
 pub(super) fn overview(plane: &Plane) -> Result<String, String> {
@@ -37,7 +33,6 @@ pub(super) fn overview(plane: &Plane) -> Result<String, String> {
         .map(|(code, count)| json!({ "reason": code.word(), "value": count }))
         .collect();
     answer::json(&json!({
-        "v": VERSION,
         "relay_version": env!("CARGO_PKG_VERSION"),
         "uptime_s": info.started.elapsed().as_secs(),
         "listen": info.listen,
@@ -83,20 +78,13 @@ pub(super) fn filter(asked: &Asked) -> Result<TunnelFilter, String> {
 /// A page of mediators, in the order of their names.
 pub(super) async fn tunnels(plane: &Plane, filter: TunnelFilter) -> Result<String, String> {
     let (rows, more) = show::page(plane, filter).await?;
-    answer::json(&json!({ "v": VERSION, "tunnels": rows, "more": more }))
+    answer::json(&json!({ "tunnels": rows, "more": more }))
 }
 
 /// One mediator; `None` if it is not connected.
 pub(super) async fn tunnel(plane: &Plane, mediator: MediatorId) -> Result<Option<String>, String> {
-    let owner = usize::from(mediator.shard(plane.shards.len()).0);
-    let (reply, answer) = oneshot::channel();
-    plane.send(owner, Command::Detail { mediator, reply })?;
-    let Some(detail) = show::answer_of(plane, owner, answer, plane.reply_deadline()).await? else { return Ok(None) };
-    let mut value = serde_json::to_value(&*detail).map_err(|error| error.to_string())?;
-    if let Value::Object(object) = &mut value {
-        object.insert("v".into(), json!(VERSION));
-    }
-    answer::json(&value).map(Some)
+    let Some(detail) = show::ask_detail(plane, mediator).await? else { return Ok(None) };
+    answer::json(&detail).map(Some)
 }
 
 /// Every counter of every shard.
@@ -105,5 +93,5 @@ pub(super) fn shards(plane: &Plane) -> Result<String, String> {
         Counter::ALL.iter().map(|&counter| (counter.word().to_owned(), json!(shard.get(counter)))).collect()
     };
     let shards: Vec<_> = plane.shards.iter().map(|shard| of(&shard.counters)).collect();
-    answer::json(&json!({ "v": VERSION, "shards": shards }))
+    answer::json(&json!({ "shards": shards }))
 }
