@@ -45,7 +45,7 @@ impl Measured {
     }
 
     fn published(&self, proto: &str) -> SocketAddr {
-        published(&self.world, proto)
+        published(&self.world, proto).parse().unwrap()
     }
 
     /// A visitor of each kind.

@@ -88,7 +88,7 @@ fn full_disk_costs_records_that_are_counted_and_no_traffic() {
     let world = Loopback::start(&["--records", "/dev/full", "--publish", &format!("tcp:127.0.0.1:0=cpe/{tcp}")], &[]);
     let port = published(&world, "tcp");
     for _ in 0..3 {
-        let mut visitor = TcpStream::connect(port).unwrap();
+        let mut visitor = TcpStream::connect(&port).unwrap();
         visitor.write_all(b"x").unwrap();
         visitor.read_exact(&mut [0; 1]).unwrap();
     }

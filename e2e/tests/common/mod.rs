@@ -141,14 +141,3 @@ pub(crate) fn echo_hosts() -> (SocketAddr, SocketAddr) {
     });
     addresses
 }
-
-/// Where visitors of this protocol come in; the relay has one such port.
-pub(crate) fn published(world: &Loopback, proto: &str) -> SocketAddr {
-    let mut ctl = Command::new(program("isthmus-relay"));
-    ctl.arg("ctl").arg("--state").arg(world.keys.path()).args(["show", "publishes", "json"]);
-    let answer = String::from_utf8(ctl.output().unwrap().stdout).unwrap();
-    let rows: serde_json::Value = serde_json::from_str(&answer).unwrap();
-    let texts = rows["publishes"].as_array().unwrap().iter().map(|row| row["publish"].to_string());
-    let of = |text: String| Some(text.split_once(&format!("{proto}:"))?.1.split_once('=')?.0.parse().unwrap());
-    texts.into_iter().find_map(of).unwrap_or_else(|| panic!("no {proto} port in {rows}"))
-}
