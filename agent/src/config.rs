@@ -8,7 +8,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 use isthmus_proto::ask::{Ask, PortAsk};
 use isthmus_proto::door::name::HostName;
 use isthmus_proto::hello::Offer;
@@ -153,6 +154,8 @@ pub enum Invocation {
     Run(Box<Config>),
     /// Set one up.
     Enroll(EnrollArgs),
+    /// Look whether all is well with these settings.
+    Doctor(Box<Config>, DoctorArgs),
     /// Completions, man pages.
     Pages(Pages),
 }
@@ -164,10 +167,19 @@ impl Config {
     /// # Errors
     /// Whatever cannot be used. The token is read once, so that a bad one shows at the start.
     pub fn from_process() -> Result<Invocation, ConfigError> {
-        let args: Args = isthmus_settings::parse(std::env::args_os(), RULES).unwrap_or_else(|error| error.exit());
-        match args.command {
+        let mut args: Args = isthmus_settings::parse(std::env::args_os(), RULES).unwrap_or_else(|error| error.exit());
+        let command = args.command.take();
+        match command {
+            Some(Sub::Enroll(_) | Sub::Pages(_)) if began_with_flags() => {
+                let text = "flags before this word do nothing; leave them out";
+                Args::command().error(ErrorKind::ArgumentConflict, text).exit()
+            }
             Some(Sub::Enroll(args)) => Ok(Invocation::Enroll(args)),
             Some(Sub::Pages(pages)) => Ok(Invocation::Pages(pages)),
+            Some(Sub::Doctor(doctor)) => {
+                let config = Self::resolve(args, |name| std::env::var_os(name))?;
+                Ok(Invocation::Doctor(Box::new(config), doctor))
+            }
             None => {
                 let config = Self::resolve(args, |name| std::env::var_os(name))?;
                 Ok(Invocation::Run(Box::new(config)))
@@ -246,12 +258,25 @@ impl Config {
     }
 }
 
+/// Whether the process's first word is a flag.
+fn began_with_flags() -> bool {
+    std::env::args_os().nth(1).is_some_and(|word| word.to_string_lossy().starts_with('-'))
+}
+
+/// Arguments of `doctor`.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct DoctorArgs {
+    /// For programs: one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Whoever knows the token is the mediator.
 const RULES: Rules = Rules { secrets: &["token"], alternatives: &[] };
 
 /// Lends this machine's network to terminals, through a relay, within what you allow.
 #[derive(Parser)]
-#[command(name = "isthmus-agent", version, args_conflicts_with_subcommands = true)]
+#[command(name = "isthmus-agent", version)]
 struct Args {
     #[command(subcommand)]
     command: Option<Sub>,
@@ -342,6 +367,9 @@ struct Args {
 enum Sub {
     /// Set this mediator up with the line that `isthmus-relay enroll MEDIATOR` printed
     Enroll(EnrollArgs),
+    /// Look whether this machine and these settings let the mediator run well; its flags go before this word. The exit code is
+    /// 0 if they do, 1 after warnings, 2 after errors
+    Doctor(DoctorArgs),
     #[command(flatten)]
     Pages(Pages),
 }

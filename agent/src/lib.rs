@@ -6,6 +6,7 @@
 mod asking;
 mod audit;
 pub mod config;
+pub mod doctor;
 pub mod enroll;
 pub mod environment;
 pub mod log;

@@ -11,14 +11,18 @@ fn main() -> ExitCode {
     let outcome = Config::from_process().map_err(anyhow::Error::new).and_then(|invocation| {
         let config = match invocation {
             Invocation::Run(config) => *config,
-            Invocation::Enroll(args) => return isthmus_agent::enroll::run(&args),
-            Invocation::Pages(pages) => return Ok(config::pages(&pages)?),
+            Invocation::Enroll(args) => return isthmus_agent::enroll::run(&args).map(|()| ExitCode::SUCCESS),
+            Invocation::Doctor(config, args) => return Ok(isthmus_agent::doctor::run(&config, args.json)),
+            Invocation::Pages(pages) => {
+                config::pages(&pages)?;
+                return Ok(ExitCode::SUCCESS);
+            }
         };
         isthmus_agent::log::init(config.log);
-        isthmus_agent::run(config)
+        isthmus_agent::run(config).map(|()| ExitCode::SUCCESS)
     });
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("isthmus-agent: {error:#}");
             ExitCode::FAILURE

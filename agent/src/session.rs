@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -13,10 +14,11 @@ use isthmus_proto::link::{ChannelClock, Lifetime, LinkConfig, Maintain, Side};
 use isthmus_proto::record::{self, ClientHandshake, UdpSecret};
 use isthmus_proto::wire::Frame;
 use isthmus_ring::{Family, Socket, UdpOptions};
+use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
-use crate::config::Trust;
+use crate::config::{Config, Trust};
 use crate::mediator::Mediator;
 
 /// The service port's UDP sockets of one session are the relay's single number from several local ones.
@@ -31,16 +33,11 @@ impl Mediator {
     }
 
     fn begin(&self, engine: &mut Engine, relay: SocketAddr) -> anyhow::Result<Key> {
-        let identity = self.config.identity.as_ref().map(|(cert, key)| identity(cert, key)).transpose()?;
         let caller = match &self.config.trust {
             Trust::Plaintext => Caller::Plaintext,
-            Trust::Pin(pin) => tls_caller(record::Trust::Pin(*pin), identity)?,
-            Trust::Ca(path) => {
-                let authorities: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
-                    .with_context(|| format!("--ca: cannot read {}", path.display()))?
-                    .collect();
-                let authorities = authorities.with_context(|| format!("--ca: {} is no PEM file", path.display()))?;
-                tls_caller(record::Trust::Ca(authorities), identity)?
+            Trust::Pin(_) | Trust::Ca(_) => {
+                let (tls, name) = tls_config(&self.config)?;
+                Caller::Tls(Box::new(ClientHandshake::new(tls, name)?))
             }
         };
         let socket = Socket::tcp(Family::from(relay)).context("cannot make a socket")?;
@@ -161,11 +158,25 @@ fn identity(cert: &Path, key: &Path) -> anyhow::Result<record::Identity> {
     Ok(record::Identity { chain, key })
 }
 
-fn tls_caller(trust: record::Trust, identity: Option<record::Identity>) -> anyhow::Result<Caller> {
-    let config = record::client_config_with_identity(trust, identity)
+/// How the relay proves itself, and this mediator if by a certificate; and the name by which the relay is asked for.
+///
+/// # Errors
+/// Files that cannot be read or used. Without TLS there is no such thing.
+pub(crate) fn tls_config(config: &Config) -> anyhow::Result<(Arc<ClientConfig>, ServerName<'static>)> {
+    let identity = config.identity.as_ref().map(|(cert, key)| identity(cert, key)).transpose()?;
+    let trust = match &config.trust {
+        Trust::Plaintext => bail!("there is no TLS with --plaintext"),
+        Trust::Pin(pin) => record::Trust::Pin(*pin),
+        Trust::Ca(path) => {
+            let authorities: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
+                .with_context(|| format!("--ca: cannot read {}", path.display()))?
+                .collect();
+            record::Trust::Ca(authorities.with_context(|| format!("--ca: {} is no PEM file", path.display()))?)
+        }
+    };
+    let tls = record::client_config_with_identity(trust, identity)
         .context("--ca, or --cert and --key, cannot be used (do the latter fit together?)")?;
-    let name = ServerName::try_from(hello::SERVER_NAME).context("a relay's name is not valid")?;
-    Ok(Caller::Tls(Box::new(ClientHandshake::new(config, name)?)))
+    Ok((tls, ServerName::try_from(hello::SERVER_NAME).context("a relay's name is not valid")?))
 }
 
 fn from_hex(text: &str) -> Option<[u8; 32]> {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -37,6 +37,8 @@ pub struct Token {
     pub mediator: MediatorId,
     /// For how long it was issued, if it says.
     pub lifetime: Option<Duration>,
+    /// When it ends, if it says.
+    pub expires: Option<SystemTime>,
 }
 
 /// Why a token cannot be used; the text names the flag and the cure.
@@ -148,7 +150,10 @@ fn parse_token(text: &str, flag: &'static str) -> Result<Token, TokenError> {
     };
     let lifetime = exp.zip(iat).map(|(exp, iat)| Duration::from_secs(exp.saturating_sub(iat)));
     match (role.as_deref(), name.and_then(|id| id.parse().ok())) {
-        (Some("mediator"), Some(mediator)) => Ok(Token { text: text.to_owned(), mediator, lifetime }),
+        (Some("mediator"), Some(mediator)) => {
+            let expires = exp.and_then(|exp| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(exp)));
+            Ok(Token { text: text.to_owned(), mediator, lifetime, expires })
+        }
         (Some("mediator") | None, _) => Err(TokenError::NoMediator(flag)),
         (Some(role), _) => Err(TokenError::OtherRole { flag, role: printable(role) }),
     }
@@ -161,7 +166,7 @@ fn certified(path: &Path) -> Result<Token, TokenError> {
         bad(format!("no certificate ({error}); give a PEM file that begins with the mediator's own"))
     })?;
     match Certified::read(&certificate).map_err(|error| bad(error.to_string()))?.holder {
-        Holder::Mediator(mediator) => Ok(Token { text: String::new(), mediator, lifetime: None }),
+        Holder::Mediator(mediator) => Ok(Token { text: String::new(), mediator, lifetime: None, expires: None }),
         Holder::Terminal(_) => Err(bad("a terminal's certificate; give one with a URI isthmus:mediator:ID".into())),
     }
 }

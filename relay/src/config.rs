@@ -52,6 +52,8 @@ pub enum Invocation {
     Fingerprint(FingerprintArgs),
     /// Send a command to a running relay.
     Ctl(CtlArgs),
+    /// Look whether all is well with these settings.
+    Doctor(Box<Config>, DoctorArgs),
     /// Completions, man pages.
     Pages(Pages),
     /// Watch a running relay.
@@ -89,14 +91,20 @@ where
         Some(Sub::Ctl(args)) => Ok(Invocation::Ctl(args)),
         Some(Sub::Pages(pages)) => Ok(Invocation::Pages(pages)),
         Some(Sub::Top(args)) => Ok(Invocation::Top(args)),
-        None => {
-            let mut config = cli.config;
-            config.state = cli.state.unwrap_or_default();
-            config.source = words;
-            config.check(cores()).map_err(|text| Cli::command().error(ErrorKind::ValueValidation, text))?;
-            Ok(Invocation::Run(Box::new(config)))
-        }
+        Some(Sub::Doctor(args)) => Ok(Invocation::Doctor(configured(cli.config, cli.state, words)?, args)),
+        None => Ok(Invocation::Run(configured(cli.config, cli.state, words)?)),
     }
+}
+
+/// The settings of a relay, checked as a whole.
+fn configured(mut config: Config, state: Option<PathBuf>, words: Vec<OsString>) -> Result<Box<Config>, clap::Error> {
+    if state.is_none() {
+        return Err(Cli::command().error(ErrorKind::MissingRequiredArgument, "give --state DIR"));
+    }
+    config.state = state.unwrap_or_default();
+    config.source = words;
+    config.check(cores()).map_err(|text| Cli::command().error(ErrorKind::ValueValidation, text))?;
+    Ok(Box::new(config))
 }
 
 #[derive(Debug, Parser)]
@@ -126,6 +134,9 @@ enum Sub {
     Ctl(CtlArgs),
     #[command(flatten)]
     Pages(Pages),
+    /// Look whether this machine and these settings let the relay run well; the relay's flags go before this word. The exit
+    /// code is 0 if they do, 1 after warnings, 2 after errors
+    Doctor(DoctorArgs),
     /// Watch the running relay: rates, drops, shards and tunnels on one screen; docs/top.md
     Top(TopArgs),
 }
@@ -446,6 +457,14 @@ pub struct FingerprintArgs {
     /// Directory of the keys; made if it is absent
     #[arg(long, value_name = "DIR", env = "ISTHMUS_STATE")]
     pub state: PathBuf,
+}
+
+/// Arguments of `doctor`.
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// For programs: one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `ctl`.

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod asked;
 pub mod config;
+pub mod doctor;
 pub mod expose;
 pub mod http;
 pub mod journal;

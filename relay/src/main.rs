@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Fingerprint(args)) => token_cmd::fingerprint(&args).map(|()| ExitCode::SUCCESS),
         Ok(Invocation::Ctl(args)) => admin::ctl::run(&args),
         Ok(Invocation::Pages(pages)) => config::pages(&pages).map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        Ok(Invocation::Doctor(config, args)) => Ok(isthmus_relay::doctor::run(&config, args.json)),
         Ok(Invocation::Top(args)) => top::run(&args).map(|()| ExitCode::SUCCESS),
         Err(error) => error.exit(),
     };

@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+mod doctor;
 mod notify;
 mod pages;
 
+pub use doctor::{Finding, Findings, Severity};
 pub use notify::Notifier;
 pub use pages::Pages;

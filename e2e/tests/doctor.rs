@@ -1,0 +1,86 @@
+//! `doctor`, at real programs: what is wrong is found by its name, with the cure and the exit code.
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use isthmus_e2e::{Loopback, program};
+use serde_json::Value;
+
+/// What a doctor said: its exit code, and its findings.
+fn ask(mut doctor: Command) -> (i32, Vec<Value>) {
+    let output = doctor.args(["doctor", "--json"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let answer: Value = serde_json::from_str(&text)
+        .unwrap_or_else(|error| panic!("{error}: {text}{}", String::from_utf8_lossy(&output.stderr)));
+    assert_eq!(answer["v"], 1);
+    (output.status.code().unwrap(), answer["findings"].as_array().unwrap().clone())
+}
+
+#[track_caller]
+fn severity(findings: &[Value], name: &str) -> String {
+    let of_name = |finding: &&Value| finding["name"].as_str().is_some_and(|text| text.starts_with(name));
+    let found = findings.iter().find(of_name).unwrap_or_else(|| panic!("no {name} in {findings:#?}"));
+    let severity = found["severity"].as_str().unwrap();
+    assert!(!["warning", "error"].contains(&severity) || found["cure"].as_str().is_some_and(|cure| !cure.is_empty()));
+    severity.to_owned()
+}
+
+fn agent(relay: &str, pin: &str, token: &str) -> Command {
+    let mut agent = Command::new(program("isthmus-agent"));
+    agent.env_remove("ISTHMUS_RELAY").args(["--relay", relay, "--pin", pin, "--token", token]);
+    agent
+}
+
+#[test]
+fn mediator_that_is_well_has_no_error_and_keeps_its_running_tunnel() {
+    let mut world = Loopback::start(&[], &[]);
+    let token = world.keys.mediator_token("cpe", &[]);
+    let (code, findings) = ask(agent(&world.service, world.keys.pin(), &token));
+    assert!(code < 2, "{findings:#?}");
+    for name in ["kernel", "io_uring", "token", "relay's name", "TCP", "TLS"] {
+        assert_eq!(severity(&findings, name), "ok", "{name}");
+    }
+    assert!(world.agent.runs());
+    assert!(!world.agent.lines().iter().any(|line| line.contains("tunnel lost")), "the doctor took its tunnel");
+}
+
+#[test]
+fn wrong_pin_dead_relay_and_ended_token_are_errors_of_their_own() {
+    let world = Loopback::start(&[], &[]);
+    let token = world.keys.mediator_token("cpe", &[]);
+    let other = "SHA256:0000000000000000000000000000000000000000000000000000000000000000";
+    let (code, findings) = ask(agent(&world.service, other, &token));
+    assert_eq!((code, severity(&findings, "TCP").as_str(), severity(&findings, "TLS").as_str()), (2, "ok", "error"));
+
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (code, findings) = ask(agent(&unused, world.keys.pin(), &token));
+    assert_eq!((code, severity(&findings, "TCP").as_str()), (2, "error"));
+
+    let short = world.keys.mediator_token("cpe", &["--ttl", "1s"]);
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let (code, findings) = ask(agent(&world.service, world.keys.pin(), &short));
+    assert_eq!((code, severity(&findings, "token").as_str()), (2, "error"));
+}
+
+#[test]
+fn relay_tells_its_own_running_ports_from_those_of_others() {
+    let world = Loopback::start(&[], &[]);
+    let relay = |listen: &str| {
+        let mut relay = Command::new(program("isthmus-relay"));
+        relay.arg("--state").arg(world.keys.path()).args(["--listen", listen]);
+        relay
+    };
+    let (code, findings) = ask(relay(&world.service));
+    assert!(code < 2, "{findings:#?}");
+    assert_eq!(severity(&findings, "relay"), "note");
+    assert_eq!(severity(&findings, "--listen tcp"), "ok");
+    assert_eq!(severity(&findings, "trust"), "ok");
+
+    let dir = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut other = Command::new(program("isthmus-relay"));
+    other.arg("--state").arg(dir.path().join("state"));
+    other.args(["--listen", &taken.local_addr().unwrap().to_string()]);
+    let (code, findings) = ask(other);
+    assert_eq!((code, severity(&findings, "--listen tcp").as_str()), (2, "error"));
+}
