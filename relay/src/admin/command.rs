@@ -21,8 +21,7 @@ use crate::trust::{Glob, Trust};
 /// Commands that may wait for a shard; one more is refused, and the operator told that the shard is busy.
 pub const COMMANDS_MAX: usize = 256;
 
-/// Most rows that one command asks of a shard. The rows are made within a turn of its loop, so this bounds how
-/// long an operator can hold up the traffic.
+/// One more than the most rows of one page. The shards are asked for it in parts.
 pub const ROWS_MAX: usize = 10_001;
 
 /// What a shard is asked to do, between two turns of its loop.
