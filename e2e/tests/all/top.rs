@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 use isthmus_e2e::{Loopback, Process, SOON, program};
 use tempfile::TempDir;
 
-mod common;
-use common::{ctl, published, until};
+use crate::common::{ctl, published, until};
 
 /// A tmux server of the test's own, with one program on its screen.
 struct Tmux {

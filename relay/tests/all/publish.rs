@@ -1,10 +1,8 @@
 //! Published ports that come and go at run time, from an operator's side; the sockets are real, the shards are not.
 
-mod common;
-
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
-use common::{Client, Plane};
+use crate::common::{Client, Plane};
 use isthmus_relay::admin::Limits;
 
 fn plane(flags: &[&str]) -> Plane {

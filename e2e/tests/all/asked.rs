@@ -1,15 +1,13 @@
 //! Ports and names of the relay that a mediator's own configuration asks for, with the real programs on the loopback
 //! interface.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Host, counter, ctl, curl, name_port, until};
+use crate::common::{Host, counter, ctl, curl, name_port, until};
 use isthmus_e2e::{Loopback, Process, SOON, have, program};
 use rustix::process::Signal;
 use tempfile::TempDir;

@@ -1,11 +1,9 @@
 //! Exposed UDP services: private hosts' datagrams at a port of their mediator reach a public address, and its answers them.
 
-mod common;
-
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 
-use common::{bound, counter, ctl, exposed, until};
+use crate::common::{bound, counter, ctl, exposed, until};
 use isthmus_e2e::{Agent, Keys, Loopback, Ns, Relay, SOON, World};
 use isthmus_proto::door::proxy_protocol::{Ends, Transport, Version, encode};
 

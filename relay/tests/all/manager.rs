@@ -1,13 +1,11 @@
 //! What the service manager hears of a relay, with shards that only answer commands.
 
-mod common;
-
 use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Plane};
+use crate::common::{PATIENCE, Plane};
 use isthmus_relay::admin::{Command, ShardHandle};
 use isthmus_service::Notifier;
 use tempfile::TempDir;

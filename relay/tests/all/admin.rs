@@ -1,13 +1,11 @@
 //! The stats socket from an operator's side, with shards that only answer commands.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Client, Plane, names, row};
+use crate::common::{Client, Plane, names, row};
 use isthmus_proto::{Code, ShardId};
 use isthmus_relay::admin::{Command, Counter, Counters, Limits, ShardHandle, Stop, TunnelRow};
 

@@ -1,7 +1,5 @@
 //! The HTTP server from a client's side, byte by byte; and the relay's own pages.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, Plane};
+use crate::common::{PATIENCE, Plane};
 use hyper::StatusCode;
 use isthmus_relay::admin::{self, Command, ShardHandle};
 use isthmus_relay::http::{Access, Body, HttpSocket, Limits, Reply, Router, Tally, serve, text};

@@ -1,13 +1,11 @@
 //! Name routing: clients that know nothing of Isthmus reach what a mediator has by the name that they ask for.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Host, counter, ctl, curl, name_port};
+use crate::common::{Host, counter, ctl, curl, name_port};
 use isthmus_e2e::{Loopback, Process, SOON, have, word_after};
 
 /// Enough that two shards both accept some.
@@ -177,7 +175,7 @@ fn visitors_are_shared_by_those_mediators_that_are_there() {
     assert_eq!(names, ["200 m-1", "200 m-2", "200 m-3"], "{served:?}");
     assert!(served.values().all(|&count| count >= 5), "{served:?}");
 
-    let listen = common::published(&world, "tcp");
+    let listen = crate::common::published(&world, "tcp");
     let mark = world.relay.mark();
     for _ in 0..8 {
         assert_eq!(curl(&listen, "any"), "200 x");
@@ -219,12 +217,12 @@ fn routes_change_while_visitors_stay() {
     let route = format!("a.example=cpe/{}", new.address);
     assert_eq!(ctl(&world, &format!("name {route}")).trim(), format!("replaced by {route}"));
     // Shards take it between two turns.
-    common::until(Duration::from_secs(10), || curl(&port, "a.example") == "200 new");
+    crate::common::until(Duration::from_secs(10), || curl(&port, "a.example") == "200 new");
     assert_eq!(ctl(&world, "show names").trim(), route);
     let mut rest = String::new();
     stays.read_to_string(&mut rest).expect("an orderly end");
     assert!(rest.ends_with("old"), "{rest}");
     assert_eq!(ctl(&world, "unname a.example").trim(), format!("removed {route}"));
-    common::until(Duration::from_secs(10), || curl(&port, "a.example").starts_with("421 "));
+    crate::common::until(Duration::from_secs(10), || curl(&port, "a.example").starts_with("421 "));
     assert!(ctl(&world, "unname a.example").contains("no route is for a.example"));
 }

@@ -1,13 +1,11 @@
 //! Session records, as a relay writes them.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use common::{echo_hosts, published};
+use crate::common::{echo_hosts, published};
 use isthmus_e2e::{Loopback, SOON, program};
 use serde_json::{Value, json};
 

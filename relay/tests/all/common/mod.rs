@@ -1,7 +1,5 @@
 //! A management plane with shards that only answer commands, and clients of its socket.
 
-#![allow(dead_code, reason = "each test binary uses a part")]
-
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;

@@ -1,11 +1,9 @@
 //! The PROXY protocol, out to hosts and in from load balancers.
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 
-use common::{Host, counter, name_port, published};
+use crate::common::{Host, counter, name_port, published};
 use isthmus_e2e::{Agent, Keys, Loopback, Ns, Process, Proto, Relay, SOON, World, have};
 use isthmus_proto::door::proxy_protocol::{Ends, Header, Transport, Version, decode, encode, encode_local};
 use rustix::net::{AddressFamily, SocketType};

@@ -1,11 +1,9 @@
 //! A reload from an operator's side; the sockets are real, the shards are not.
 
-mod common;
-
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
 
-use common::{Client, Plane};
+use crate::common::{Client, Plane};
 use isthmus_relay::admin::Limits;
 
 struct Reloaded {

@@ -1,7 +1,5 @@
 //! Hosts whose visitors are looked at, and clients.
 
-#![allow(dead_code, reason = "each test binary uses a part")]
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;

@@ -1,11 +1,9 @@
 //! Exposed services: private hosts reach a public address by a server port of their mediator.
 
-mod common;
-
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use common::{Host, bound, counter, ctl, exposed, until};
+use crate::common::{Host, bound, counter, ctl, exposed, until};
 use isthmus_e2e::{Loopback, SOON};
 use isthmus_proto::door::proxy_protocol::{Ends, Transport, Version, encode};
 

@@ -1,7 +1,5 @@
 //! What the relay measures, as Prometheus, the dashboard and the alerts see it.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
@@ -11,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{echo_hosts, published};
+use crate::common::{echo_hosts, published};
 use isthmus_e2e::{Loopback, Process, SOON, have, program, word_after};
 use serde_json::Value;
 

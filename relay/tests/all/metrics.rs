@@ -1,17 +1,15 @@
 //! `/metrics` and `show metrics`: the same text, documented, and without anybody's name.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 
-use common::{Client, PATIENCE, Plane, names, row};
+use crate::common::{Client, PATIENCE, Plane, names, row};
 use isthmus_proto::{Code, ShardId};
 use isthmus_relay::admin::{Counter, Counters, Limits, Series, ShardCounters};
 
-const DOCS: &str = include_str!("../../docs/metrics.md");
+const DOCS: &str = include_str!("../../../docs/metrics.md");
 
 fn plane() -> Plane {
     let rows = names(3).iter().map(|id| row(id.as_str(), ShardId(0))).collect();

@@ -1,8 +1,6 @@
 //! `check tunnels`, on the loopback interface.
 
-mod common;
-
-use common::{counter, ctl};
+use crate::common::{counter, ctl};
 use isthmus_e2e::Loopback;
 use rustix::process::Signal;
 

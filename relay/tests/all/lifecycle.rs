@@ -1,14 +1,12 @@
 //! A relay's start and stop, with shards that only answer commands. Signals reach the whole process, so the
 //! scenarios run one after the other in one test.
 
-mod common;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use common::{Client, PATIENCE, fake_shard};
+use crate::common::{Client, PATIENCE, fake_shard};
 use isthmus_relay::config::{Config, Invocation, parse};
 use isthmus_relay::run::{RunningShard, ShardSeat, Shards, Shared, run_with};
 use rustix::process::{Signal, getpid, kill_process};

@@ -1,11 +1,9 @@
 //! The binary's subcommands, from a shell's side.
 
-mod common;
-
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::{Plane, row};
+use crate::common::{Plane, row};
 use isthmus_proto::ShardId;
 use isthmus_relay::admin::Limits;
 

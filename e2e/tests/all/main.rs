@@ -1,0 +1,31 @@
+//! Programs against each other, as their users run them. One binary: linking one for each subject took longer than the tests.
+
+mod agent_reload;
+mod asked;
+mod check;
+mod common;
+mod doctor;
+mod documents;
+mod environment;
+mod expose;
+mod expose_udp;
+mod greeting;
+mod maintain;
+mod manager;
+mod metrics;
+mod names;
+mod page;
+mod pages;
+mod proxy_protocol;
+mod published_tcp;
+mod published_udp;
+mod records;
+mod redirect;
+mod requests;
+mod security;
+mod socks;
+mod stats;
+mod terminal;
+mod top;
+mod trust;
+mod world;
