@@ -238,3 +238,20 @@ fn once_prints_one_picture_as_text_and_says_when_there_is_no_relay() {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && error.contains("no relay runs"), "{error}");
 }
+
+#[test]
+fn program_ends_when_its_terminal_has_gone() {
+    let busy = Busy::start();
+    let Some(tmux) = busy.show(&[]) else { return };
+    tmux.wait("the list before its end", |screen| screen.contains("hub-2"));
+    let output = tmux.tmux(&["display-message", "-p", "#{pane_pid}"]).output().expect("tmux can be started");
+    let shell = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    let children = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap();
+    let top = format!("/proc/{}", children.split_whitespace().next().expect("the program runs"));
+    drop(tmux);
+    let deadline = Instant::now() + SOON;
+    while std::fs::read_to_string(format!("{top}/cmdline")).is_ok_and(|words| words.contains("top")) {
+        assert!(Instant::now() < deadline, "it goes on without a terminal");
+        thread::sleep(Duration::from_millis(50));
+    }
+}

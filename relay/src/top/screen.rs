@@ -72,22 +72,42 @@ fn watch(terminal: &mut DefaultTerminal, asker: &Asker, mut ui: Ui, ended: &Rece
     }
 }
 
-/// Tells of SIGTERM and SIGHUP, which would leave the terminal as it is. (Ctrl-C is a key here.)
+/// Between two looks whether the terminal is still there.
+const TERMINAL_LOOK: Duration = Duration::from_secs(1);
+
+/// Whether the terminal has gone: not every way of losing it sends SIGHUP.
+fn is_hung_up() -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let stdin = io::stdin();
+    let mut fds = [PollFd::new(&stdin, PollFlags::empty())];
+    poll(&mut fds, Some(&Timespec::default())).is_ok() && fds[0].revents().contains(PollFlags::HUP)
+}
+
+/// Tells of SIGTERM and SIGHUP, which would leave the terminal as it is, and of the terminal's loss. (Ctrl-C is a key here.)
+///
+/// Reading keys from a terminal that has gone may never return, and takes a whole processor: who does not end by himself
+/// within a second is ended.
 fn end_signals() -> io::Result<Receiver<()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (tell, ended) = crossbeam_channel::bounded(1);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let entered = runtime.enter();
     let (mut terminate, mut hangup) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
     drop(entered);
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         runtime.block_on(async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = hangup.recv() => {}
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => return,
+                    _ = hangup.recv() => return,
+                    () = tokio::time::sleep(TERMINAL_LOOK) => if is_hung_up() { return },
+                }
             }
         });
         let _ = tell.send(());
+        std::thread::sleep(TERMINAL_LOOK);
+        ratatui::restore();
+        std::process::exit(0);
     })?;
     Ok(ended)
 }
