@@ -94,12 +94,18 @@ fn refused(words: &[String], take: impl Fn(&[String]) -> Result<(), clap::Error>
     }
 }
 
-/// The lines of a document's code blocks, with their numbers; a line that ends in `\` is one with the next.
+/// The lines of a document's code blocks, with their numbers; a line that ends in `\` is one with the next. What is
+/// fenced as `text` shows a screen, and is no code.
 pub fn code_lines(text: &str) -> Vec<(usize, String)> {
     let (mut lines, mut fenced, mut may_indent) = (Vec::<(usize, String)>::new(), false, true);
+    let mut is_picture = false;
     for (n, line) in text.lines().enumerate() {
         if line.trim_start().starts_with("```") {
             fenced = !fenced;
+            is_picture = fenced && line.trim() == "```text";
+            continue;
+        }
+        if is_picture {
             continue;
         }
         // An indented block begins behind an empty line; other indented lines are a list's.

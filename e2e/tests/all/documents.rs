@@ -16,9 +16,16 @@ const OF_OTHERS: &[&str] = &[
     // cargo and scripts
     "--bins",
     "--once",
+    "--static",
     "--open",
     "--release",
     "--workspace",
+    // container engines and systemctl
+    "--network",
+    "--now",
+    "--rm",
+    "--security-opt",
+    "--user",
     // browsers and curl
     "--proxy-server",
     "--socks5-hostname",

@@ -20,6 +20,8 @@ pub(super) fn show(plane: &Plane, filter: &EventsFilter, format: Format) -> Resu
     plane.journal.take();
     let events = plane.journal.since(0, filter.limit, |event| filter.passes(event));
     match format {
+        // An answer without a line could not be told from a blank one.
+        Format::Text if events.is_empty() => Ok("# none\n".to_owned()),
         Format::Text => Ok(events.iter().map(|(_, event)| line(event)).collect()),
         Format::Json => {
             let rows: Vec<Value> = events.iter().map(|(number, event)| row(*number, event)).collect();

@@ -108,7 +108,7 @@ async fn answer_line(plane: &Plane, stream: &UnixStream, line: &[u8], manner: &m
             }
             Ok(Request::Events { filter, watch: true, format }) => {
                 events::watch(plane, stream, &filter, format).await?;
-                Ok(String::new())
+                Ok("# the watch ends\n".to_owned())
             }
             Ok(request) => {
                 let changing = request.level() > Level::User;

@@ -316,7 +316,7 @@ fn what_operators_did_is_among_the_events_and_a_watcher_sees_it_come() {
     assert!(shown.contains(" operator - set log info"), "{shown}");
     let json = client.ask_json("show events limit=1 json");
     assert_eq!((&json["events"][0]["what"], &json["v"]), (&"operator".into(), &1.into()), "{json}");
-    assert_eq!(client.ask("show events id=cpe-*"), "");
+    assert_eq!(client.ask("show events id=cpe-*"), "# none");
 
     watcher.send("show events limit=0 -w\n");
     client.ask("set log debug");
@@ -329,7 +329,7 @@ fn what_operators_did_is_among_the_events_and_a_watcher_sees_it_come() {
     assert!(line.ends_with(" operator - set log debug\n"), "{line}");
     // Whatever he sends ends it, and the connection goes on.
     watcher.send("\n");
-    watcher.answer();
+    assert_eq!(watcher.answer().as_deref(), Some("# the watch ends"));
     assert!(watcher.ask("show info").starts_with("name: "));
     plane.stop();
 }
@@ -342,9 +342,9 @@ fn help_knows_one_command_and_prompt_shows_when_the_next_may_come() {
     assert!(help.lines().count() == 2 && help.lines().all(|line| line.starts_with("show tunnel")), "{help}");
     assert!(client.ask("help shwo").contains("unknown command 'shwo'"));
     client.send("prompt\nshow events\n");
-    let mut text = vec![0; 5];
+    let mut text = vec![0; 12];
     client.stream.read_exact(&mut text).unwrap();
-    assert_eq!(String::from_utf8(text).unwrap(), "> \n> ");
+    assert_eq!(String::from_utf8(text).unwrap(), "> # none\n\n> ");
     plane.stop();
 }
 
