@@ -247,7 +247,7 @@ impl Engine {
         self.partings += 1;
         // It hears of the end of the send in flight.
         self.touch(key);
-        self.end_remains(control, key, peer, &phase, &channels, counted, (code, "", 0));
+        self.end_remains(control, (key, peer), &phase, &channels, counted, (code, "", 0));
     }
 
     /// Ends a link now. Streams and flows on it end, bridged ports are reset.
@@ -267,15 +267,14 @@ impl Engine {
             self.counts.farewells_cut += u64::from(!io.greeting.is_empty() || io.send_op.is_some());
             return;
         }
-        self.end_remains(control, key, io.peer, &io.phase, &io.channels, io.counted, (code, text, retry_after_ms));
+        self.end_remains(control, (key, io.peer), &io.phase, &io.channels, io.counted, (code, text, retry_after_ms));
     }
 
     /// All of a link but its socket.
     fn end_remains(
         &mut self,
         control: &mut impl Control,
-        key: Key,
-        peer: SocketAddr,
+        (key, peer): (Key, SocketAddr),
         phase: &Phase,
         channels: &[u32],
         counted: usize,
