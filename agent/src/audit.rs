@@ -278,6 +278,9 @@ impl Audit {
         let writer = self.writer.borrow();
         let Some(writer) = &*writer else { return };
         let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        // On the wire IPv4 stands in IPv6's form.
+        let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        let ends = Ends { name: ends.name, to: ends.to.map(plain), local: ends.local.map(plain) };
         let line = Line { time, mediator: &self.mediator.borrow(), op, asker, port, ends, count, result };
         // Plain data: it always serialises.
         writer.send(serde_json::to_string(&line).unwrap_or_default());
