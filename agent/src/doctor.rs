@@ -103,7 +103,12 @@ fn relay(findings: &mut Findings, config: &Config, address: SocketAddr) {
     };
     findings.ok(&name("TCP"), "connected");
     match &config.trust {
-        Trust::Plaintext => findings.add("TLS", Severity::Warning, "--plaintext: everybody on the way can read it", ""),
+        Trust::Plaintext => findings.add(
+            "TLS",
+            Severity::Warning,
+            "--plaintext: everybody on the way can read and change it",
+            "leave --plaintext off, here and at the relay",
+        ),
         _ => tls(findings, config, &name("TLS"), stream),
     }
     udp(findings, &name("UDP"), address);

@@ -3,14 +3,15 @@
 //! It takes the relay's own flags, file and environment, changes nothing, and may run beside a running relay.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::unix::net::UnixStream;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use isthmus_service::{Findings, Severity};
+use serde_json::Value;
 
+use crate::admin::ctl;
 use crate::config::Config;
 use crate::publish::Proto;
 use crate::run::Shared;
@@ -35,13 +36,20 @@ pub fn look(config: &Config) -> Findings {
     cores(&mut findings, config.shards);
     conntrack(&mut findings, Path::new("/"));
     keys(&mut findings, config);
-    let running = UnixStream::connect(config.stats_socket_path()).is_ok();
-    if running {
-        let path = config.stats_socket_path();
-        findings.add("relay", Severity::Note, format!("one runs with these settings ({})", path.display()), "");
+    let running = running(&config.stats_socket_path());
+    if let Some(info) = &running {
+        let found = format!("process {} runs with these settings, version {}", info["pid"], info["version"]);
+        findings.add("relay", Severity::Note, found, "");
     }
-    ports(&mut findings, config, running);
+    ports(&mut findings, config, running.is_some());
     findings
+}
+
+/// What a relay at this stats socket says of itself; `None` where nobody does.
+fn running(path: &Path) -> Option<Value> {
+    let answer = ctl::ask(path, "show info json").ok()?;
+    let info: Value = serde_json::from_str(ctl::answers(&answer).next()?).ok()?;
+    (info["name"] == "isthmus-relay").then_some(info)
 }
 
 /// Kernel, io_uring, limits.
@@ -116,21 +124,15 @@ fn conntrack(findings: &mut Findings, root: &Path) {
 
 /// The state directory, and all that the settings say of whom to trust.
 fn keys(findings: &mut Findings, config: &Config) {
-    let shown = config.state.display();
-    match std::fs::metadata(&config.state) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            return findings.add("keys", Severity::Note, format!("{shown} is not there; the first start makes it"), "");
+    let state = match State::read(&config.state) {
+        Ok(Some(state)) => state,
+        Ok(None) => {
+            let found = format!("there are none in {} yet; the first start makes them", config.state.display());
+            return findings.add("keys", Severity::Note, found, "");
         }
         Err(error) => {
-            let cure = "run this as the relay's user, or as root";
-            return findings.add("keys", Severity::Error, format!("cannot look at {shown}: {error}"), cure);
-        }
-        Ok(_) => {}
-    }
-    let state = match State::open(&config.state) {
-        Ok(state) => state,
-        Err(error) => {
-            let cure = "do what the text says, or restore the directory from its backup: mediators pin its certificate";
+            let cure = "do what the text says, as the relay's user or root, or restore the directory from its backup: mediators pin \
+                        its certificate";
             return findings.add("keys", Severity::Error, format!("{error:#}"), cure);
         }
     };
@@ -155,7 +157,7 @@ fn ports(findings: &mut Findings, config: &Config, running: bool) {
     for (flag, proto, address) in wanted {
         let name = format!("{flag} {proto}:{address}");
         let bound = match proto {
-            Proto::Tcp => TcpListener::bind(address).map(drop),
+            Proto::Tcp => bind_tcp(address),
             Proto::Udp => UdpSocket::bind(address).map(drop),
         };
         match bound {
@@ -165,7 +167,7 @@ fn ports(findings: &mut Findings, config: &Config, running: bool) {
             }
             Ok(()) => findings.ok(&name, "free"),
             Err(error) if error.kind() == ErrorKind::AddrInUse && running => {
-                findings.ok(&name, "in use, by the relay it seems")
+                findings.ok(&name, "in use; by the running relay, unless somebody else was first")
             }
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
                 let cure = format!(
@@ -183,8 +185,19 @@ fn ports(findings: &mut Findings, config: &Config, running: bool) {
     }
 }
 
+/// Whether a port could be listened on. It is not: visitors may come any time.
+fn bind_tcp(address: SocketAddr) -> std::io::Result<()> {
+    use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket(family, SocketType::STREAM, None)?;
+    // As a listener has it: connections that have ended are no hindrance.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    Ok(bind(&socket, &address)?)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -197,7 +210,7 @@ mod tests {
     }
 
     fn finding(findings: &Findings, name: &str) -> (Severity, String) {
-        let json: serde_json::Value = serde_json::to_value(findings).unwrap();
+        let json: Value = serde_json::to_value(findings).unwrap();
         let all = json.as_array().unwrap();
         let one = all.iter().find(|one| one["name"].as_str().unwrap().starts_with(name));
         let one = one.unwrap_or_else(|| panic!("no {name} in {json:#}"));
@@ -215,6 +228,10 @@ mod tests {
         assert!(severity == Severity::Error && cure.contains("ss -lnp"), "{cure}");
         assert_eq!(finding(&findings, "--listen udp").0, Severity::Ok);
         assert_eq!(finding(&findings, "keys").0, Severity::Note);
+        assert!(!state.exists(), "it makes nothing");
+        std::fs::create_dir(&state).unwrap();
+        assert_eq!(finding(&look_at(&["--state", state.to_str().unwrap()]), "keys").0, Severity::Note);
+        assert_eq!(std::fs::read_dir(&state).unwrap().count(), 0, "it makes nothing");
         assert_eq!(findings.worst(), Severity::Error);
     }
 

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender};
 use isthmus_proto::MediatorId;
@@ -16,6 +16,9 @@ use tokio::sync::{Notify, watch};
 
 /// Events that are remembered.
 pub const KEPT: usize = 4096;
+
+/// Between two looks at what is written.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Events that may wait for the management plane; with 15,000 tunnels that come at once, most of them find it awake.
 const QUEUE: usize = 4096;
@@ -107,6 +110,8 @@ impl Journal {
         loop {
             self.take();
             self.inbox.wake.notified().await;
+            // Until this ends, writers wake nobody: a storm of them costs this thread few turns, and them no system call.
+            tokio::time::sleep(PAUSE).await;
         }
     }
 

@@ -1,13 +1,15 @@
 //! Session records, as a relay writes them.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream, UdpSocket};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::Command;
 
-use crate::common::{echo_hosts, published};
+use crate::common::{bound, echo_hosts, published};
 use isthmus_e2e::{Loopback, SOON, program};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// What the relay has written when it is gone.
 fn records(world: &mut Loopback, path: &std::path::Path) -> Vec<Value> {
@@ -96,4 +98,38 @@ fn full_disk_costs_records_that_are_counted_and_no_traffic() {
     let info: Value = serde_json::from_slice(&ctl.output().unwrap().stdout).unwrap();
     assert!(info["records_lost"].as_u64().is_some_and(|lost| lost > 0), "{info}");
     assert_eq!(info["records_written"], 0);
+}
+
+/// A relay that exposes this service and writes records.
+fn exposing(service: &str) -> (Loopback, TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sessions.jsonl");
+    let world = Loopback::start(&["--records", path.to_str().unwrap(), "--expose", service], &[]);
+    (world, dir, path)
+}
+
+#[test]
+fn host_whom_the_public_address_refused_leaves_a_record() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (mut world, _dir, path) = exposing(&format!("tcp:cpe/127.0.0.1:0={closed}"));
+    let mut host = TcpStream::connect(bound(&world)).unwrap();
+    let from = host.local_addr().unwrap().to_string();
+    assert!(host.read(&mut [0; 1]).is_err(), "it is reset");
+    let stream = one(&records(&mut world, &path), &[("kind", "stream".into()), ("from", from.into())]);
+    assert_eq!((&stream["end"], &stream["to"]), (&"refused".into(), &closed.to_string().into()), "{stream}");
+}
+
+#[test]
+fn flow_of_an_exposed_service_leaves_a_record() {
+    let (_, udp) = echo_hosts();
+    let (mut world, _dir, path) = exposing(&format!("udp:cpe/127.0.0.1:0={udp}"));
+    let host = UdpSocket::bind("127.0.0.1:0").unwrap();
+    host.connect(bound(&world)).unwrap();
+    host.set_read_timeout(Some(SOON)).unwrap();
+    host.send(b"hello").unwrap();
+    host.recv(&mut [0; 64]).unwrap();
+    let flow = one(&records(&mut world, &path), &[("kind", "flow".into()), ("to", udp.to_string().into())]);
+    assert!(flow["door"].as_str().is_some_and(|door| door.starts_with("exposed udp:cpe/")), "{flow}");
+    // "In" is from the public address.
+    assert_eq!((&flow["datagrams_in"], &flow["datagrams_out"]), (&1.into(), &1.into()), "{flow}");
 }

@@ -1,12 +1,16 @@
 //! The stats socket, as an operator uses it.
 
-use isthmus_e2e::{Agent, Keys, Ns, Relay, SOON, World};
+use std::process::Command;
+
+use isthmus_e2e::{Agent, Keys, Loopback, Ns, Process, Relay, SOON, World, program};
 use serde_json::Value;
+
+use crate::common::{ctl, until};
 
 struct Operated {
     agent: Agent,
     relay: Relay,
-    _services: [isthmus_e2e::Process; 2],
+    _services: [Process; 2],
     keys: Keys,
     world: World,
 }
@@ -119,4 +123,20 @@ fn commands_can_be_joined_and_bad_ones_say_what_to_write() {
     let bad = it.relay.ctl(&it.world, &it.keys, &["shwo", "info"]).failed().all();
     assert!(bad.contains("error:") && bad.contains("help"), "{bad}");
     assert!(it.text("help").contains("kill tunnel ID"));
+}
+
+#[test]
+fn events_come_to_a_watching_ctl_as_they_happen() {
+    let world = Loopback::start(&[], &[]);
+    let mut watching = Command::new(program("isthmus-relay"));
+    watching.arg("ctl").arg("--state").arg(world.keys.path()).args(["show", "events", "limit=0", "-w"]);
+    let watching = Process::spawn("ctl", watching);
+    // It may not have asked yet.
+    until(SOON, || {
+        ctl(&world, "set log info");
+        watching.lines().iter().any(|line| line.ends_with(" operator - set log info"))
+    });
+    ctl(&world, "kill tunnel cpe");
+    watching.wait_for_line("tunnel-down cpe killed", SOON);
+    watching.wait_for_line("tunnel-up cpe", SOON);
 }

@@ -23,7 +23,11 @@ const ANSWER_MAX: u64 = 256 * 1024 * 1024;
 /// # Errors
 /// No relay runs there, or the connection is lost.
 pub fn run(args: &CtlArgs) -> anyhow::Result<ExitCode> {
-    let answer = ask(&args.stats_socket_path(), &args.command.join(" "))?;
+    let command = args.command.join(" ");
+    if watches(&command) {
+        return watch(&args.stats_socket_path(), &command);
+    }
+    let answer = ask(&args.stats_socket_path(), &command)?;
     let failed = answers(&answer).any(|text| text.starts_with(ERROR));
     let shown: Vec<&str> = answers(&answer).collect();
     match writeln!(io::stdout(), "{}", shown.join("\n\n")) {
@@ -34,17 +38,45 @@ pub fn run(args: &CtlArgs) -> anyhow::Result<ExitCode> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Sends one line of commands and reads all answers, blank lines included.
-pub(crate) fn ask(path: &Path, command: &str) -> anyhow::Result<String> {
+/// Whether a line's answer goes on, so that it is shown as it comes.
+fn watches(command: &str) -> bool {
+    command.split_whitespace().any(|word| word == "-w")
+}
+
+/// Shows what comes, until the relay ends or nobody reads any more.
+fn watch(path: &Path, command: &str) -> anyhow::Result<ExitCode> {
+    let mut stream = connect(path, command)?;
+    // Our end stays open: its end would end the answer.
+    stream.write_all(command.as_bytes()).and_then(|()| stream.write_all(b"\n")).context("cannot send the command")?;
+    let (mut out, mut chunk, mut first) = (io::stdout().lock(), [0; 4096], true);
+    let mut failed = false;
+    loop {
+        let length = stream.read(&mut chunk).context("the answer did not come to its end")?;
+        failed |= std::mem::take(&mut first) && chunk[..length].starts_with(ERROR.as_bytes());
+        if length == 0 || (failed && chunk[..length].ends_with(b"\n\n")) {
+            return Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+        }
+        match out.write_all(&chunk[..length]).and_then(|()| out.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
+            result => result.context("cannot write the answer")?,
+        }
+    }
+}
+
+fn connect(path: &Path, command: &str) -> anyhow::Result<UnixStream> {
     let shown = path.display();
     ensure!(!command.contains('\n'), "a command is one line; separate commands with ';'");
-    let mut stream = match UnixStream::connect(path) {
-        Ok(stream) => stream,
+    match UnixStream::connect(path) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             bail!("no relay runs with the stats socket {shown}; start it, or give its --stats-socket or --state")
         }
-        Err(error) => return Err(error).with_context(|| format!("cannot connect to the stats socket {shown}")),
-    };
+        result => result.with_context(|| format!("cannot connect to the stats socket {shown}")),
+    }
+}
+
+/// Sends one line of commands and reads all answers, blank lines included.
+pub(crate) fn ask(path: &Path, command: &str) -> anyhow::Result<String> {
+    let mut stream = connect(path, command)?;
     stream.set_read_timeout(Some(READ_TIMEOUT)).context("cannot set a timeout")?;
     // A relay that refuses the connection closes before it reads: what it says is worth more than our EPIPE.
     let sent = stream.write_all(command.as_bytes()).and_then(|()| stream.write_all(b"\n"));

@@ -61,10 +61,13 @@ impl Turning {
         if torn {
             file.write_all(b"\n")?;
         }
-        // A short write leaves a beginning of the line in the file.
-        let result = file.write_all(line);
-        self.torn = result.is_err();
-        result?;
+        if let Err(error) = file.write_all(line) {
+            // A beginning of the line may be there. It is taken away again, or ends before the next one.
+            let whole = self.size;
+            self.torn = self.file()?.set_len(whole).is_err();
+            return Err(error);
+        }
+        self.torn = false;
         self.size += line.len() as u64;
         Ok(())
     }

@@ -20,7 +20,7 @@ use crate::publish::{Origin, Proto};
 mod flow;
 mod host;
 
-pub(super) use host::{Connects, TIMER_CONNECTS};
+pub(super) use host::{Connects, TIMER_CONNECTS, code_of};
 
 /// The number of the timer of the next try.
 pub(super) const TIMER_RETRY: u32 = 0x6578_7265;

@@ -9,6 +9,7 @@ use isthmus_proto::link::LinkStats;
 use isthmus_proto::time::Instant;
 use isthmus_proto::{Code, MediatorId};
 
+use super::expose::code_of;
 use super::{Party, Shard};
 use crate::records::{Kind, Record, Records};
 
@@ -71,6 +72,10 @@ impl Shard {
         match *event {
             Event::StreamEnded { stream, code, carried, .. } => {
                 self.record_end(engine, stream, Kind::Stream, code, carried);
+            }
+            // A stream that never came to be has no other end.
+            Event::Connected { stream, result: Err(ref error), .. } => {
+                self.record_end(engine, stream, Kind::Stream, code_of(error), Carried::default());
             }
             Event::FlowEnded { flow, carried, .. } => self.record_end(engine, flow, Kind::Flow, Code::Closed, carried),
             Event::LinkEnded { link, code, peer, ref stats, .. } => self.record_link(engine, link, code, peer, stats),

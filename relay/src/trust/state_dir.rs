@@ -48,6 +48,23 @@ impl State {
         // The lock ends with `dir`.
     }
 
+    /// What is there; makes nothing, and is `None` where there are no keys yet.
+    ///
+    /// # Errors
+    /// As with [`State::open`].
+    pub fn read(path: &Path) -> anyhow::Result<Option<Self>> {
+        let dir = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            dir => dir.with_context(|| format!("cannot open the state directory {}", path.display()))?,
+        };
+        check_directory(path, &dir)?;
+        dir.lock().with_context(|| format!("cannot lock the state directory {}", path.display()))?;
+        if missing_files(path)?.len() == keys::FILES.len() {
+            return Ok(None);
+        }
+        Self::open_locked(path, &dir).map(Some)
+    }
+
     pub(super) fn open_locked(path: &Path, dir: &File) -> anyhow::Result<Self> {
         let missing = missing_files(path)?;
         if missing.len() == keys::FILES.len() {

@@ -12,6 +12,7 @@ use isthmus_ring::{Socket, UdpOptions};
 use super::{Exposed, State};
 use crate::admin::Counter;
 use crate::shard::Shard;
+use crate::shard::record::Began;
 
 /// Most flows of all exposed services of a shard: each takes a descriptor, and one of some 28,000 port numbers of the relay.
 const FLOWS_MAX: usize = 16_384;
@@ -42,7 +43,10 @@ impl Shard {
         // It sends nothing: what fails is the way there.
         socket.connect_udp(target).map_err(|error| super::host::code_of(&error))?;
         let ahead = exposed.header_for(host);
-        engine.add_host(HostSpec { tag, host, socket, target, ahead }).ok_or(Code::UnknownPort)?;
+        let flow = engine.add_host(HostSpec { tag, host, socket, target, ahead }).ok_or(Code::UnknownPort)?;
+        let server = &exposed.expose.server;
+        let door = || format!("exposed {server}");
+        self.recording.begin(flow, || Began::new(&door(), &server.mediator, host, target, engine.now()));
         exposed.connections_live += 1;
         exposed.connections_total += 1;
         self.exposes.flows += 1;

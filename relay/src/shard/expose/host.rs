@@ -170,7 +170,7 @@ fn socket_for(to: SocketAddr, congestion: Option<&str>) -> io::Result<Socket> {
 }
 
 /// Why a connect failed. One that takes too long is cancelled by us.
-pub(super) fn code_of(error: &io::Error) -> Code {
+pub(in crate::shard) fn code_of(error: &io::Error) -> Code {
     use io::ErrorKind;
     const ECANCELED: i32 = 125;
     match error.kind() {
