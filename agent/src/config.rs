@@ -17,7 +17,7 @@ use isthmus_proto::limits::ASKS_MAX;
 use isthmus_proto::policy::AllowRule;
 use isthmus_proto::record::{BadPin, parse_pin};
 use isthmus_ring::BUSY_POLL_MAX;
-use isthmus_service::Pages;
+use isthmus_service::{LogFormat, Pages};
 use isthmus_settings::Rules;
 use tracing::level_filters::LevelFilter;
 
@@ -66,6 +66,8 @@ pub struct Config {
     pub busy_poll: Duration,
     /// Least important level that is logged.
     pub log: LevelFilter,
+    /// How its lines look.
+    pub log_format: LogFormat,
 }
 
 /// How the relay proves itself.
@@ -254,6 +256,7 @@ impl Config {
             congestion: args.congestion,
             busy_poll: busy_poll.map_or(Ok(Duration::ZERO), parse_busy_poll)?,
             log: args.log,
+            log_format: args.log_format,
         })
     }
 }
@@ -361,6 +364,10 @@ struct Args {
     /// What is logged
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = level_parser())]
     log: LevelFilter,
+
+    /// How the log's lines look: for people, or an object of JSON each
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t, env = "ISTHMUS_LOG_FORMAT")]
+    log_format: LogFormat,
 }
 
 #[derive(Subcommand)]

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
                 return Ok(ExitCode::SUCCESS);
             }
         };
-        isthmus_agent::log::init(config.log);
+        isthmus_agent::log::init(config.log, config.log_format);
         isthmus_agent::run(config).map(|()| ExitCode::SUCCESS)
     });
     match outcome {

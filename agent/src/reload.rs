@@ -78,7 +78,11 @@ impl Mediator {
 
 /// A setting that differs, and that only a start can change.
 fn fixed(now: &Config, new: &Config) -> Option<&'static str> {
-    [("--relay", now.relay != new.relay), ("--busy-poll", now.busy_poll != new.busy_poll)]
-        .into_iter()
-        .find_map(|(flag, differs)| differs.then_some(flag))
+    [
+        ("--relay", now.relay != new.relay),
+        ("--busy-poll", now.busy_poll != new.busy_poll),
+        ("--log-format", now.log_format != new.log_format),
+    ]
+    .into_iter()
+    .find_map(|(flag, differs)| differs.then_some(flag))
 }

@@ -14,7 +14,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use ipnet::IpNet;
 use isthmus_proto::limits;
 use isthmus_proto::policy::AllowRule;
-use isthmus_service::Pages;
+use isthmus_service::{LogFormat, Pages};
 use isthmus_settings::Rules;
 
 pub use changes::Change;
@@ -276,6 +276,9 @@ pub struct Config {
     /// What to log: error, warn, info, debug, trace, or a filter such as info,isthmus_relay=debug
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "ISTHMUS_LOG", value_parser = log_filter)]
     pub log: String,
+    /// How the log's lines look: for people, or an object of JSON each
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t, env = "ISTHMUS_LOG_FORMAT")]
+    pub log_format: LogFormat,
     /// TCP congestion control of all sockets [default: the system's]
     #[arg(long, value_name = "NAME", env = "ISTHMUS_CONGESTION")]
     pub congestion: Option<String>,

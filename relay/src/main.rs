@@ -11,7 +11,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let outcome = match config::parse(std::env::args_os()) {
         Ok(Invocation::Run(config)) => {
-            log::init(&config.log);
+            log::init(&config.log, config.log_format);
             isthmus_relay::run(*config).map(|()| ExitCode::SUCCESS)
         }
         Ok(Invocation::Token(args)) => token_cmd::token(&args).map(|()| ExitCode::SUCCESS),

@@ -3,9 +3,11 @@
 #![forbid(unsafe_code)]
 
 mod doctor;
+pub mod log;
 mod notify;
 mod pages;
 
 pub use doctor::{Finding, Findings, Severity};
+pub use log::LogFormat;
 pub use notify::Notifier;
 pub use pages::Pages;

@@ -59,6 +59,7 @@ impl Config {
             exposed_flows_max,
             ports_max,
             log,
+            log_format,
             congestion,
             busy_poll,
         } = self;
@@ -78,6 +79,7 @@ impl Config {
         at_start.one("records-mib-max", records_mib_max, &new.records_mib_max);
         at_start.one("records-files-max", records_files_max, &new.records_files_max);
         at_start.one("plaintext", plaintext, &new.plaintext);
+        at_start.one("log-format", log_format, &new.log_format);
         at_start.one("congestion", congestion, &new.congestion);
         at_start.one("busy-poll", busy_poll, &new.busy_poll);
         let mut live = Differ { changes: &mut changes, needs_restart: false };

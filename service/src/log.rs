@@ -1,0 +1,218 @@
+//! The log, on standard error: text for people, JSON for programs. Its filter can be changed while the program runs.
+//!
+//! Of one place in the code, at most [`BURST`] lines come at once and [`A_SECOND`] a second: what a flood of callers makes it
+//! say is counted, and told once a second. Lines at debug and below, which somebody asked for, are not limited.
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, SigmaskHow};
+use tracing::callsite::Identifier;
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+
+/// Lines of one place that may come at once.
+const BURST: u32 = 200;
+
+/// Lines of one place a second, in the long run.
+const A_SECOND: u32 = 20;
+
+/// Between two words about what was left out.
+const TELL_EACH: Duration = Duration::from_secs(1);
+
+/// How lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: an object a line.
+    Json,
+}
+
+type Set = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+
+/// How the running log's filter is changed; there is one log for a process.
+static SET: OnceLock<Set> = OnceLock::new();
+
+/// Starts logging. In the journal, which has a time of its own, lines have none.
+pub fn init(filter: EnvFilter, format: LogFormat) {
+    let (filter, handle) = reload::Layer::new(filter);
+    let limiter = Limiter::default();
+    let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let text = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let lines: Box<dyn Layer<_> + Send + Sync> = match (format, in_journal) {
+        (LogFormat::Text, false) => text.boxed(),
+        (LogFormat::Text, true) => text.without_time().boxed(),
+        // A thread's name tells the shard.
+        (LogFormat::Json, _) => text
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .with_thread_names(true)
+            .boxed(),
+    };
+    let log = Registry::default().with(filter).with(lines.with_filter(limiter.clone()));
+    // It fails only where a subscriber is set already, as in a test: that one is then the better one.
+    if log.try_init().is_ok() {
+        let _ = SET.set(Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string())));
+        limiter.start_teller();
+    }
+}
+
+/// Changes the filter. Where the log is another program's, as in a test, nothing changes.
+///
+/// # Errors
+/// The log is gone.
+pub fn set(filter: EnvFilter) -> Result<(), String> {
+    SET.get().map_or(Ok(()), |set| set(filter))
+}
+
+/// Counts the lines of each place in the code; there are as many as the program has.
+#[derive(Clone, Default)]
+struct Limiter(Arc<Limits>);
+
+#[derive(Default)]
+struct Limits {
+    places: Mutex<HashMap<Identifier, Place>>,
+    /// Tells what was left out.
+    teller: OnceLock<Thread>,
+}
+
+/// A bucket of lines that may come, which fills up with time.
+struct Place {
+    left: u32,
+    filled: Instant,
+    left_out: u64,
+    metadata: &'static Metadata<'static>,
+}
+
+impl Place {
+    fn new(metadata: &'static Metadata<'static>, now: Instant) -> Self {
+        Self { left: BURST, filled: now, left_out: 0, metadata }
+    }
+
+    /// Whether another line may come.
+    fn take(&mut self, now: Instant) -> bool {
+        let new = (now.saturating_duration_since(self.filled).as_secs_f64() * f64::from(A_SECOND)) as u32;
+        if new > 0 {
+            self.left = self.left.saturating_add(new).min(BURST);
+            self.filled = now;
+        }
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                true
+            }
+            None => {
+                self.left_out += 1;
+                false
+            }
+        }
+    }
+}
+
+impl Limiter {
+    /// Tells what was left out, when something was; sleeps otherwise.
+    fn start_teller(self) {
+        let limits = self.0.clone();
+        let run = move || {
+            loop {
+                std::thread::park();
+                std::thread::sleep(TELL_EACH);
+                for (count, metadata) in self.take_left_out() {
+                    let place = format!("{}:{}", metadata.file().unwrap_or("?"), metadata.line().unwrap_or(0));
+                    tracing::warn!(count, level = %metadata.level(), place, "lines like others were left out");
+                }
+            }
+        };
+        // A thread that takes signals would take those which the program reads.
+        let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK);
+        // Without it lines are left out all the same, and nobody is told.
+        if let Ok(thread) = std::thread::Builder::new().name("log".into()).spawn(run) {
+            let _ = limits.teller.set(thread.thread().clone());
+        }
+        if let Ok(mask) = mask {
+            let _ = mask.thread_set_mask();
+        }
+    }
+
+    fn take_left_out(&self) -> Vec<(u64, &'static Metadata<'static>)> {
+        let mut places = self.0.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let left_out = places.values_mut().filter(|place| place.left_out > 0);
+        left_out.map(|place| (std::mem::take(&mut place.left_out), place.metadata)).collect()
+    }
+
+    fn lets(&self, metadata: &'static Metadata<'static>, now: Instant) -> bool {
+        if *metadata.level() > Level::INFO {
+            return true;
+        }
+        let mut places = self.0.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = places.entry(metadata.callsite()).or_insert_with(|| Place::new(metadata, now));
+        let lets = place.take(now);
+        let first = place.left_out == 1;
+        drop(places);
+        if !lets
+            && first
+            && let Some(teller) = self.0.teller.get()
+        {
+            teller.unpark();
+        }
+        lets
+    }
+}
+
+impl<S: Subscriber> Filter<S> for Limiter {
+    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        true
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+        self.lets(event.metadata(), Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static PLACE: Metadata<'static> = Metadata::new(
+        "test",
+        "isthmus",
+        Level::WARN,
+        Some("here.rs"),
+        Some(7),
+        None,
+        tracing::field::FieldSet::new(&[], Identifier(&CALLSITE)),
+        tracing::metadata::Kind::EVENT,
+    );
+
+    struct Site;
+    static CALLSITE: Site = Site;
+    impl tracing::Callsite for Site {
+        fn set_interest(&self, _: tracing::subscriber::Interest) {}
+        fn metadata(&self) -> &Metadata<'_> {
+            &PLACE
+        }
+    }
+
+    #[test]
+    fn flood_is_cut_off_counted_and_goes_on_with_time() {
+        let (limiter, start) = (Limiter::default(), Instant::now());
+        let lets = |count: u32, at: Duration| (0..count).filter(|_| limiter.lets(&PLACE, start + at)).count() as u32;
+        assert_eq!(lets(BURST + 50, Duration::ZERO), BURST);
+        assert_eq!(
+            limiter.take_left_out().iter().map(|(count, place)| (*count, place.line())).collect::<Vec<_>>(),
+            [(50, Some(7))]
+        );
+        assert!(limiter.take_left_out().is_empty(), "it is told once");
+        assert_eq!(lets(100, Duration::from_secs(2)), 2 * A_SECOND);
+        assert_eq!(lets(BURST + 1, Duration::from_secs(3600)), BURST, "it never has more than a burst");
+    }
+}
