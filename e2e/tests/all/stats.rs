@@ -5,7 +5,7 @@ use std::process::Command;
 use isthmus_e2e::{Agent, Keys, Loopback, Ns, Process, Relay, SOON, World, program};
 use serde_json::Value;
 
-use crate::common::{ctl, until};
+use crate::common::{counter, ctl, until};
 
 struct Operated {
     agent: Agent,
@@ -139,4 +139,59 @@ fn events_come_to_a_watching_ctl_as_they_happen() {
     ctl(&world, "kill tunnel cpe");
     watching.wait_for_line("tunnel-down cpe killed", SOON);
     watching.wait_for_line("tunnel-up cpe", SOON);
+}
+
+#[test]
+fn log_for_programs_is_an_object_a_line_with_shard_mediator_and_reason() {
+    let keys = Keys::new();
+    let mut command = Command::new(program("isthmus-relay"));
+    command.arg("--state").arg(keys.path()).args(["--listen", "127.0.0.1:0", "--log-format", "json"]);
+    let relay = Process::spawn("relay", command);
+    let line: Value = serde_json::from_str(&relay.wait_for_line("relay runs", SOON)).unwrap();
+    let service = line["listen"].as_str().unwrap();
+    let agent = Process::spawn("agent", Loopback::agent_command(&keys, service, "cpe", &["--log-format", "json"]));
+    agent.wait_for_line("tunnel up", SOON);
+    relay.wait_for_line("tunnel attached", SOON);
+    relay.terminate();
+    relay.wait_for_line("tunnel ended", SOON);
+    for process in [&relay, &agent] {
+        for line in process.lines().iter().filter(|line| !line.is_empty()) {
+            let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            assert!(
+                line["level"].is_string() && line["message"].is_string() && line["timestamp"].is_string(),
+                "{line}"
+            );
+        }
+    }
+    let ended = relay.lines().iter().find(|line| line.contains("tunnel ended")).cloned().unwrap();
+    let ended: Value = serde_json::from_str(&ended).unwrap();
+    assert_eq!((&ended["mediator"], &ended["reason"]), (&"cpe".into(), &"draining".into()), "{ended}");
+    assert!(ended["threadName"].as_str().is_some_and(|name| name.starts_with("shard-")), "{ended}");
+}
+
+#[test]
+fn drained_relay_lets_mediators_in_again_when_it_is_told_to() {
+    let world = Loopback::start(&[], &[]);
+    assert!(ctl(&world, "undrain").contains("not drained"));
+    assert!(ctl(&world, "drain over=1s").starts_with("1 tunnels go within 1s"));
+    world.agent.wait_for_line("tunnel down", SOON);
+    until(SOON, || counter(&world, "tunnels_live") == 0);
+    assert_eq!(counter(&world, "draining"), 2);
+    // It comes again at once, is told to wait, and waits.
+    world.relay.wait_for_line("caller refused", SOON);
+    assert!(ctl(&world, "undrain").starts_with("mediators are let in again"));
+    let other = Loopback::start_agent(&world.keys, &world.service, "other", &[]);
+    assert_eq!((counter(&world, "tunnels_live"), counter(&world, "draining")), (1, 0));
+    drop(other);
+}
+
+#[test]
+fn tunnels_are_sorted_by_their_bits_a_second() {
+    let world = Loopback::start(&[], &[]);
+    let other = Loopback::start_agent(&world.keys, &world.service, "other", &[]);
+    let answer = ctl(&world, "show tunnels sort=bps desc columns=id,bps bps<1000000000");
+    let mut ids: Vec<&str> = answer.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, ["cpe", "other"], "{answer}");
+    drop(other);
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Sender, TrySendError};
 use isthmus_proto::hello::Report;
@@ -55,6 +56,18 @@ pub enum Command {
         /// Whose; only its owner shard is asked.
         mediator: MediatorId,
         /// Takes whether there was one.
+        reply: oneshot::Sender<bool>,
+    },
+    /// Tell every tunnel to go, spread over this time, and send mediators away that come.
+    Drain {
+        /// From now.
+        over: Duration,
+        /// Takes how many tunnels there are to go.
+        reply: oneshot::Sender<usize>,
+    },
+    /// Let mediators in again.
+    Undrain {
+        /// Takes whether they were sent away.
         reply: oneshot::Sender<bool>,
     },
     /// Ask every tunnel for an operation, bit by bit; the counters tell how it goes.
@@ -179,6 +192,9 @@ pub struct TunnelRow {
     pub udp_period_s: u64,
     /// Smoothed round trip on the TCP channel in microseconds, if measured.
     pub rtt_us: Option<u64>,
+    /// Payload bits a second both ways, where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bps: Option<u64>,
     /// Payload bytes from the mediator.
     pub bytes_in: u64,
     /// Payload bytes to the mediator.

@@ -54,6 +54,7 @@ counters! {
     GhostsReplaced = "ghosts_replaced", Total, "Tunnels replaced by a newer session of the same mediator";
     MediatorsContended = "mediators_contended", Total, "Replacements in which two mediators with one token alternate";
     RenewalsRefused = "renewals_refused", Total, "Newer tokens of live sessions that were refused";
+    Draining = "draining", Gauge, "Shards that send their mediators away now";
     TerminalsLive = "terminals_live", Gauge, "Terminals connected now";
     TerminalsTotal = "terminals_total", Total, "Terminals that connected";
 

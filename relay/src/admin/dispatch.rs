@@ -1,19 +1,17 @@
 //! What the words of a command mean.
 
+use std::time::Duration;
+
 use isthmus_proto::MediatorId;
 
 use super::answer::phrase;
-use super::command::{ROWS_MAX, TunnelFilter};
 use super::level::Level;
+use super::tunnels::Query;
 use crate::expose::{BadExpose, Expose, ServerPort};
 use crate::journal::{Event, KEPT};
 use crate::names::{BadNameRoute, NameRoute, Pattern};
 use crate::publish::{BadPublish, Ports, PublishSpec};
 use crate::trust::{Glob, Target, token_named};
-
-/// Most rows of one page: one more is asked for, to know whether there are more.
-const LIMIT_MAX: usize = ROWS_MAX - 1;
-const LIMIT_DEFAULT: usize = 1000;
 
 /// Events that are shown unless a limit says otherwise.
 const EVENTS_DEFAULT: usize = 100;
@@ -24,6 +22,7 @@ show info [json]                                           the relay itself
 show stat [json]                                           every counter, in total and per shard
 show metrics                                               the same and more, as Prometheus reads it
 show tunnels [id=GLOB] [after=ID] [limit=N] [json]         connected mediators, by name
+show tunnels sort=COLUMN [desc] [columns=A,B] [COLUMN>N]   the same, sorted and chosen by columns
 show tunnel ID [json]                                      one mediator: ports, terminals, environment
 show events [id=GLOB] [limit=N] [-w] [json]                what happened; with -w also what happens from now on
 show publishes [json]                                      published ports
@@ -45,6 +44,8 @@ revoke token JTI                                           end what that token l
 revoke mediator ID                                         end what that mediator was issued so far
 revoke terminal NAME                                       end what that terminal was issued so far
 kill tunnel ID                                             end a mediator's tunnel; it may connect again
+drain [over=TIME]                                          send mediators away, spread over a minute or this time
+undrain                                                    let them in again
 help [COMMAND]                                             this list, or of it what begins so
 prompt                                                     show '> ' when the next command may come
 quit                                                       end this connection
@@ -68,8 +69,7 @@ pub(super) enum Request {
     Info(Format),
     Stat(Format),
     Metrics,
-    /// The filter's limit is the page's.
-    Tunnels(TunnelFilter, Format),
+    Tunnels(Query, Format),
     Detail(MediatorId, Format),
     Events {
         filter: EventsFilter,
@@ -102,6 +102,8 @@ pub(super) enum Request {
     Reload,
     SetLog(String),
     Kill(MediatorId),
+    Drain(Duration),
+    Undrain,
     Check,
 }
 
@@ -114,6 +116,7 @@ impl Request {
             Self::Trust(_) | Self::Asks(_) | Self::Exposes(_) | Self::Names(_) => Level::User,
             Self::Publish { .. } | Self::Unpublish { .. } | Self::Expose(_) | Self::Unexpose { .. } => Level::Operator,
             Self::Name(_) | Self::Unname(_) | Self::SetLog(_) | Self::Kill(_) | Self::Check => Level::Operator,
+            Self::Drain(_) | Self::Undrain => Level::Operator,
             Self::Reload | Self::ReloadTrust | Self::Revoke(..) => Level::Admin,
         }
     }
@@ -177,7 +180,7 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         ["show", "stat", rest @ ..] => format_only(rest).map(Request::Stat),
         ["show", "metrics"] => Ok(Request::Metrics),
         ["show", "publishes", rest @ ..] => format_only(rest).map(Request::Publishes),
-        ["show", "tunnels", rest @ ..] => tunnels(rest),
+        ["show", "tunnels", rest @ ..] => Query::parse(rest).map(|(query, format)| Request::Tunnels(query, format)),
         ["show", "tunnel", id, rest @ ..] => match id.parse() {
             Ok(id) => format_only(rest).map(|format| Request::Detail(id, format)),
             Err(error) => Err(format!("'{}': {error}", phrase(id))),
@@ -225,6 +228,8 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         ["reload"] => Ok(Request::Reload),
         ["set", "log", filter] => Ok(Request::SetLog((*filter).to_owned())),
         ["set", ..] => Err("write: set log FILTER".to_owned()),
+        ["drain", rest @ ..] => drain(rest).map(Request::Drain),
+        ["undrain"] => Ok(Request::Undrain),
         ["check", "tunnels"] => Ok(Request::Check),
         ["kill", "tunnel", ..] => Err("write: kill tunnel ID".to_owned()),
         _ => Err(unknown(command)),
@@ -252,6 +257,22 @@ fn format_only(words: &[&str]) -> Result<Format, String> {
     }
 }
 
+/// How long a draining may be spread.
+const DRAIN_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const DRAIN_DEFAULT: Duration = Duration::from_secs(60);
+
+fn drain(words: &[&str]) -> Result<Duration, String> {
+    let bad = |word: &str| format!("'{}': write drain, or drain over=TIME such as 5m, of at most a day", phrase(word));
+    match words {
+        [] => Ok(DRAIN_DEFAULT),
+        [word] => {
+            let time = word.strip_prefix("over=").and_then(|text| humantime::parse_duration(text).ok());
+            time.filter(|&time| time <= DRAIN_MAX).ok_or_else(|| bad(word))
+        }
+        [_, word, ..] => Err(bad(word)),
+    }
+}
+
 fn events(words: &[&str]) -> Result<Request, String> {
     let mut filter = EventsFilter { glob: None, limit: EVENTS_DEFAULT };
     let (mut watch, mut format) = (false, Format::Text);
@@ -271,30 +292,6 @@ fn events(words: &[&str]) -> Result<Request, String> {
         }
     }
     Ok(Request::Events { filter, watch, format })
-}
-
-fn tunnels(words: &[&str]) -> Result<Request, String> {
-    let mut filter = TunnelFilter { glob: Glob::any(), after: None, limit: LIMIT_DEFAULT };
-    let mut format = Format::Text;
-    for word in words {
-        let bad = |why: String| format!("'{}': {why}", phrase(word));
-        match word.split_once('=') {
-            None if *word == "json" => format = Format::Json,
-            Some(("id", glob)) => {
-                filter.glob = glob.parse().map_err(|error: crate::trust::BadGlob| bad(error.to_string()))?
-            }
-            Some(("after", id)) => {
-                let id = id.parse().map_err(|error: isthmus_proto::id::BadMediatorId| bad(error.to_string()))?;
-                filter.after = Some(id);
-            }
-            Some(("limit", limit)) => match limit.parse() {
-                Ok(limit @ 1..=LIMIT_MAX) => filter.limit = limit,
-                _ => return Err(bad(format!("a limit is a number from 1 to {LIMIT_MAX}"))),
-            },
-            _ => return Err(bad("write id=GLOB, after=ID, limit=N or json".to_owned())),
-        }
-    }
-    Ok(Request::Tunnels(filter, format))
 }
 
 #[cfg(test)]
@@ -351,12 +348,16 @@ mod tests {
                 .replace("ID", "cpe-1")
                 .replace("JTI", "00ff")
                 .replace("NAME", "desk")
-                .replace("=N", "=5");
+                .replace("=N", "=5")
+                .replace("TIME", "5m")
+                .replace("COLUMN", "age_s")
+                .replace("A,B", "id,ports")
+                .replace(">N", ">5");
             assert!(parse(&full.replace(['[', ']'], "")).is_ok(), "{command}");
             let short = full.split(" [").next().unwrap();
             assert!(parse(short).is_ok(), "{command}");
         }
-        assert_eq!(commands.len(), 29);
+        assert_eq!(commands.len(), 32);
     }
 
     #[test]
@@ -366,16 +367,6 @@ mod tests {
             let command = line.split("  ").next().unwrap_or_default();
             assert!(page.contains(&format!("`{command}`")), "docs/stats.md says nothing of `{command}`");
         }
-    }
-
-    #[test]
-    fn filters_reach_the_request() {
-        let Ok(Request::Tunnels(filter, format)) = parse("show  tunnels limit=5 json id=cpe-* after=cpe-3") else {
-            panic!("not understood")
-        };
-        assert_eq!(format, Format::Json);
-        assert_eq!((filter.glob.to_string().as_str(), filter.limit), ("cpe-*", 5));
-        assert_eq!(filter.after, Some("cpe-3".parse().unwrap()));
     }
 
     #[test]
@@ -389,10 +380,6 @@ mod tests {
             ("", "'help' lists"),
             ("show", "'help' lists"),
             ("show info xml", "'xml'"),
-            ("show tunnels limit=0", "1 to 10000"),
-            ("show tunnels limit=10001", "1 to 10000"),
-            ("show tunnels id=a/b", "pattern"),
-            ("show tunnels after=-", "name"),
             ("show tunnels order=age", "id=GLOB"),
             ("publish", "write: publish"),
             ("publish tcp:0.0.0.0:80", "no '='"),
@@ -411,6 +398,8 @@ mod tests {
             ("kill tunnel", "kill tunnel ID"),
             ("revoke", "revoke mediator ID"),
             ("revoke mediator a/b", "'a/b'"),
+            ("drain now", "over=TIME"),
+            ("drain over=2d", "at most a day"),
             ("kill tunnel a b", "kill tunnel ID"),
             ("kill tunnel a/b", "'a/b'"),
             ("\u{1b}[2J", "'?[2J'"),

@@ -25,6 +25,7 @@ mod session;
 mod show;
 mod stats;
 mod trust;
+mod tunnels;
 mod web;
 
 pub(crate) use answer::{hidden, phrase};

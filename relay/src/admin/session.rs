@@ -17,7 +17,7 @@ use super::answer::phrase;
 use super::dispatch::{self, HELP, Request};
 use super::level::Level;
 use super::serve::{Plane, Tally};
-use super::{asking, events, exposing, metrics, naming, publishing, reload, show, stats, trust};
+use super::{asking, events, exposing, metrics, naming, publishing, reload, show, stats, trust, tunnels};
 use crate::journal::What;
 
 /// Serves one connection to its end.
@@ -142,7 +142,7 @@ async fn execute(plane: &Plane, request: Request) -> Result<String, String> {
         Request::Info(format) => stats::info(plane, format),
         Request::Stat(format) => stats::stat(plane, format),
         Request::Metrics => Ok(metrics::render(plane)),
-        Request::Tunnels(filter, format) => show::tunnels(plane, filter, format).await,
+        Request::Tunnels(query, format) => tunnels::show(plane, query, format).await,
         Request::Publishes(format) => show::publishes(plane, format).await,
         Request::Publish { spec, save } => publishing::publish(plane, &spec, save).await,
         Request::Unpublish { ports, now } => publishing::unpublish(plane, &ports, now).await,
@@ -159,6 +159,8 @@ async fn execute(plane: &Plane, request: Request) -> Result<String, String> {
         Request::Trust(format) => trust::show(plane, format),
         Request::ReloadTrust => trust::reload(plane).await,
         Request::Revoke(target, until) => trust::revoke(plane, target, until).await,
+        Request::Drain(over) => show::drain(plane, over).await,
+        Request::Undrain => show::undrain(plane).await,
         Request::Kill(mediator) => show::kill(plane, mediator).await,
     }
 }

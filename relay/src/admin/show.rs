@@ -1,4 +1,4 @@
-//! What the shards are asked for: `show tunnels`, `show publishes`, `kill tunnel`.
+//! What the shards are asked for: `show publishes`, `show tunnel`, `kill tunnel`, `check tunnels`.
 
 use std::fmt::Write;
 use std::future::Future;
@@ -10,96 +10,11 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::{json, phrase, table, word};
-use super::command::{Command, PublishRow, TunnelDetail, TunnelFilter, TunnelRow};
+use super::command::{Command, PublishRow, TunnelDetail};
 use super::counters::Counter;
 use super::dispatch::Format;
 use super::serve::Plane;
-
-/// One page of tunnels, in the order of their mediators' names.
-pub(super) async fn tunnels(plane: &Plane, filter: TunnelFilter, format: Format) -> Result<String, String> {
-    let (rows, more) = page(plane, filter).await?;
-    match format {
-        Format::Json => json(&json!({ "tunnels": rows, "more": more })),
-        Format::Text => Ok(tunnel_table(&rows, more)),
-    }
-}
-
-/// Rows that a shard makes between two turns of its loop: under a millisecond's work, so that a long page holds up nobody.
-const CHUNK: usize = 100;
-
-/// Its rows, and whether there are more behind them.
-pub(super) async fn page(plane: &Plane, filter: TunnelFilter) -> Result<(Vec<TunnelRow>, bool), String> {
-    let mut rows: Vec<TunnelRow> = Vec::new();
-    loop {
-        let after = rows.last().map(|row| row.id.clone()).or_else(|| filter.after.clone());
-        let wanted = CHUNK.min(filter.limit - rows.len());
-        // One more than wanted, to know whether there are more.
-        let part = TunnelFilter { after, limit: wanted + 1, ..filter.clone() };
-        let mut found = ask_all(plane, |reply| Command::Tunnels { filter: part.clone(), reply }).await?;
-        found.sort_by(|a, b| a.id.cmp(&b.id));
-        let more = found.len() > wanted;
-        found.truncate(wanted);
-        rows.append(&mut found);
-        if !more || rows.len() >= filter.limit {
-            return Ok((rows, more));
-        }
-    }
-}
-
-fn tunnel_table(rows: &[TunnelRow], more: bool) -> String {
-    let header = [
-        "id",
-        "session",
-        "shard",
-        "observed",
-        "age_s",
-        "idle_s",
-        "ports",
-        "terminals",
-        "udp",
-        "udp_period_s",
-        "rtt_us",
-        "bytes_in",
-        "bytes_out",
-        "datagrams_in",
-        "datagrams_out",
-        "oversize",
-        "version",
-        "hostname",
-        "service",
-    ];
-    let cells: Vec<Vec<String>> = rows.iter().map(tunnel_cells).collect();
-    let mut text = table(&header, &cells);
-    if let (true, Some(last)) = (more, rows.last()) {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "# there are more: after={}", last.id);
-    }
-    text
-}
-
-fn tunnel_cells(row: &TunnelRow) -> Vec<String> {
-    vec![
-        row.id.to_string(),
-        row.session.to_string(),
-        row.shard.0.to_string(),
-        row.observed.to_string(),
-        row.age_s.to_string(),
-        row.idle_s.to_string(),
-        row.ports.to_string(),
-        row.terminals.to_string(),
-        format!("{}/{}", row.udp_channels_live, row.udp_channels),
-        row.udp_period_s.to_string(),
-        row.rtt_us.map_or_else(|| "-".to_owned(), |rtt| rtt.to_string()),
-        row.bytes_in.to_string(),
-        row.bytes_out.to_string(),
-        row.datagrams_in.to_string(),
-        row.datagrams_out.to_string(),
-        row.oversize.to_string(),
-        word(&row.report.version),
-        word(&row.report.hostname),
-        phrase(&row.report.service),
-    ]
-}
+use super::tunnels;
 
 /// Every published port, in the order of protocol and address.
 pub(super) async fn publishes(plane: &Plane, format: Format) -> Result<String, String> {
@@ -147,7 +62,7 @@ pub(super) async fn ask_detail(plane: &Plane, mediator: MediatorId) -> Result<Op
 }
 
 fn detail_text(detail: &TunnelDetail) -> String {
-    let mut text = tunnel_table(std::slice::from_ref(&detail.tunnel), false);
+    let mut text = tunnels::table_of(&detail.tunnel);
     let report = &detail.tunnel.report;
     // Writing to a string cannot fail.
     let _ = writeln!(text, "os: {}", phrase(&report.os));
@@ -181,6 +96,23 @@ pub(super) async fn kill(plane: &Plane, mediator: MediatorId) -> Result<String, 
     } else {
         Err(format!("no tunnel of {mediator}"))
     }
+}
+
+/// Sends all mediators away.
+pub(super) async fn drain(plane: &Plane, over: Duration) -> Result<String, String> {
+    let tunnels: usize = ask_each(plane, |reply| Command::Drain { over, reply }).await?.into_iter().sum();
+    tracing::info!(tunnels, ?over, "the relay is drained by the operator");
+    Ok(format!("{tunnels} tunnels go within {over:?}; 'undrain' lets mediators in again\n"))
+}
+
+/// Lets mediators in again.
+pub(super) async fn undrain(plane: &Plane) -> Result<String, String> {
+    let drained = ask_each(plane, |reply| Command::Undrain { reply }).await?;
+    if !drained.contains(&true) {
+        return Err("the relay is not drained".to_owned());
+    }
+    tracing::info!("mediators are let in again by the operator");
+    Ok("mediators are let in again\n".to_owned())
 }
 
 /// How long a mediator may take to answer a check.
@@ -244,6 +176,11 @@ pub(super) async fn ask_all<T>(
     plane: &Plane,
     command: impl Fn(oneshot::Sender<Vec<T>>) -> Command,
 ) -> Result<Vec<T>, String> {
+    Ok(ask_each(plane, command).await?.into_iter().flatten().collect())
+}
+
+/// What each shard answers, in their order.
+async fn ask_each<T>(plane: &Plane, command: impl Fn(oneshot::Sender<T>) -> Command) -> Result<Vec<T>, String> {
     let deadline = plane.reply_deadline();
     let mut answers = Vec::with_capacity(plane.shards.len());
     for shard in 0..plane.shards.len() {
@@ -251,11 +188,11 @@ pub(super) async fn ask_all<T>(
         plane.send(shard, command(reply))?;
         answers.push(answer);
     }
-    let mut rows = Vec::new();
+    let mut values = Vec::with_capacity(answers.len());
     for (shard, answer) in answers.into_iter().enumerate() {
-        rows.extend(answer_of(plane, shard, answer, deadline).await?);
+        values.push(answer_of(plane, shard, answer, deadline).await?);
     }
-    Ok(rows)
+    Ok(values)
 }
 
 /// A shard's answer; the error is a text for the operator.

@@ -61,6 +61,12 @@ impl Shard {
             Command::Unexpose { servers, now, reply } => {
                 let _ = reply.send(self.unexpose(engine, &servers, now));
             }
+            Command::Drain { over, reply } => {
+                let _ = reply.send(self.drain(engine, over));
+            }
+            Command::Undrain { reply } => {
+                let _ = reply.send(self.undrain());
+            }
             Command::Check { reply } => {
                 let _ = reply.send(self.begin_checks(engine));
             }

@@ -8,6 +8,7 @@ mod asks;
 mod check;
 mod commands;
 mod contest;
+mod drain;
 mod expose;
 mod handover;
 mod lead;
@@ -70,6 +71,7 @@ struct Shard {
     proxies: socks::Proxies,
     exposes: expose::Exposes,
     asks: asks::Asks,
+    drain: drain::Drain,
     queries: query::Queries,
     recording: record::Recording,
     checks: check::Checks,
@@ -136,6 +138,7 @@ impl Control for Shard {
             Event::Timer { number: session::TIMER_EXPIRY } => self.on_expiry_timer(engine),
             Event::Timer { number: check::TIMER_CHECKS } => self.on_checks_timer(engine),
             Event::Timer { number: expose::TIMER_RETRY } => self.on_expose_retry(engine),
+            Event::Timer { number: drain::TIMER_DRAIN } => self.on_drain_timer(engine),
             Event::Timer { number: asks::TIMER_AWAY } => self.on_away_timer(engine),
             Event::Timer { number: expose::TIMER_CONNECTS } => self.on_exposed_timeout(engine),
             Event::Connected { stream, link, slot, result } => {

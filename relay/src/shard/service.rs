@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use std::time::Duration;
+
 use isthmus_engine::{Engine, Key};
 use isthmus_proto::hello::{self, Hello, Role, Welcome};
 use isthmus_proto::limits::{self, CHANNELS_MAX};
@@ -99,13 +101,18 @@ impl Shard {
 
     /// Tells a caller why not.
     pub(super) fn refuse(&mut self, engine: &mut Engine, link: Key, code: Code, text: &str) {
+        self.refuse_for(engine, link, code, Duration::ZERO, text);
+    }
+
+    /// The same to one that is to wait before it comes again.
+    fn refuse_for(&mut self, engine: &mut Engine, link: Key, code: Code, wait: Duration, text: &str) {
         let peer = engine.link_peer(link);
         tracing::info!(peer = peer.map(tracing::field::display), reason = code.word(), text, "caller refused");
         self.count_refusal(code);
         if let Some(Party::HalfOpen(_)) = self.links.insert(link, Party::Leaving) {
             self.half_open = self.half_open.saturating_sub(1);
         }
-        engine.farewell(link, code, 0, text);
+        engine.farewell(link, code, wait.as_millis() as u32, text);
     }
 
     /// Lets a caller in, on its owner's shard.
@@ -121,6 +128,10 @@ impl Shard {
             return self.refuse(engine, link, code, code.text());
         }
         match hello.role {
+            Role::Mediator { .. } if self.drain.is_on() => {
+                let wait = Self::drained_wait(hello.instance);
+                self.refuse_for(engine, link, Code::Draining, wait, "the relay is drained by its operator");
+            }
             Role::Mediator { id, report } => {
                 let caller = Caller { proof: grant.credential, instance: hello.instance };
                 self.attach_mediator(engine, link, id, *report, hello.udp_channels, caller);

@@ -119,6 +119,7 @@ fn run_shard(
     }
     let exposes = super::expose::Exposes::new(&mut engine);
     let asks = super::asks::Asks::new(&mut engine);
+    let drain = super::drain::Drain::new(&mut engine);
     let expiries = super::session::Expiries::new(&mut engine);
     let checks = super::check::Checks::new(&mut engine);
     let recording = super::record::Recording::new(seat.records.clone());
@@ -140,6 +141,7 @@ fn run_shard(
         proxies: super::socks::Proxies::new(),
         exposes,
         asks,
+        drain,
         queries: Default::default(),
         recording,
         checks,

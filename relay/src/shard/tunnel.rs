@@ -232,6 +232,7 @@ impl Shard {
             udp_channels_live: live as u32,
             udp_period_s: silence.saturating_sub(self.shared.config.dead_after).as_secs(),
             rtt_us: machine.rtt().map(|rtt| rtt.as_micros() as u64),
+            bps: None,
             bytes_in: stats.bytes_in,
             bytes_out: stats.bytes_out,
             datagrams_in: stats.datagrams_in,

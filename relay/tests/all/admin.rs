@@ -339,7 +339,7 @@ fn help_knows_one_command_and_prompt_shows_when_the_next_may_come() {
     let plane = plane(1);
     let mut client = plane.client();
     let help = client.ask("help show tunnel");
-    assert!(help.lines().count() == 2 && help.lines().all(|line| line.starts_with("show tunnel")), "{help}");
+    assert!(help.lines().count() == 3 && help.lines().all(|line| line.starts_with("show tunnel")), "{help}");
     assert!(client.ask("help shwo").contains("unknown command 'shwo'"));
     client.send("prompt\nshow events\n");
     let mut text = vec![0; 12];
@@ -359,5 +359,26 @@ fn one_tunnel_is_shown_with_its_ports_and_terminals() {
     let json = client.ask_json("show tunnel cpe-001 json");
     assert_eq!(json["detail"]["tunnel"]["id"], "cpe-001");
     assert!(client.ask("show tunnel nobody").contains("no tunnel of nobody"));
+    plane.stop();
+}
+
+#[test]
+fn tunnels_are_sorted_and_chosen_by_columns_over_all_shards() {
+    let mut rows = rows(250);
+    for (n, row) in rows.iter_mut().enumerate() {
+        row.bytes_in = (n as u64 * 37) % 250;
+        row.idle_s = n as u64;
+    }
+    let plane = Plane::start(3, rows, Limits::default());
+    let mut client = plane.client();
+    let json = client.ask_json("show tunnels sort=bytes_in desc limit=3 json");
+    let bytes: Vec<u64> =
+        json["tunnels"].as_array().unwrap().iter().map(|row| row["bytes_in"].as_u64().unwrap()).collect();
+    assert_eq!((bytes, &json["more"]), (vec![249, 248, 247], &true.into()));
+    let text = client.ask("show tunnels idle_s>=248 columns=id,idle_s");
+    assert_eq!(text, "id       idle_s\ncpe-248  248\ncpe-249  249");
+    let text = client.ask("show tunnels sort=idle_s idle_s<5 idle_s>2 columns=idle_s");
+    assert_eq!(text, "idle_s\n3\n4");
+    assert_eq!(client.ask_json("show tunnels rtt_us<=0 json")["more"], false);
     plane.stop();
 }

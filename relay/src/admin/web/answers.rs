@@ -8,7 +8,7 @@ use crate::admin::answer;
 use crate::admin::command::TunnelFilter;
 use crate::admin::counters::{Counter, ShardCounters};
 use crate::admin::serve::Plane;
-use crate::admin::show;
+use crate::admin::{show, tunnels};
 use crate::http::Asked;
 use crate::trust::Glob;
 
@@ -77,7 +77,7 @@ pub(super) fn filter(asked: &Asked) -> Result<TunnelFilter, String> {
 
 /// A page of mediators, in the order of their names.
 pub(super) async fn tunnels(plane: &Plane, filter: TunnelFilter) -> Result<String, String> {
-    let (rows, more) = show::page(plane, filter).await?;
+    let (rows, more) = tunnels::page(plane, filter).await?;
     answer::json(&json!({ "tunnels": rows, "more": more }))
 }
 

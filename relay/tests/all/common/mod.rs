@@ -44,6 +44,7 @@ pub(crate) fn row(id: &str, shard: ShardId) -> TunnelRow {
         udp_channels_live: 1,
         udp_period_s: 8,
         rtt_us: Some(1500),
+        bps: None,
         bytes_in: 10,
         bytes_out: 20,
         datagrams_in: 1,
@@ -161,6 +162,12 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
                 }
                 Command::Trust { reply, .. } => {
                     let _ = reply.send(0);
+                }
+                Command::Drain { reply, .. } => {
+                    let _ = reply.send(rows.len());
+                }
+                Command::Undrain { reply } => {
+                    let _ = reply.send(false);
                 }
                 Command::Detail { mediator, reply } => {
                     let row = rows.iter().find(|row| row.id == mediator).cloned();
