@@ -272,6 +272,9 @@ pub struct DoctorArgs {
     /// For programs: one JSON object
     #[arg(long)]
     pub json: bool,
+    /// Wait this long to see whether the NAT keeps a UDP binding that says nothing: 30s, 2m
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub nat_silence: Option<Duration>,
 }
 
 /// Whoever knows the token is the mediator.

@@ -1,7 +1,10 @@
 //! `isthmus-agent doctor`: whether this machine and these settings let the mediator run well, each finding with its cure.
 //!
 //! It takes the mediator's own flags, file and environment and changes nothing. It goes as far as the end of the TLS
-//! handshake and shows no token, so that a running mediator of the same name keeps its tunnel.
+//! handshake and shows no token, and asks of UDP without any session, so that a running mediator of the same name keeps its
+//! tunnel.
+
+mod way;
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
@@ -11,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use isthmus_service::{Findings, Severity};
 use rustls::ClientConnection;
 
-use crate::config::{Config, Trust};
+use crate::config::{Config, DoctorArgs, Trust};
 use crate::session;
 
 /// How long each step of reaching the relay may take.
@@ -24,18 +27,18 @@ const EXPIRY_SOON: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 const MTU_MIN: u32 = 1280;
 
 /// Looks, prints, and tells how bad it is.
-pub fn run(config: &Config, json: bool) -> ExitCode {
-    look(config).print(json)
+pub fn run(config: &Config, args: &DoctorArgs) -> ExitCode {
+    look(config, args.nat_silence).print(args.json)
 }
 
-/// Looks at everything.
-pub fn look(config: &Config) -> Findings {
+/// Looks at everything; `silence`: for how long a UDP binding is to be tried.
+pub fn look(config: &Config, silence: Option<Duration>) -> Findings {
     let mut findings = Findings::default();
     machine(&mut findings);
     token(&mut findings, config);
     let addresses = resolve(&mut findings, config);
     for address in addresses {
-        relay(&mut findings, config, address);
+        relay(&mut findings, config, address, silence);
     }
     findings
 }
@@ -88,7 +91,7 @@ fn resolve(findings: &mut Findings, config: &Config) -> Vec<SocketAddr> {
 }
 
 /// The service port at one address, as far as it goes.
-fn relay(findings: &mut Findings, config: &Config, address: SocketAddr) {
+fn relay(findings: &mut Findings, config: &Config, address: SocketAddr, silence: Option<Duration>) {
     let name = |what: &str| format!("{what} {address}");
     let stream = match TcpStream::connect_timeout(&address, STEP) {
         Ok(stream) => stream,
@@ -111,7 +114,8 @@ fn relay(findings: &mut Findings, config: &Config, address: SocketAddr) {
         ),
         _ => tls(findings, config, &name("TLS"), stream),
     }
-    udp(findings, &name("UDP"), address);
+    interface(findings, address);
+    way::look(findings, address, silence);
 }
 
 /// The relay has to prove itself.
@@ -140,34 +144,8 @@ fn tls(findings: &mut Findings, config: &Config, name: &str, mut stream: TcpStre
     findings.ok(name, "the relay has proved itself");
 }
 
-/// Whether something on the way says no to UDP. That it works shows only in a session: the running mediator's log has
-/// "UDP channels".
-fn udp(findings: &mut Findings, name: &str, address: SocketAddr) {
-    let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let sent = UdpSocket::bind(any).and_then(|socket| {
-        socket.connect(address)?;
-        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
-        // No channel's datagram: the relay counts it and says nothing.
-        socket.send(&[0])?;
-        match socket.recv(&mut [0; 16]) {
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(()),
-            result => result.map(drop),
-        }
-    });
-    match sent {
-        Ok(()) => findings.add(
-            name,
-            Severity::Note,
-            "nothing on the way refuses it; whether it arrives shows in the running mediator's log ('UDP channels')",
-            "",
-        ),
-        Err(error) => findings.add(
-            name,
-            Severity::Warning,
-            error.to_string(),
-            "let this machine send UDP to that port; without it datagrams travel over TCP",
-        ),
-    }
+/// The interface that leads there; the path's own is [`way`]'s.
+fn interface(findings: &mut Findings, address: SocketAddr) {
     match mtu_to(address) {
         Some(mtu) if mtu < MTU_MIN => {
             findings.add("MTU", Severity::Warning, format!("{mtu} bytes"), "raise the MTU of this machine's interface");

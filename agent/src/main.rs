@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         let config = match invocation {
             Invocation::Run(config) => *config,
             Invocation::Enroll(args) => return isthmus_agent::enroll::run(&args).map(|()| ExitCode::SUCCESS),
-            Invocation::Doctor(config, args) => return Ok(isthmus_agent::doctor::run(&config, args.json)),
+            Invocation::Doctor(config, args) => return Ok(isthmus_agent::doctor::run(&config, &args)),
             Invocation::Pages(pages) => {
                 config::pages(&pages)?;
                 return Ok(ExitCode::SUCCESS);

@@ -242,6 +242,7 @@ impl Control for Mediator {
             | Event::Query { .. }
             | Event::Visitor { .. }
             | Event::Host { .. }
+            | Event::Stray { .. }
             | Event::FlowFailed { .. }
             | Event::GuestBytes { .. }
             | Event::GuestEnded { .. }

@@ -19,12 +19,14 @@ mod loopback;
 mod parties;
 mod process;
 mod program;
+mod schema;
 mod world;
 
 pub use loopback::{Loopback, word_after};
 pub use parties::{Agent, Keys, Relay, SERVICE, Terminal};
 pub use process::{Finished, Process};
 pub use program::{have, program};
+pub use schema::Schema;
 pub use world::{Counter, Counters, Ns, Proto, World};
 
 use std::time::Duration;

@@ -94,6 +94,14 @@ struct Batch {
     probe: Option<Key>,
 }
 
+/// What a packet is that is no channel's own business.
+enum Other {
+    /// Opened: a question or an answer of a spare port.
+    Probe { index: u32, kind: u8, body: Piece },
+    /// Not a channel's at all.
+    Stray(Piece),
+}
+
 impl Empty for Batch {
     const EMPTY: &'static Self =
         &Self { out: None, segment: 0, count: 0, closed: false, last_payload: Instant::ZERO, probe: None };
@@ -337,6 +345,7 @@ impl Engine {
     pub(crate) fn on_channel_datagrams(
         &mut self,
         control: &mut impl Control,
+        socket: Key,
         own: Option<u32>,
         probe: Option<Key>,
         datagrams: Datagrams,
@@ -346,32 +355,39 @@ impl Engine {
         let mut rest = datagrams.payload;
         while !rest.is_empty() {
             let packet = rest.split_to(size.clamp(1, rest.len()));
-            if let Some((index, kind, body)) = self.on_channel_packet(control, own, from, packet) {
-                match (kind, probe, own) {
-                    (kind::PROBE, None, None) => {
-                        if let Some(channel) = self.channels.table.get(index) {
-                            self.on_probe(index, channel.id, from, &body);
-                        }
-                    }
-                    (kind::PROBED, Some(probe), Some(_)) => self.on_probed(control, probe, &body),
-                    _ => {}
+            match self.on_channel_packet(control, own, from, packet) {
+                None => {}
+                Some(Other::Stray(datagram)) => {
+                    control.on_event(self, Event::Stray { socket, from, datagram: &datagram });
                 }
-                self.rest_channel(index);
+                Some(Other::Probe { index, kind, body }) => {
+                    match (kind, probe, own) {
+                        (kind::PROBE, None, None) => {
+                            if let Some(channel) = self.channels.table.get(index) {
+                                self.on_probe(index, channel.id, from, &body);
+                            }
+                        }
+                        (kind::PROBED, Some(probe), Some(_)) => self.on_probed(control, probe, &body),
+                        _ => {}
+                    }
+                    self.rest_channel(index);
+                }
             }
         }
     }
 
-    /// Takes a channel's packet; one of a probe comes back with its channel and kind.
+    /// Takes a channel's packet; what is none comes back, and what is a probe's.
     fn on_channel_packet(
         &mut self,
         control: &mut impl Control,
         own: Option<u32>,
         from: SocketAddr,
         mut packet: Piece,
-    ) -> Option<(u32, u8, Piece)> {
+    ) -> Option<Other> {
         let now = self.now;
         let header = match DatagramHeader::parse(&packet) {
             Ok(header) => header,
+            Err(_) if own.is_none() => return Some(Other::Stray(packet)),
             Err(_) => {
                 self.counts.datagrams_unknown_channel += 1;
                 return None;
@@ -410,7 +426,7 @@ impl Engine {
         if matches!(header.kind, kind::PROBE | kind::PROBED) {
             packet.truncate(plain.end);
             packet.advance(plain.start);
-            return Some((index, header.kind, packet));
+            return Some(Other::Probe { index, kind: header.kind, body: packet });
         }
         channel.last_heard = now;
         // An older packet that took a longer way must not take the address back.

@@ -85,6 +85,11 @@ impl<T> Chunks<T> {
         Some(value)
     }
 
+    /// One more than the last place that was ever used.
+    pub(crate) fn end(&self) -> u32 {
+        self.end
+    }
+
     /// All values with their places, in the order of these.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         self.chunks.iter().flatten().enumerate().filter_map(|(index, entry)| match entry {

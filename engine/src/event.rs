@@ -255,6 +255,16 @@ pub enum Event<'a> {
         /// What it carried, as far as its socket is concerned.
         carried: Carried,
     },
+    /// A datagram that is no channel's came to the service socket, or one of [`crate::UdpRole::Stray`]. It may be
+    /// anybody's, under a forged address: see [`Engine::send_stray`].
+    Stray {
+        /// The socket.
+        socket: Key,
+        /// Who sent it, by its own word.
+        from: SocketAddr,
+        /// All of it.
+        datagram: &'a [u8],
+    },
     /// UDP channels of this link began or ceased to work (caller's end).
     ChannelsChanged {
         /// The link.

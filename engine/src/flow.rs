@@ -71,7 +71,43 @@ pub(crate) struct Flow {
     timer: TimerId,
 }
 
+/// A flow as it is now.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowView {
+    /// The number of the published port or outlet that it belongs to.
+    pub tag: u32,
+    /// The tunnel.
+    pub link: Key,
+    /// Who is at the relay's socket: a visitor, or a public address.
+    pub peer: SocketAddr,
+    /// Who is at the mediator's port: a published port's target, or a host.
+    pub remote: SocketAddr,
+    /// Since the last datagram.
+    pub idle: std::time::Duration,
+    /// What it has carried.
+    pub carried: Carried,
+}
+
 impl Engine {
+    /// Some of the flows, and where to go on if there may be more: `places` of the table are looked at from `from` on.
+    pub fn flows_from(&self, from: u32, places: u32) -> (Vec<FlowView>, Option<u32>) {
+        let (flows, next) = self.flows.some(from, places);
+        let view = |flow: &Flow| {
+            let tag = match (flow.among, self.sockets.get(flow.ends.socket).map(|udp| udp.role)) {
+                (Among::Outlet(tag), _) | (Among::Published, Some(UdpRole::Published(tag))) => tag,
+                (Among::Published, _) => return None,
+            };
+            let Ends { peer, link, remote, .. } = flow.ends;
+            Some(FlowView { tag, link, peer, remote, idle: self.now.since(flow.last_used), carried: flow.carried })
+        };
+        (flows.filter_map(view).collect(), next)
+    }
+
+    /// Bytes that wait in links and streams together.
+    pub fn queued(&self) -> usize {
+        self.queued
+    }
+
     /// Adds a flow; it ends by itself when idle.
     pub fn add_flow(&mut self, spec: FlowSpec) -> Key {
         let FlowSpec { socket, visitor, link, slot, target, ahead } = spec;

@@ -127,6 +127,14 @@ impl<T> Table<T> {
         self.values.remove(key.index).map(|(_, value)| value)
     }
 
+    /// What is at some of the places, and the place to go on at if there are more.
+    pub(crate) fn some(&self, from: u32, places: u32) -> (impl Iterator<Item = &T>, Option<u32>) {
+        let end = self.values.end();
+        let to = from.saturating_add(places).min(end);
+        let values = (from..to).filter_map(|index| self.values.get(index).map(|(_, value)| value));
+        (values, (to < end).then_some(to))
+    }
+
     pub(crate) fn keys(&self) -> impl Iterator<Item = Key> + '_ {
         self.values.iter().map(|(index, (generation, _))| Key { what: self.what, generation: *generation, index })
     }

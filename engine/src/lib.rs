@@ -47,7 +47,7 @@ pub use bridge::BridgeEnd;
 pub use carried::Carried;
 pub use counts::Counts;
 pub use event::{Ask, Control, Event};
-pub use flow::FlowSpec;
+pub use flow::{FlowSpec, FlowView};
 pub use guest::{GUEST_BYTES_MAX, GUEST_REPLIES_MAX, TakenGuest};
 pub use handshake::{Caller, Detached};
 pub use key::{Key, KeyMap, What};

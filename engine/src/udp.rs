@@ -37,6 +37,8 @@ pub enum UdpRole {
         /// Who probes.
         probe: Key,
     },
+    /// Datagrams without any session: [`crate::Event::Stray`].
+    Stray,
     /// Visitors; the control's number.
     Published(u32),
     /// One client's of SOCKS5.
@@ -197,6 +199,19 @@ impl Engine {
         Some(udp.socket)
     }
 
+    /// Answers an [`Event::Stray`]; one that cannot be sent is lost.
+    pub fn send_stray(&mut self, socket: Key, to: SocketAddr, datagram: &[u8]) {
+        let (Some(udp), Some(mut out)) = (self.sockets.get(socket), self.ring.alloc_datagram()) else { return };
+        if datagram.len() > out.tailroom() {
+            return;
+        }
+        out.append(datagram.len()).copy_from_slice(datagram);
+        let mut batch = self.ring.datagram_batch();
+        batch.set_to(Some(to));
+        batch.push(out);
+        self.ring.send_datagrams(&udp.socket, batch, socket.to_bits());
+    }
+
     pub(crate) fn receive_udp(&mut self, key: Key) {
         if let Some(udp) = self.sockets.get_mut(key)
             && udp.op.is_none()
@@ -219,10 +234,15 @@ impl Engine {
         match result {
             Ok(datagrams) if datagrams.truncated => self.counts.datagrams_truncated += 1,
             Ok(datagrams) => match udp.role {
-                UdpRole::Service => self.on_channel_datagrams(control, None, None, datagrams),
-                UdpRole::Channel(index) => self.on_channel_datagrams(control, Some(index), None, datagrams),
+                UdpRole::Service => self.on_channel_datagrams(control, key, None, None, datagrams),
+                UdpRole::Channel(index) => self.on_channel_datagrams(control, key, Some(index), None, datagrams),
                 UdpRole::Probe { channel, probe } => {
-                    self.on_channel_datagrams(control, Some(channel), Some(probe), datagrams);
+                    self.on_channel_datagrams(control, key, Some(channel), Some(probe), datagrams);
+                }
+                UdpRole::Stray => {
+                    for datagram in segments(&datagrams) {
+                        control.on_event(self, Event::Stray { socket: key, from: datagrams.peer, datagram });
+                    }
                 }
                 UdpRole::Association => self.on_client_datagrams(key, &datagrams),
                 UdpRole::Outlet { flow } => self.on_public_datagrams(flow, &datagrams),

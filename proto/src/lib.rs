@@ -17,6 +17,7 @@ pub mod link;
 pub mod policy;
 pub mod rare;
 pub mod record;
+pub mod stun;
 pub mod time;
 pub mod timer;
 pub mod wire;

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use isthmus_proto::limits;
 use isthmus_proto::policy::AllowRule;
 use isthmus_service::{LogFormat, Pages};
-use isthmus_settings::Rules;
+use isthmus_settings::{Rules, Setting};
 
 pub use changes::Change;
 pub(crate) use commands::default_stats_socket;
@@ -82,7 +82,9 @@ where
     I::Item: Into<OsString>,
 {
     let words: Vec<OsString> = words.into_iter().map(Into::into).collect();
-    let cli: Cli = isthmus_settings::parse(&words, Rules::default())?;
+    let environment: isthmus_settings::Environment<'_> = &|name| std::env::var_os(name);
+    let (cli, told): (Cli, _) = isthmus_settings::parse_told(&words, Rules::default(), environment)?;
+    let configured = |cli: Cli| configured(Config { source: words, told, ..cli.config }, cli.state);
     match cli.command {
         Some(Sub::Token(TokenCli { action: Some(action), .. })) => Ok(Invocation::Keys(action)),
         Some(Sub::Token(TokenCli { issue: Some(args), .. })) => Ok(Invocation::Token(args)),
@@ -95,18 +97,20 @@ where
         Some(Sub::Ctl(args)) => Ok(Invocation::Ctl(args)),
         Some(Sub::Pages(pages)) => Ok(Invocation::Pages(pages)),
         Some(Sub::Top(args)) => Ok(Invocation::Top(args)),
-        Some(Sub::Doctor(args)) => Ok(Invocation::Doctor(configured(cli.config, cli.state, words)?, args)),
-        None => Ok(Invocation::Run(configured(cli.config, cli.state, words)?)),
+        Some(Sub::Doctor(ref args)) => {
+            let args = args.clone();
+            Ok(Invocation::Doctor(configured(cli)?, args))
+        }
+        None => Ok(Invocation::Run(configured(cli)?)),
     }
 }
 
 /// The settings of a relay, checked as a whole.
-fn configured(mut config: Config, state: Option<PathBuf>, words: Vec<OsString>) -> Result<Box<Config>, clap::Error> {
+fn configured(mut config: Config, state: Option<PathBuf>) -> Result<Box<Config>, clap::Error> {
     if state.is_none() {
         return Err(Cli::command().error(ErrorKind::MissingRequiredArgument, "give --state DIR"));
     }
     config.state = state.unwrap_or_default();
-    config.source = words;
     config.check(cores()).map_err(|text| Cli::command().error(ErrorKind::ValueValidation, text))?;
     Ok(Box::new(config))
 }
@@ -151,6 +155,9 @@ pub struct Config {
     /// The command line that it came from, to read all again.
     #[arg(skip)]
     pub source: Vec<OsString>,
+    /// Each setting as it was written, and where.
+    #[arg(skip)]
+    pub told: Vec<Setting>,
     /// Directory of the keys (see [`crate::trust::State`]).
     #[arg(skip)]
     pub state: PathBuf,

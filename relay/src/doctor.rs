@@ -2,6 +2,8 @@
 //!
 //! It takes the relay's own flags, file and environment, changes nothing, and may run beside a running relay.
 
+mod machine;
+
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
@@ -15,13 +17,10 @@ use crate::admin::ctl;
 use crate::config::Config;
 use crate::publish::Proto;
 use crate::run::Shared;
-use crate::trust::State;
+use crate::trust::{State, first_expiry};
 
-/// A clock that shows less is wrong: 2026-01-01.
-const CLOCK_MIN: Duration = Duration::from_secs(1_767_225_600);
-
-/// Share of its connection tracking table that may be in use.
-const CONNTRACK_PERCENT_MAX: u64 = 80;
+/// A certificate that ends sooner than this should be renewed.
+const EXPIRY_SOON: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Looks, prints, and tells how bad it is.
 pub fn run(config: &Config, json: bool) -> ExitCode {
@@ -31,11 +30,9 @@ pub fn run(config: &Config, json: bool) -> ExitCode {
 /// Looks at everything.
 pub fn look(config: &Config) -> Findings {
     let mut findings = Findings::default();
-    machine(&mut findings);
-    clock(&mut findings);
-    cores(&mut findings, config.shards);
-    conntrack(&mut findings, Path::new("/"));
+    machine::look(&mut findings, config.shards, Path::new("/"));
     keys(&mut findings, config);
+    certificates(&mut findings, config);
     let running = running(&config.stats_socket_path());
     if let Some(info) = &running {
         let found = format!("process {} runs with these settings, version {}", info["pid"], info["version"]);
@@ -50,76 +47,6 @@ fn running(path: &Path) -> Option<Value> {
     let answer = ctl::ask(path, "show info json").ok()?;
     let info: Value = serde_json::from_str(ctl::answers(&answer).next()?).ok()?;
     (info["name"] == "isthmus-relay").then_some(info)
-}
-
-/// Kernel, io_uring, limits.
-fn machine(findings: &mut Findings) {
-    for finding in isthmus_ring::probe() {
-        let needed = ["kernel", "io_uring"].contains(&finding.what);
-        let severity = match (finding.ok, needed) {
-            (true, _) => Severity::Ok,
-            (false, true) => Severity::Error,
-            (false, false) => Severity::Warning,
-        };
-        findings.add(finding.what, severity, finding.cause, finding.cure);
-    }
-}
-
-fn clock(findings: &mut Findings) {
-    let now = SystemTime::now();
-    let shown = humantime::format_rfc3339_seconds(now).to_string();
-    if now.duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|since| since >= CLOCK_MIN) {
-        findings.ok("clock", shown);
-    } else {
-        let cure = "set it (timedatectl set-ntp true): tokens that are issued now would be expired or not valid yet";
-        findings.add("clock", Severity::Error, format!("it shows {shown}"), cure);
-    }
-}
-
-fn cores(findings: &mut Findings, shards: usize) {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let found = format!("{shards} shards on {cores} cores");
-    if shards > cores {
-        findings.add(
-            "shards",
-            Severity::Warning,
-            found,
-            "leave --shards out, or give at most as many as there are cores",
-        );
-    } else {
-        findings.ok("shards", found);
-    }
-    #[cfg(target_arch = "x86_64")]
-    {
-        let aes = std::is_x86_feature_detected!("aes") && std::is_x86_feature_detected!("pclmulqdq");
-        if aes {
-            findings.ok("AES", "the processor has instructions for it");
-        } else {
-            let cure = "let the virtual machine see the host's processor (cpu type 'host')";
-            findings.add(
-                "AES",
-                Severity::Warning,
-                "without the processor's help: encryption takes most of the time",
-                cure,
-            );
-        }
-    }
-}
-
-/// Where the machine tracks connections, each visitor takes an entry.
-fn conntrack(findings: &mut Findings, root: &Path) {
-    let read = |name: &str| {
-        let path = root.join("proc/sys/net/netfilter").join(name);
-        std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok())
-    };
-    let (Some(count), Some(max)) = (read("nf_conntrack_count"), read("nf_conntrack_max")) else { return };
-    let found = format!("{count} of {max} connections are tracked");
-    if count * 100 > max * CONNTRACK_PERCENT_MAX {
-        let cure = "sysctl -w net.netfilter.nf_conntrack_max=…, or exempt the relay's ports (nft: notrack)";
-        findings.add("nf_conntrack", Severity::Warning, found, cure);
-    } else {
-        findings.ok("nf_conntrack", found);
-    }
 }
 
 /// The state directory, and all that the settings say of whom to trust.
@@ -141,6 +68,25 @@ fn keys(findings: &mut Findings, config: &Config) {
         Ok(_) => findings.ok("trust", "token keys, issuers, authorities and revocations can be read"),
         Err(error) => {
             findings.add("trust", Severity::Error, format!("{error:#}"), "the relay would not start like this")
+        }
+    }
+}
+
+/// When what others check against a clock ends.
+fn certificates(findings: &mut Findings, config: &Config) {
+    let server = (!config.plaintext).then(|| config.state.join("server.pem"));
+    let renew = "mediators pin the certificate: make a new --state directory only with new pins for all of them";
+    let ca = "put the authority's newer certificate into the file, and reload";
+    for (name, path, cure) in
+        [("certificate", server.as_deref(), renew), ("--client-ca", config.client_ca.as_deref(), ca)]
+    {
+        let Some(expires) = path.and_then(first_expiry) else { continue };
+        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(expires);
+        let shown = format!("ends {}", humantime::format_rfc3339_seconds(end));
+        match end.duration_since(SystemTime::now()) {
+            Err(_) => findings.add(name, Severity::Error, format!("{shown}, which is past"), cure),
+            Ok(left) if left < EXPIRY_SOON => findings.add(name, Severity::Warning, shown, cure),
+            Ok(_) => findings.ok(name, shown),
         }
     }
 }
@@ -247,19 +193,5 @@ mod tests {
         }
         let (severity, cure) = finding(&look(), "keys");
         assert!(severity == Severity::Error && cure.contains("backup"), "{cure}");
-    }
-
-    #[test]
-    fn full_table_of_tracked_connections_is_a_warning() {
-        let root = tempfile::tempdir().unwrap();
-        let table = root.path().join("proc/sys/net/netfilter");
-        std::fs::create_dir_all(&table).unwrap();
-        for (count, severity) in [(80, Severity::Ok), (81, Severity::Warning)] {
-            std::fs::write(table.join("nf_conntrack_count"), format!("{count}\n")).unwrap();
-            std::fs::write(table.join("nf_conntrack_max"), "100\n").unwrap();
-            let mut findings = Findings::default();
-            conntrack(&mut findings, root.path());
-            assert_eq!(finding(&findings, "nf_conntrack").0, severity);
-        }
     }
 }

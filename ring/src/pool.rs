@@ -39,7 +39,8 @@ impl PoolConfig {
     pub const DATAGRAM: Self =
         Self { headroom: 64, payload: 66 * 1024, tailroom: 64, provided_max: 16, blocks_max: 512, prefault: 0 };
 
-    pub(crate) fn block_bytes(&self) -> usize {
+    /// Bytes of a block.
+    pub fn block_bytes(&self) -> usize {
         self.headroom + self.payload + self.tailroom
     }
 }

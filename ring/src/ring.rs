@@ -352,6 +352,11 @@ impl Ring {
         [STREAM, BULK, DATAGRAM, SMALL].map(|kind| self.provided[kind].pool().stats())
     }
 
+    /// Sizes and bounds of the same pools.
+    pub fn pool_configs(&self) -> [PoolConfig; 4] {
+        [STREAM, BULK, DATAGRAM, SMALL].map(|kind| *self.provided[kind].pool().config())
+    }
+
     /// Operations in flight, the ring's own one included.
     pub fn in_flight(&self) -> usize {
         self.ops.len()

@@ -57,5 +57,5 @@ fn read(command: &Command, words: &[&str], content: &str, rules: Rules) -> Resul
     let result = matches(command.clone(), &line, rules, &|_| None);
     // What is left behind in the directory for temporary files is no failure.
     let _ = std::fs::remove_file(&path);
-    result.map_err(|error| format!("{content}: {error}"))
+    result.map(|(matches, _)| matches).map_err(|error| format!("{content}: {error}"))
 }

@@ -44,6 +44,17 @@ pub struct Rules {
     pub alternatives: &'static [&'static [&'static str]],
 }
 
+/// A setting in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Its flag, without the dashes.
+    pub name: String,
+    /// As they were written; none where there is no default.
+    pub values: Vec<String>,
+    /// Where they are from: `command line`, a variable, file and line, or `default`.
+    pub from: String,
+}
+
 /// Reads settings from a command line (its first word is the program's name), the process's environment and the file
 /// that either names.
 ///
@@ -69,9 +80,23 @@ where
     I: IntoIterator,
     I::Item: Into<OsString>,
 {
+    parse_told(words, rules, environment).map(|(settings, _)| settings)
+}
+
+/// [`parse_with`], telling each setting's values and where they are from.
+///
+/// # Errors
+/// As those of [`parse`].
+pub fn parse_told<P, I>(words: I, rules: Rules, environment: Environment<'_>) -> Result<(P, Vec<Setting>), clap::Error>
+where
+    P: CommandFactory + FromArgMatches,
+    I: IntoIterator,
+    I::Item: Into<OsString>,
+{
     let words: Vec<OsString> = words.into_iter().map(Into::into).collect();
-    let mut matches = matches(P::command(), &words, rules, environment)?;
-    P::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut P::command()))
+    let (mut matches, told) = matches(P::command(), &words, rules, environment)?;
+    let settings = P::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut P::command()))?;
+    Ok((settings, told))
 }
 
 fn matches(
@@ -79,11 +104,11 @@ fn matches(
     words: &[OsString],
     rules: Rules,
     environment: Environment<'_>,
-) -> Result<ArgMatches, clap::Error> {
+) -> Result<(ArgMatches, Vec<Setting>), clap::Error> {
     let mut command = inject::describe(command);
     // First to see what the command line names and where the file is; its own errors come out of the second reading.
     let Ok(seen) = command.clone().ignore_errors(true).try_get_matches_from(words) else {
-        return command.try_get_matches_from(words);
+        return command.try_get_matches_from(words).map(|matches| (matches, Vec::new()));
     };
     let mut sources = inject::Sources::new(&command, rules.alternatives, |id| {
         matches!(seen.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable))
@@ -94,7 +119,25 @@ fn matches(
         command = inject::file(command.clone(), &mut sources, &file).map_err(|error| refuse(&mut command, &error))?;
     }
     let mut plain = command.clone();
-    command.try_get_matches_from(words).map_err(|error| name_the_source(&mut plain, &sources, error))
+    let matches = command.try_get_matches_from(words).map_err(|error| name_the_source(&mut plain, &sources, error))?;
+    let told = tell(&plain, &matches, &sources);
+    Ok((matches, told))
+}
+
+/// What each setting is, and from where.
+fn tell(command: &Command, matches: &ArgMatches, sources: &inject::Sources) -> Vec<Setting> {
+    let setting = |arg: &clap::Arg| {
+        let (id, name) = (arg.get_id().as_str(), inject::long(arg));
+        let raw = matches.try_get_raw(id).ok().flatten();
+        let values = raw.into_iter().flatten().map(|value| value.to_string_lossy().into_owned()).collect();
+        let from = match matches.value_source(id) {
+            Some(ValueSource::CommandLine) => "command line".to_owned(),
+            Some(ValueSource::EnvVariable) => inject::variable(&name),
+            _ => sources.place(&name).unwrap_or("default").to_owned(),
+        };
+        Setting { name, values, from }
+    };
+    inject::settings(command).map(setting).collect()
 }
 
 /// The configuration file, unless a subcommand runs that does not take the program's settings.

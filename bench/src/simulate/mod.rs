@@ -323,6 +323,7 @@ impl Control for Simulator {
             | Event::GuestBytes { .. }
             | Event::RequestName { .. }
             | Event::GuestEnded { .. }
+            | Event::Stray { .. }
             | Event::ChannelsChanged { .. }
             | Event::Lifetime { .. }
             | Event::Watched { .. } => {}

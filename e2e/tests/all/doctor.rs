@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::process::Command;
 
-use isthmus_e2e::{Loopback, program};
+use isthmus_e2e::{Agent, Keys, Loopback, Ns, Relay, SERVICE, World, program};
 use serde_json::Value;
 
 /// What a doctor said: its exit code, and its findings.
@@ -37,7 +37,7 @@ fn mediator_that_is_well_has_no_error_and_keeps_its_running_tunnel() {
     let token = world.keys.mediator_token("cpe", &[]);
     let (code, findings) = ask(agent(&world.service, world.keys.pin(), &token));
     assert!(code < 2, "{findings:#?}");
-    for name in ["kernel", "io_uring", "token", "relay's name", "TCP", "TLS"] {
+    for name in ["kernel", "io_uring", "token", "relay's name", "TCP", "TLS", "UDP", "NAT", "path MTU"] {
         assert_eq!(severity(&findings, name), "ok", "{name}");
     }
     assert!(world.agent.runs());
@@ -83,4 +83,32 @@ fn relay_tells_its_own_running_ports_from_those_of_others() {
     other.args(["--listen", &taken.local_addr().unwrap().to_string()]);
     let (code, findings) = ask(other);
     assert_eq!((code, severity(&findings, "--listen tcp").as_str()), (2, "error"));
+}
+
+#[test]
+fn nat_is_told_by_its_mapping_filtering_and_life_and_the_path_by_its_mtu() {
+    let Some(world) = World::new() else { return };
+    let keys = Keys::new();
+    let relay = Relay::start(&world, &keys, &[]);
+    let agent = Agent::start(&world, &keys, "cpe", &[]);
+    let token = keys.mediator_token("cpe", &[]);
+    let args = ["--relay", SERVICE, "--pin", keys.pin(), "--token", &token, "doctor", "--json", "--nat-silence", "1s"];
+    let answer = world.run(Ns::Private, program("isthmus-agent"), &args).text();
+    let answer: Value = serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error}: {answer}"));
+    let found = |name: &str| {
+        let findings = answer["findings"].as_array().unwrap().iter();
+        let mut of_name =
+            findings.filter(|finding| finding["name"].as_str().is_some_and(|text| text.starts_with(name)));
+        of_name.next().unwrap_or_else(|| panic!("no {name} in {answer:#}"))["found"].as_str().unwrap().to_owned()
+    };
+    // Linux's masquerading keeps one port for all destinations while it is free, and lets in only who was asked.
+    assert!(found("UDP ").contains("the relay sees"), "{answer:#}");
+    let nat = found("NAT ");
+    assert!(
+        nat.contains("one port to all of the relay's") && nat.contains("address and port-dependent filtering"),
+        "{nat}"
+    );
+    assert!(found("path MTU ").contains("packets of 1500 bytes"), "{answer:#}");
+    assert!(found("UDP binding").contains("lives through 1s"), "{answer:#}");
+    drop((agent, relay));
 }

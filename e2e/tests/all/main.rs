@@ -1,6 +1,7 @@
 //! Programs against each other, as their users run them. One binary: linking one for each subject took longer than the tests.
 
 mod agent_reload;
+mod answers;
 mod asked;
 mod check;
 mod common;

@@ -138,6 +138,20 @@ pub enum Command {
         /// Takes what was exposed, as it was.
         reply: oneshot::Sender<Vec<ExposeRow>>,
     },
+    /// Say how the shard itself is.
+    State {
+        /// Takes it.
+        reply: oneshot::Sender<ShardState>,
+    },
+    /// Show some of the UDP flows.
+    Flows {
+        /// A place in the table: 0, or what the page before said.
+        from: u32,
+        /// Of mediators of this pattern.
+        glob: Glob,
+        /// Takes those that were found.
+        reply: oneshot::Sender<FlowPage>,
+    },
     /// Say that the loop turns.
     Turn {
         /// Takes that it does.
@@ -207,6 +221,88 @@ pub struct TunnelRow {
     pub oversize: u64,
     /// What the mediator last reported.
     pub report: Report,
+}
+
+/// How a shard itself is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardState {
+    /// Which.
+    pub shard: ShardId,
+    /// Processor time of its thread since it started, in microseconds.
+    pub cpu_us: u64,
+    /// Tunnels, terminals and handshakes.
+    pub links: u64,
+    /// TCP connections of visitors, clients and hosts.
+    pub streams: u64,
+    /// UDP flows.
+    pub flows: u64,
+    /// Bytes that wait in all queues.
+    pub queued_bytes: u64,
+    /// Above this no new port is opened.
+    pub queued_bytes_max: u64,
+    /// io_uring operations in flight.
+    pub operations: u64,
+    /// Descriptors in the ring's own table, which the process's limit does not count.
+    pub direct_descriptors: u64,
+    /// Its buffers.
+    pub pools: Vec<PoolRow>,
+}
+
+/// One pool of buffers: `live = free + lent + held` blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolRow {
+    /// `stream`, `bulk`, `datagram` or `small`.
+    pub pool: String,
+    /// Bytes of one block.
+    pub block_bytes: u64,
+    /// Blocks in existence.
+    pub live: u64,
+    /// Most blocks that may exist.
+    pub live_max: u64,
+    /// Blocks that nobody uses.
+    pub free: u64,
+    /// Blocks lent to the kernel to receive into.
+    pub lent: u64,
+    /// Blocks with bytes that are on their way.
+    pub held: u64,
+    /// Most blocks ever held at once.
+    pub held_most: u64,
+    /// Receives that had to wait for a block.
+    pub exhausted: u64,
+}
+
+/// Some of a shard's UDP flows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowPage {
+    /// Flows.
+    pub rows: Vec<FlowRow>,
+    /// Where to go on, if there may be more.
+    pub next: Option<u32>,
+}
+
+/// One UDP flow of a published port or an exposed service. "In" is from the mediator to the relay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowRow {
+    /// The mediator.
+    pub mediator: MediatorId,
+    /// The shard that owns it.
+    pub shard: ShardId,
+    /// `published PROTO:ADDR:PORT` or `exposed PROTO:MEDIATOR/IP:PORT`.
+    pub door: String,
+    /// Who began it.
+    pub from: SocketAddr,
+    /// Where it leads.
+    pub to: SocketAddr,
+    /// Seconds since its last datagram.
+    pub idle_s: u64,
+    /// Payload bytes from the mediator.
+    pub bytes_in: u64,
+    /// Payload bytes to the mediator.
+    pub bytes_out: u64,
+    /// Datagrams from the mediator.
+    pub datagrams_in: u64,
+    /// Datagrams to the mediator.
+    pub datagrams_out: u64,
 }
 
 /// Most ports of one mediator that are shown.

@@ -125,6 +125,8 @@ counters! {
     ChannelsLive = "channels_live", Gauge, "UDP channels now";
     Roamed = "roamed", Total, "UDP channels whose peer address changed";
     FarewellsCut = "farewells_cut", Total, "Links that ended without telling the other end why: it did not read on, or too many did not";
+    StunAnswered = "stun_answered", Total, "Questions about the way to the relay (STUN) answered";
+    StunRefusedLimit = "stun_refused_limit", Total, "Such questions not answered, since there were too many in a second";
     KeyUpdates = "key_updates", Total, "TLS key updates, both ways";
 
     ChecksAsked = "checks_asked", Total, "Tunnels asked by 'check tunnels'";
@@ -138,6 +140,29 @@ counters! {
     AcceptErrors = "accept_errors", Total, "Connections that the system could not hand over";
     Loops = "loops", Total, "Turns of the loop";
     RingEnters = "ring_enters", Total, "System calls to enter the ring";
+}
+
+impl Counter {
+    /// Whether it counts what went wrong for somebody.
+    pub fn is_trouble(self) -> bool {
+        const WORDS: [&str; 14] = [
+            "failed",
+            "refused",
+            "dropped",
+            "errors",
+            "exhausted",
+            "bad",
+            "unknown",
+            "unanswered",
+            "skipped",
+            "slow",
+            "cut",
+            "contended",
+            "truncated",
+            "full",
+        ];
+        self.kind() == Kind::Total && self.word().split('_').any(|word| WORDS.contains(&word))
+    }
 }
 
 const COUNT: usize = Counter::ALL.len();

@@ -21,10 +21,16 @@ pub(super) const HELP: &str = "\
 show info [json]                                           the relay itself
 show stat [json]                                           every counter, in total and per shard
 show metrics                                               the same and more, as Prometheus reads it
+show shards [json]                                         each shard: load, links, what waits
+show pools [json]                                          buffers of each shard
+show limits [json]                                         every bound, how near it is, what it refused
+show errors [json]                                         what went wrong since the start, and what it means
+show config [json]                                         settings in force, and where each is from
 show tunnels [id=GLOB] [after=ID] [limit=N] [json]         connected mediators, by name
 show tunnels sort=COLUMN [desc] [columns=A,B] [COLUMN>N]   the same, sorted and chosen by columns
 show tunnel ID [json]                                      one mediator: ports, terminals, environment
 show events [id=GLOB] [limit=N] [-w] [json]                what happened; with -w also what happens from now on
+show flows [id=GLOB] [limit=N] [json]                      UDP flows of published ports and exposed services
 show publishes [json]                                      published ports
 publish PROTO:ADDR:PORT=MEDIATOR/HOST:PORT [save]          lend a port; [save] keeps it over a restart
 unpublish PROTO:ADDR:PORT [now]                            close it; visitors stay, but for [now]
@@ -69,6 +75,16 @@ pub(super) enum Request {
     Info(Format),
     Stat(Format),
     Metrics,
+    Shards(Format),
+    Pools(Format),
+    Flows {
+        glob: Glob,
+        limit: usize,
+        format: Format,
+    },
+    Limits(Format),
+    Errors(Format),
+    Config(Format),
     Tunnels(Query, Format),
     Detail(MediatorId, Format),
     Events {
@@ -113,6 +129,8 @@ impl Request {
         match self {
             Self::Help(_) | Self::Prompt | Self::Quit | Self::Info(_) | Self::Stat(_) | Self::Metrics => Level::User,
             Self::Tunnels(..) | Self::Detail(..) | Self::Events { .. } | Self::Publishes(_) => Level::User,
+            Self::Shards(_) | Self::Pools(_) | Self::Flows { .. } | Self::Limits(_) | Self::Errors(_) => Level::User,
+            Self::Config(_) => Level::User,
             Self::Trust(_) | Self::Asks(_) | Self::Exposes(_) | Self::Names(_) => Level::User,
             Self::Publish { .. } | Self::Unpublish { .. } | Self::Expose(_) | Self::Unexpose { .. } => Level::Operator,
             Self::Name(_) | Self::Unname(_) | Self::SetLog(_) | Self::Kill(_) | Self::Check => Level::Operator,
@@ -179,6 +197,12 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         ["show", "info", rest @ ..] => format_only(rest).map(Request::Info),
         ["show", "stat", rest @ ..] => format_only(rest).map(Request::Stat),
         ["show", "metrics"] => Ok(Request::Metrics),
+        ["show", "shards", rest @ ..] => format_only(rest).map(Request::Shards),
+        ["show", "pools", rest @ ..] => format_only(rest).map(Request::Pools),
+        ["show", "limits", rest @ ..] => format_only(rest).map(Request::Limits),
+        ["show", "errors", rest @ ..] => format_only(rest).map(Request::Errors),
+        ["show", "config", rest @ ..] => format_only(rest).map(Request::Config),
+        ["show", "flows", rest @ ..] => flows(rest),
         ["show", "publishes", rest @ ..] => format_only(rest).map(Request::Publishes),
         ["show", "tunnels", rest @ ..] => Query::parse(rest).map(|(query, format)| Request::Tunnels(query, format)),
         ["show", "tunnel", id, rest @ ..] => match id.parse() {
@@ -273,6 +297,27 @@ fn drain(words: &[&str]) -> Result<Duration, String> {
     }
 }
 
+/// Flows that are shown unless a limit says otherwise, and at most.
+const FLOWS_DEFAULT: usize = 1000;
+const FLOWS_MAX: usize = 100_000;
+
+fn flows(words: &[&str]) -> Result<Request, String> {
+    let (mut glob, mut limit, mut format) = (Glob::any(), FLOWS_DEFAULT, Format::Text);
+    for word in words {
+        let bad = |why: String| format!("'{}': {why}", phrase(word));
+        match word.split_once('=') {
+            None if *word == "json" => format = Format::Json,
+            Some(("id", text)) => glob = text.parse().map_err(|error: crate::trust::BadGlob| bad(error.to_string()))?,
+            Some(("limit", text)) => match text.parse() {
+                Ok(number @ 1..=FLOWS_MAX) => limit = number,
+                _ => return Err(bad(format!("a limit is a number from 1 to {FLOWS_MAX}"))),
+            },
+            _ => return Err(bad("write id=GLOB, limit=N or json".to_owned())),
+        }
+    }
+    Ok(Request::Flows { glob, limit, format })
+}
+
 fn events(words: &[&str]) -> Result<Request, String> {
     let mut filter = EventsFilter { glob: None, limit: EVENTS_DEFAULT };
     let (mut watch, mut format) = (false, Format::Text);
@@ -357,7 +402,7 @@ mod tests {
             let short = full.split(" [").next().unwrap();
             assert!(parse(short).is_ok(), "{command}");
         }
-        assert_eq!(commands.len(), 32);
+        assert_eq!(commands.len(), 38);
     }
 
     #[test]
@@ -398,6 +443,8 @@ mod tests {
             ("kill tunnel", "kill tunnel ID"),
             ("revoke", "revoke mediator ID"),
             ("revoke mediator a/b", "'a/b'"),
+            ("show flows limit=0", "1 to 100000"),
+            ("show flows to=x", "id=GLOB"),
             ("drain now", "over=TIME"),
             ("drain over=2d", "at most a day"),
             ("kill tunnel a b", "kill tunnel ID"),

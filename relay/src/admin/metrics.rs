@@ -8,14 +8,14 @@ mod families;
 mod process;
 mod text;
 
+pub(super) use process::open_descriptors;
+
 use isthmus_proto::Code;
-use isthmus_proto::record::Known;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 
 use super::counters::{Counter, Kind};
 use super::histogram::Series;
 use super::serve::Plane;
+use crate::trust::first_expiry;
 use families::{Family, families};
 use text::{Text, Type};
 
@@ -77,13 +77,9 @@ fn certificates(text: &mut Text, plane: &Plane) {
     let name = "isthmus_certificate_not_after_timestamp_seconds";
     text.family(name, Type::Gauge, "When the relay's certificate, or the first of its client authorities', expires");
     let config = plane.config.borrow();
-    let first = |path: &std::path::Path| {
-        let certificates = CertificateDer::pem_file_iter(path).ok()?;
-        certificates.filter_map(|der| Some(Known::read(&der.ok()?)?.expires)).min()
-    };
     let server = (!config.plaintext).then(|| config.state.join("server.pem"));
     for (word, path) in [("server", server.as_deref()), ("client_ca", config.client_ca.as_deref())] {
-        if let Some(expires) = path.and_then(first) {
+        if let Some(expires) = path.and_then(first_expiry) {
             text.sample(&[("certificate", word)], expires);
         }
     }

@@ -23,6 +23,7 @@ mod reload;
 mod serve;
 mod session;
 mod show;
+mod state;
 mod stats;
 mod trust;
 mod tunnels;
@@ -30,8 +31,8 @@ mod web;
 
 pub(crate) use answer::{hidden, phrase};
 pub use command::{
-    Asking, Command, ExposeRow, ExposeState, PortRow, PublishRow, ShardHandle, TerminalRow, Told, TunnelDetail,
-    TunnelFilter, TunnelRow, Unpublish, Unpublished,
+    Asking, Command, ExposeRow, ExposeState, FlowPage, FlowRow, PoolRow, PortRow, PublishRow, ShardHandle, ShardState,
+    TerminalRow, Told, TunnelDetail, TunnelFilter, TunnelRow, Unpublish, Unpublished,
 };
 pub use counters::{Counter, Counters, ShardCounters};
 pub use histogram::{Histograms, Series};

@@ -17,7 +17,7 @@ use super::answer::phrase;
 use super::dispatch::{self, HELP, Request};
 use super::level::Level;
 use super::serve::{Plane, Tally};
-use super::{asking, events, exposing, metrics, naming, publishing, reload, show, stats, trust, tunnels};
+use super::{asking, events, exposing, metrics, naming, publishing, reload, show, state, stats, trust, tunnels};
 use crate::journal::What;
 
 /// Serves one connection to its end.
@@ -141,6 +141,12 @@ async fn execute(plane: &Plane, request: Request) -> Result<String, String> {
         Request::Events { filter, format, .. } => events::show(plane, &filter, format),
         Request::Info(format) => stats::info(plane, format),
         Request::Stat(format) => stats::stat(plane, format),
+        Request::Shards(format) => state::shards(plane, format).await,
+        Request::Pools(format) => state::pools(plane, format).await,
+        Request::Flows { glob, limit, format } => state::flows(plane, &glob, limit, format).await,
+        Request::Limits(format) => state::limits(plane, format).await,
+        Request::Errors(format) => stats::errors(plane, format),
+        Request::Config(format) => state::config(plane, format),
         Request::Metrics => Ok(metrics::render(plane)),
         Request::Tunnels(query, format) => tunnels::show(plane, query, format).await,
         Request::Publishes(format) => show::publishes(plane, format).await,

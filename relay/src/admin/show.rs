@@ -180,7 +180,10 @@ pub(super) async fn ask_all<T>(
 }
 
 /// What each shard answers, in their order.
-async fn ask_each<T>(plane: &Plane, command: impl Fn(oneshot::Sender<T>) -> Command) -> Result<Vec<T>, String> {
+pub(super) async fn ask_each<T>(
+    plane: &Plane,
+    command: impl Fn(oneshot::Sender<T>) -> Command,
+) -> Result<Vec<T>, String> {
     let deadline = plane.reply_deadline();
     let mut answers = Vec::with_capacity(plane.shards.len());
     for shard in 0..plane.shards.len() {

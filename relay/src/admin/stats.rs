@@ -1,4 +1,4 @@
-//! `show info` and `show stat`: the relay itself and its counters.
+//! `show info`, `show stat` and `show errors`: the relay itself and its counters.
 
 use std::fmt::Write;
 
@@ -85,6 +85,46 @@ pub(super) fn stat(plane: &Plane, format: Format) -> Result<String, String> {
         }
     }
 }
+
+/// What went wrong since the start: counters above zero of what was refused, dropped or failed, and links that ended by
+/// force, each with its meaning.
+pub(super) fn errors(plane: &Plane, format: Format) -> Result<String, String> {
+    let shards: Vec<&ShardCounters> = plane.shards.iter().map(|shard| &*shard.counters).collect();
+    let counted = Counter::ALL.iter().filter(|counter| counter.is_trouble()).map(|&counter| {
+        let each: Vec<u64> = shards.iter().map(|shard| shard.get(counter)).collect();
+        (counter.word().to_owned(), each, counter.help())
+    });
+    let closed = Code::ALL.iter().filter(|&&code| !PEACEFUL.contains(&code)).map(|&code| {
+        let each: Vec<u64> = shards.iter().map(|shard| shard.links_closed(code)).collect();
+        (format!("links_closed_{}", code.word().replace('-', "_")), each, code.text())
+    });
+    let found: Vec<(String, Vec<u64>, &str)> =
+        counted.chain(closed).filter(|(_, each, _)| each.iter().any(|&count| count > 0)).collect();
+    match format {
+        Format::Json => {
+            let errors: Vec<Value> = found
+                .iter()
+                .map(|(name, each, meaning)| {
+                    json!({ "name": name, "count": each.iter().sum::<u64>(), "shards": each, "meaning": meaning })
+                })
+                .collect();
+            answer::json(&json!({ "errors": errors }))
+        }
+        Format::Text if found.is_empty() => Ok("# nothing went wrong\n".to_owned()),
+        Format::Text => {
+            let cells: Vec<Vec<String>> = found
+                .iter()
+                .map(|(name, each, meaning)| {
+                    vec![name.clone(), each.iter().sum::<u64>().to_string(), (*meaning).to_owned()]
+                })
+                .collect();
+            Ok(table(&["error", "count", "meaning"], &cells))
+        }
+    }
+}
+
+/// Ends of links that are nobody's trouble.
+const PEACEFUL: [Code; 5] = [Code::Ok, Code::Closed, Code::Draining, Code::Killed, Code::PeerClosed];
 
 fn row(name: &str, values: impl Iterator<Item = u64> + Clone) -> Vec<String> {
     let mut row = vec![name.to_owned(), values.clone().sum::<u64>().to_string()];

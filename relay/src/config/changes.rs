@@ -22,6 +22,7 @@ impl Config {
         // Every field by name: whoever adds a setting has to decide here when it takes effect.
         let Self {
             source: _,
+            told: _,
             state,
             listen,
             shards,

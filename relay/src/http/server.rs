@@ -51,6 +51,7 @@ pub async fn serve(socket: HttpSocket, router: Router, limits: Limits, tally: Rc
     let server = Rc::new(Server { router, gate: socket.gate, limits, tally, streams: Rc::default() });
     let mut connections = JoinSet::new();
     loop {
+        server.tally.live.set(connections.len() as u64);
         tokio::select! {
             Some(ended) = connections.join_next() => {
                 if let Err(error) = ended {

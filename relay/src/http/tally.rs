@@ -6,7 +6,11 @@ macro_rules! tally {
     ($($field:ident = $word:literal, $help:literal;)*) => {
         /// The server's own counters; one thread's.
         #[derive(Debug, Default)]
-        pub struct Tally { $(#[doc = $help] pub $field: Cell<u64>,)* }
+        pub struct Tally {
+            $(#[doc = $help] pub $field: Cell<u64>,)*
+            /// Connections now.
+            pub live: Cell<u64>,
+        }
 
         impl Tally {
             /// Each with its name and what it counts.

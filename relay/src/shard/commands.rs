@@ -73,6 +73,12 @@ impl Shard {
             Command::Trust { trust, reply } => {
                 let _ = reply.send(self.take_trust(engine, trust));
             }
+            Command::State { reply } => {
+                let _ = reply.send(self.state(engine));
+            }
+            Command::Flows { from, glob, reply } => {
+                let _ = reply.send(self.flows(engine, from, &glob));
+            }
             Command::Turn { reply } => {
                 let _ = reply.send(());
             }

@@ -137,6 +137,11 @@ impl Exposes {
 }
 
 impl Shard {
+    /// What is exposed by a number.
+    pub(super) fn exposed_at(&self, tag: u32) -> Option<&Expose> {
+        self.exposes.table.get(tag).map(|exposed| &exposed.expose)
+    }
+
     /// What the configuration exposes by mediators of this shard, which is one of `shards`.
     pub(super) fn exposes_of_config(&self, shards: usize) -> Vec<(Expose, Origin)> {
         let mine = |expose: &&Expose| expose.server.mediator.shard(shards) == self.seat.id;

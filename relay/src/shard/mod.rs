@@ -22,6 +22,8 @@ mod service;
 mod session;
 mod socks;
 mod spawn;
+mod state;
+mod stun;
 mod tag;
 mod terminal;
 mod tunnel;
@@ -72,6 +74,7 @@ struct Shard {
     exposes: expose::Exposes,
     asks: asks::Asks,
     drain: drain::Drain,
+    stun: stun::Stun,
     queries: query::Queries,
     recording: record::Recording,
     checks: check::Checks,
@@ -144,6 +147,7 @@ impl Control for Shard {
             Event::Connected { stream, link, slot, result } => {
                 self.on_exposed_connected(engine, stream, link, slot, result);
             }
+            Event::Stray { socket, from, datagram } => self.on_stray(engine, socket, from, datagram),
             Event::Query { link, query, json } => self.on_query(engine, link, query, json),
             Event::GuestBytes { guest, tag, ended } if Door::of(tag) == Some(Door::Proxy) => {
                 self.on_client_bytes(engine, guest, tag, ended);

@@ -120,6 +120,11 @@ fn run_shard(
     let exposes = super::expose::Exposes::new(&mut engine);
     let asks = super::asks::Asks::new(&mut engine);
     let drain = super::drain::Drain::new(&mut engine);
+    // Questions begin with a zero byte, which leads them to the first shard.
+    let stun = match (seat.id.0, engine.udp_addr(service_udp)) {
+        (0, Some(service)) => super::stun::Stun::new(&mut engine, service),
+        _ => super::stun::Stun::default(),
+    };
     let expiries = super::session::Expiries::new(&mut engine);
     let checks = super::check::Checks::new(&mut engine);
     let recording = super::record::Recording::new(seat.records.clone());
@@ -142,6 +147,7 @@ fn run_shard(
         exposes,
         asks,
         drain,
+        stun,
         queries: Default::default(),
         recording,
         checks,

@@ -21,7 +21,7 @@ pub use operation::{BadOperation, Operation, Operations};
 pub use revoked::{Entry, Revoked, Target, certificate_named, token_named};
 pub use set::{Judges, Shown, Trust, TrustOptions, TrustSource};
 pub use state_dir::{Fingerprint, State};
-pub use tls::{SERVER_NAME, server_config};
+pub use tls::{SERVER_NAME, first_expiry, server_config};
 pub use token::{TerminalScope, TokenKey};
 
 /// The wall clock in seconds since 1970; 0 before that.

@@ -1,11 +1,13 @@
 //! TLS on the service port: 1.3 only, and the traffic secrets are handed out after the handshake.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use isthmus_proto::record;
+use isthmus_proto::record::{self, Known};
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use super::State;
 
@@ -32,11 +34,16 @@ pub(super) fn server_config_with(
         .with_context(|| format!("server.pem and server.key in {} do not fit together", state.path().display()))
 }
 
+/// When the first of a file's certificates (PEM) expires, in seconds since 1970; `None` where none can be read.
+pub fn first_expiry(path: &Path) -> Option<u64> {
+    let certificates = CertificateDer::pem_file_iter(path).ok()?;
+    certificates.filter_map(|der| Some(Known::read(&der.ok()?)?.expires)).min()
+}
+
 #[cfg(test)]
 mod tests {
     use rustls::crypto::aws_lc_rs;
     use rustls::pki_types::ServerName;
-    use rustls::pki_types::pem::PemObject;
     use rustls::{ClientConfig, ClientConnection, ProtocolVersion, RootCertStore, ServerConnection};
 
     use super::*;

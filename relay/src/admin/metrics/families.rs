@@ -130,6 +130,8 @@ static NAMES: &[(Counter, &str)] = &[
     (C::ExposedFlowsTotal, "exposed_flows_opened_total"),
     (C::ChannelsLive, "udp_channels"),
     (C::Roamed, "udp_channels_roamed_total"),
+    (C::StunAnswered, "stun_answered_total"),
+    (C::StunRefusedLimit, "stun_refused_total"),
     (C::Loops, "loop_turns_total"),
 ];
 

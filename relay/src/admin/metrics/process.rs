@@ -95,7 +95,8 @@ fn boot_time() -> Option<f64> {
 }
 
 /// Since Linux 6.2 the directory's size is their number; before, they are counted.
-fn open_descriptors() -> Option<f64> {
+/// How many are open, if that can be read.
+pub(in crate::admin) fn open_descriptors() -> Option<f64> {
     let size = fs::metadata("/proc/self/fd").ok()?.len();
     // Counting opens one for the directory.
     let counted = || fs::read_dir("/proc/self/fd").map(|entries| entries.count().saturating_sub(1)).ok();

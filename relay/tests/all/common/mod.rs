@@ -13,8 +13,8 @@ use isthmus_proto::hello::Report;
 use isthmus_proto::{MediatorId, ShardId};
 use isthmus_relay::admin::command::COMMANDS_MAX;
 use isthmus_relay::admin::{
-    Admin, Command, ExposeRow, ExposeState, Level, Limits, PortRow, PublishRow, RelayInfo, ShardCounters, ShardHandle,
-    StatsSocket, Stop, TerminalRow, TunnelDetail, TunnelRow, Unpublish, Unpublished, serve,
+    Admin, Command, ExposeRow, ExposeState, FlowPage, Level, Limits, PortRow, PublishRow, RelayInfo, ShardCounters,
+    ShardHandle, ShardState, StatsSocket, Stop, TerminalRow, TunnelDetail, TunnelRow, Unpublish, Unpublished, serve,
 };
 use isthmus_relay::config::{self, Invocation};
 use isthmus_relay::expose::Expose;
@@ -165,6 +165,24 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
                 }
                 Command::Drain { reply, .. } => {
                     let _ = reply.send(rows.len());
+                }
+                Command::State { reply } => {
+                    let state = ShardState {
+                        shard: me,
+                        cpu_us: 1,
+                        links: 0,
+                        streams: 0,
+                        flows: 0,
+                        queued_bytes: 0,
+                        queued_bytes_max: 1,
+                        operations: 1,
+                        direct_descriptors: 0,
+                        pools: Vec::new(),
+                    };
+                    let _ = reply.send(state);
+                }
+                Command::Flows { reply, .. } => {
+                    let _ = reply.send(FlowPage::default());
                 }
                 Command::Undrain { reply } => {
                     let _ = reply.send(false);
