@@ -10,6 +10,7 @@ use isthmus_proto::wire::{HEADER_LEN, write_data_header};
 use isthmus_ring::Piece;
 
 use crate::Engine;
+use crate::carried::Carried;
 use crate::key::{Key, What};
 
 /// A port on a link.
@@ -30,12 +31,27 @@ pub(crate) struct Bridge {
     fallback: bool,
     /// The same, asked for and not yet answered.
     asked_fallback: bool,
+    /// "In" is from A.
+    carried: Carried,
+}
+
+/// A bridge that is no more.
+#[derive(Clone, Copy, Debug)]
+pub struct EndedBridge {
+    /// Its end A.
+    pub key: Key,
+    /// [`Code::Closed`] for an orderly end.
+    pub code: Code,
+    /// Payload that came to it: "in" is from A, "out" from B.
+    pub carried: Carried,
 }
 
 impl Engine {
     /// Joins two ports; their owners become the bridge's ends.
     pub fn add_bridge(&mut self, a: BridgeEnd, b: BridgeEnd) -> Key {
-        let key = self.bridges.insert(Bridge { a, b, ended: [false; 2], fallback: false, asked_fallback: false });
+        let carried = Carried::default();
+        let key =
+            self.bridges.insert(Bridge { a, b, ended: [false; 2], fallback: false, asked_fallback: false, carried });
         if let Some(link) = self.link(a.link) {
             link.set_owner(a.slot, key.to_bits());
         }
@@ -75,8 +91,35 @@ impl Engine {
     }
 
     /// Forgets a bridge whose ports have ended by an answer.
-    pub fn remove_bridge(&mut self, owner: Key) {
-        self.bridges.remove(owner);
+    pub fn remove_bridge(&mut self, owner: Key, code: Code) {
+        if let Some(bridge) = self.bridges.remove(owner)
+            && let Some(ended) = &mut self.bridges_ended
+        {
+            ended.push(EndedBridge { key: owner.renamed(What::BridgeA), code, carried: bridge.carried });
+        }
+    }
+
+    /// From now on [`Engine::take_ended_bridges`] has those that end.
+    pub fn keep_ended_bridges(&mut self) {
+        self.bridges_ended.get_or_insert_default();
+    }
+
+    /// Bridges that have ended since it was last asked; whoever wants them kept has to ask each turn.
+    pub fn take_ended_bridges(&mut self) -> Vec<EndedBridge> {
+        self.bridges_ended.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Counts payload that came from one of a bridge's ends; `whole`: a datagram, or its last part.
+    pub(crate) fn bridge_carries(&mut self, owner: Key, bytes: usize, whole: Option<bool>) {
+        self.counts.bridge_bytes += bytes as u64;
+        let Some(bridge) = self.bridges.get_mut(owner) else { return };
+        let Carried { bytes_in, bytes_out, datagrams_in, datagrams_out } = &mut bridge.carried;
+        let (sum, datagrams) = match owner.what() {
+            What::BridgeA => (bytes_in, datagrams_in),
+            _ => (bytes_out, datagrams_out),
+        };
+        *sum += bytes as u64;
+        *datagrams += u64::from(whole == Some(true));
     }
 
     pub(crate) fn bridge_data(&mut self, owner: Key, mut payload: Piece) {
@@ -92,7 +135,7 @@ impl Engine {
         if let Some(header) = payload.prepend(HEADER_LEN).first_chunk_mut() {
             write_data_header(header, other.slot.id(), len as u16);
         }
-        self.counts.bridge_bytes += len as u64;
+        self.bridge_carries(owner, len, None);
         let now = self.now;
         if let Some(link) = self.link(other.link) {
             link.enqueue(other.slot, payload, now);
@@ -123,7 +166,7 @@ impl Engine {
         if let Some(bridge) = self.bridges.get_mut(owner) {
             bridge.ended[direction] = true;
             if bridge.ended == [true; 2] && self.bridge_is_drained(owner) {
-                self.bridges.remove(owner);
+                self.remove_bridge(owner, Code::Closed);
             }
         }
     }
@@ -138,14 +181,14 @@ impl Engine {
     /// Drops bridges whose streams have ended in order once their last frame is sent.
     pub(crate) fn sweep_bridge(&mut self, owner: Key) {
         if self.bridges.get(owner).is_some_and(|bridge| bridge.ended == [true; 2]) && self.bridge_is_drained(owner) {
-            self.bridges.remove(owner);
+            self.remove_bridge(owner, Code::Closed);
         }
     }
 
     /// One port was cut: so is the other.
     pub(crate) fn end_bridge(&mut self, owner: Key, code: Code) {
         let Some(other) = self.bridge_other(owner) else { return };
-        self.bridges.remove(owner);
+        self.remove_bridge(owner, code);
         if let Some(link) = self.link(other.link) {
             link.reset(other.slot, code);
             self.touch(other.link);
@@ -155,7 +198,7 @@ impl Engine {
     /// Part of a datagram over TCP on its way through.
     pub(crate) fn bridge_datagram_part(&mut self, owner: Key, remote: Option<SocketAddr>, more: bool, payload: Piece) {
         if let Some(other) = self.bridge_other(owner) {
-            self.counts.bridge_bytes += payload.len() as u64;
+            self.bridge_carries(owner, payload.len(), Some(!more));
             self.queue_datagram_parts(other.link, other.slot, remote, more, payload);
         }
     }

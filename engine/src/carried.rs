@@ -14,6 +14,13 @@ pub struct Carried {
 }
 
 impl Carried {
+    /// From the other end's side.
+    #[must_use]
+    pub fn turned(self) -> Self {
+        let Self { bytes_in, bytes_out, datagrams_in, datagrams_out } = self;
+        Self { bytes_in: bytes_out, bytes_out: bytes_in, datagrams_in: datagrams_out, datagrams_out: datagrams_in }
+    }
+
     pub(crate) fn add_in(&mut self, length: usize) {
         self.datagrams_in += 1;
         self.bytes_in += length as u64;

@@ -519,7 +519,7 @@ impl Engine {
         if !self.link_permits(link, remote) {
             return;
         }
-        self.counts.bridge_bytes += payload.len() as u64;
+        self.bridge_carries(owner, payload.len(), Some(true));
         let way = crate::datagram::Way::Channel { fallback: self.bridge_fallback(owner) };
         self.send_datagram(other.link, other.slot, way, remote, &payload);
     }

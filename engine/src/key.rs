@@ -79,6 +79,11 @@ impl Key {
         Self { what, generation: (bits >> 32) as u32 & ((1 << GENERATION_BITS) - 1), index: bits as u32 }
     }
 
+    /// A bridge's end A, of either of its ends.
+    pub fn as_bridge(self) -> Self {
+        self.renamed(What::BridgeA)
+    }
+
     /// The same place under another name: the two ends of a bridge.
     pub(crate) fn renamed(self, what: What) -> Self {
         Self { what, ..self }

@@ -43,7 +43,7 @@ use isthmus_proto::time::Instant;
 use isthmus_ring::{Piece, Ring};
 
 pub use association::AssociationSpec;
-pub use bridge::BridgeEnd;
+pub use bridge::{BridgeEnd, EndedBridge};
 pub use carried::Carried;
 pub use counts::Counts;
 pub use event::{Ask, Control, Event};
@@ -110,6 +110,8 @@ pub struct Engine {
     /// By their numbers.
     outlets: HashMap<u32, outlet::Outlet>,
     bridges: Table<bridge::Bridge>,
+    /// Those that have ended, where somebody wants to know.
+    bridges_ended: Option<Vec<EndedBridge>>,
     watches: Table<turn::Watch>,
     channels: channel::Channels,
     probes: Table<lifetime::Probe>,
@@ -160,6 +162,7 @@ impl Engine {
             associations: HashMap::new(),
             outlets: HashMap::new(),
             bridges: Table::new(What::BridgeA),
+            bridges_ended: None,
             watches: Table::new(What::Watch),
             channels: channel::Channels::default(),
             probes: Table::new(What::Probe),

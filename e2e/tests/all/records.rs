@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::common::{bound, echo_hosts, published};
-use isthmus_e2e::{Loopback, SOON, program};
+use isthmus_e2e::{Loopback, Process, SOON, program};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -132,4 +132,68 @@ fn flow_of_an_exposed_service_leaves_a_record() {
     assert!(flow["door"].as_str().is_some_and(|door| door.starts_with("exposed udp:cpe/")), "{flow}");
     // "In" is from the public address.
     assert_eq!((&flow["datagrams_in"], &flow["datagrams_out"]), (&1.into(), &1.into()), "{flow}");
+}
+
+#[test]
+fn each_connection_and_udp_port_of_a_terminal_leaves_its_line_with_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sessions.jsonl");
+    let (tcp, udp) = echo_hosts();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut world = Loopback::start(&["--records", path.to_str().unwrap()], &[]);
+    let token = world.keys.terminal_token("cpe", &[]);
+    let terminal = |args: &[&str]| {
+        let mut terminal = Command::new(program("isthmus"));
+        terminal.env("ISTHMUS_RELAY", &world.service).env("ISTHMUS_PIN", world.keys.pin()).env("ISTHMUS_TOKEN", &token);
+        terminal.args(args);
+        terminal
+    };
+    let sent = dir.path().join("sent");
+    std::fs::write(&sent, [7; 3000]).unwrap();
+    for (port, works) in [(tcp.port(), true), (closed.port(), false)] {
+        let mut nc = terminal(&["nc", "cpe", "127.0.0.1", &port.to_string()]);
+        let output = nc.stdin(std::fs::File::open(&sent).unwrap()).output().unwrap();
+        assert_eq!(output.status.success(), works, "{output:?}");
+    }
+    // A server port there, whose host says 4 bytes and hears as many.
+    let mut listen = Process::spawn("listen", terminal(&["listen", "cpe", "127.0.0.1:0", "--to", &tcp.to_string()]));
+    let line = listen.wait_for_line("127.0.0.1:", SOON);
+    let server = line.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':')).find(|word| {
+        word.parse::<std::net::SocketAddr>().is_ok_and(|address| address != tcp && address.ip() == tcp.ip())
+    });
+    let mut host = TcpStream::connect(server.unwrap_or_else(|| panic!("no address in {line}"))).unwrap();
+    host.write_all(b"four").unwrap();
+    host.read_exact(&mut [0; 4]).unwrap();
+    let from = host.local_addr().unwrap().to_string();
+    drop(host);
+    // A UDP port.
+    let local = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let forward = format!("{local}:{udp}");
+    let mut forward = Process::spawn("forward", terminal(&["forward", "cpe", "-L", &forward, "-U"]));
+    forward.wait_for_line(&local.to_string(), SOON);
+    let visitor = UdpSocket::bind("127.0.0.1:0").unwrap();
+    visitor.connect(local).unwrap();
+    visitor.set_read_timeout(Some(SOON)).unwrap();
+    visitor.send(b"hello").unwrap();
+    visitor.recv(&mut [0; 64]).unwrap();
+    forward.terminate();
+    forward.wait_exit(SOON);
+    listen.terminate();
+    listen.wait_exit(SOON);
+
+    let records = records(&mut world, &path);
+    let stream = one(&records, &[("door", "terminal".into()), ("to", tcp.to_string().into())]);
+    for (field, value) in
+        [("kind", json!("stream")), ("bytes_in", 3000.into()), ("bytes_out", 3000.into()), ("end", "closed".into())]
+    {
+        assert_eq!(stream[field], value, "{field} in {stream}");
+    }
+    assert!(stream["who"].as_str().is_some_and(|who| !who.is_empty()) && stream["mediator"] == "cpe", "{stream}");
+    let refused = one(&records, &[("door", "terminal".into()), ("to", closed.to_string().into())]);
+    assert_eq!((&refused["end"], &refused["bytes_in"]), (&"refused".into(), &0.into()), "{refused}");
+    let of_host = one(&records, &[("door", "terminal server".into()), ("from", from.into())]);
+    assert_eq!((&of_host["bytes_in"], &of_host["bytes_out"]), (&4.into(), &4.into()), "{of_host}");
+    let flow = one(&records, &[("door", "terminal".into()), ("kind", "flow".into())]);
+    assert_eq!((&flow["datagrams_in"], &flow["datagrams_out"]), (&1.into(), &1.into()), "{flow}");
+    assert_eq!((&flow["bytes_in"], &flow["bytes_out"]), (&5.into(), &5.into()), "{flow}");
 }

@@ -116,6 +116,7 @@ impl Control for Shard {
                 What::Stream => self.on_visitor_answer(engine, owner, to, code, over),
                 What::Flow => self.on_flow_answer(engine, owner, code, over),
                 What::BridgeA | What::BridgeB => {
+                    self.record_bridge_answer(engine, owner, to, code);
                     terminal::forward_answer(engine, owner, to, request, code, local, over);
                 }
                 What::Guest => self.on_client_answer(engine, owner, to, code, local, over),
@@ -133,7 +134,7 @@ impl Control for Shard {
                 self.on_exposed_host(engine, link, owner.index(), slot, peer, local);
             }
             Event::PortAccepted { link, owner, slot, peer, local, .. } => {
-                terminal::forward_accepted(engine, link, owner, slot, peer, local);
+                self.forward_accepted(engine, link, owner, slot, peer, local);
             }
             Event::UdpError { owner, code, remote, .. } => terminal::forward_udp_error(engine, owner, code, remote),
             Event::Report { link, json } => self.on_report(link, json),
@@ -200,6 +201,7 @@ impl Control for Shard {
         while let Ok(command) = self.seat.commands.try_recv() {
             self.on_command(engine, command);
         }
+        self.record_ended_bridges(engine);
         self.go_on_checking(engine);
         self.parting = engine.partings() > 0;
         self.observe_samples(engine);

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
-use isthmus_engine::{Carried, Engine, Event, Key};
-use isthmus_proto::link::LinkStats;
+use isthmus_engine::{Carried, EndedBridge, Engine, Event, Key};
+use isthmus_proto::link::{LinkStats, PortKind};
 use isthmus_proto::time::Instant;
+use isthmus_proto::wire::RequestKind;
 use isthmus_proto::{Code, MediatorId};
 
 use super::expose::code_of;
@@ -37,11 +38,21 @@ pub(super) struct Recording {
     records: Option<Records>,
     /// By stream and flow, as many as there are of these.
     live: HashMap<Key, Began>,
+    /// By the bridge's end A: what terminals use.
+    bridges: HashMap<Key, Bridged>,
+}
+
+/// What a terminal uses, or a host that came to a terminal's server port.
+struct Bridged {
+    began: Began,
+    kind: Kind,
+    /// `from` is at the mediator's end.
+    by_host: bool,
 }
 
 impl Recording {
     pub(super) fn new(records: Option<Records>) -> Self {
-        Self { records, live: HashMap::new() }
+        Self { records, live: HashMap::new(), bridges: HashMap::new() }
     }
 
     /// Whether there are any.
@@ -83,8 +94,68 @@ impl Shard {
         }
     }
 
+    /// Begins the record of what a terminal of `link` uses: a connection to `to`, or a UDP port.
+    pub(super) fn record_bridge(&mut self, engine: &mut Engine, bridge: Key, link: Key, door: &str, to: &str) {
+        if !self.recording.is_on() {
+            return;
+        }
+        let (Some(Party::Terminal(terminal)), Some(end)) = (self.links.get(&link), engine.bridge_other(bridge)) else {
+            return;
+        };
+        let (Some(mediator), Some(from)) = (terminal.mediator.clone(), engine.link_peer(link)) else { return };
+        let who = Some(terminal.grant.name.as_str().into());
+        let udp = engine.link(end.link).and_then(|machine| machine.kind(end.slot)) == Some(PortKind::Udp);
+        let began = Began { door: door.into(), mediator, who, from, to: to.into(), at: engine.now() };
+        let kind = if udp { Kind::Flow } else { Kind::Stream };
+        self.recording.bridges.insert(bridge.as_bridge(), Bridged { began, kind, by_host: false });
+    }
+
+    /// Begins the record of a host that came to a server port of a terminal's.
+    pub(super) fn record_host(
+        &mut self,
+        engine: &mut Engine,
+        bridge: Key,
+        link: Key,
+        host: SocketAddr,
+        local: SocketAddr,
+    ) {
+        self.record_bridge(engine, bridge, link, "terminal server", &local.to_string());
+        if let Some(bridged) = self.recording.bridges.get_mut(&bridge.as_bridge()) {
+            (bridged.began.from, bridged.by_host) = (host, true);
+        }
+    }
+
+    /// A connection that was refused is over for its record, though the port may live on.
+    pub(super) fn record_bridge_answer(&mut self, engine: &Engine, owner: Key, to: RequestKind, code: Code) {
+        if to == RequestKind::Connect && !code.is_ok() {
+            let key = owner.as_bridge();
+            self.record_bridge_end(engine, EndedBridge { key, code, carried: Carried::default() });
+        }
+    }
+
+    /// Writes the records of bridges that have ended since the turn before.
+    pub(super) fn record_ended_bridges(&mut self, engine: &mut Engine) {
+        if self.recording.is_on() {
+            for ended in engine.take_ended_bridges() {
+                self.record_bridge_end(engine, ended);
+            }
+        }
+    }
+
+    fn record_bridge_end(&mut self, engine: &Engine, ended: EndedBridge) {
+        let Some(Bridged { began, kind, by_host }) = self.recording.bridges.remove(&ended.key) else { return };
+        let carried = if by_host { ended.carried.turned() } else { ended.carried };
+        self.write_end(engine, began, kind, ended.code, carried);
+    }
+
     fn record_end(&mut self, engine: &Engine, key: Key, kind: Kind, code: Code, carried: Carried) {
-        let Some(Began { door, mediator, who, from, to, at }) = self.recording.live.remove(&key) else { return };
+        if let Some(began) = self.recording.live.remove(&key) {
+            self.write_end(engine, began, kind, code, carried);
+        }
+    }
+
+    fn write_end(&self, engine: &Engine, began: Began, kind: Kind, code: Code, carried: Carried) {
+        let Began { door, mediator, who, from, to, at } = began;
         let (began, lasted) = since(engine, at);
         self.write_record(Record {
             kind,

@@ -128,6 +128,9 @@ fn run_shard(
     let expiries = super::session::Expiries::new(&mut engine);
     let checks = super::check::Checks::new(&mut engine);
     let recording = super::record::Recording::new(seat.records.clone());
+    if recording.is_on() {
+        engine.keep_ended_bridges();
+    }
     let mut shard = Shard {
         seat,
         trust: shared.trust.clone(),

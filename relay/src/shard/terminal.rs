@@ -129,6 +129,9 @@ impl Shard {
             let far = machine.open_as(asker, 0, request, flags, local, peer, now).map_err(refused)?;
             let bridge = engine.add_bridge(BridgeEnd { link, slot }, BridgeEnd { link: tunnel, slot: far });
             engine.ask_bridge_fallback(bridge, flags.has(OpenFlags::FALLBACK));
+            if flags.has(OpenFlags::UDP) {
+                self.record_bridge(engine, bridge, link, "terminal", &any_or(peer));
+            }
             engine.touch(tunnel);
             return Ok(());
         }
@@ -137,7 +140,7 @@ impl Shard {
         if machine.kind(far.slot).is_none() {
             // The mediator's side has ended in order; this one only drains.
             if ask == Ask::Close {
-                engine.remove_bridge(owner);
+                engine.remove_bridge(owner, Code::Closed);
                 if let Some(near) = engine.link(link) {
                     near.answer(slot, kind, request, Code::Ok, None);
                 }
@@ -146,7 +149,10 @@ impl Shard {
             return Err(refused(Code::UnknownPort));
         }
         match ask {
-            Ask::Connect { to, timeout_ms } => machine.connect(far.slot, request, to, timeout_ms),
+            Ask::Connect { to, timeout_ms } => {
+                machine.connect(far.slot, request, to, timeout_ms);
+                self.record_bridge(engine, owner, link, "terminal", &to.to_string());
+            }
             Ask::Serve => machine.serve(far.slot, request),
             Ask::Close => machine.close(far.slot, request),
             Ask::Switch { flags } => {
@@ -191,11 +197,19 @@ impl Shard {
             engine.touch(far.link);
             Ok(())
         });
+        if asked.is_ok() {
+            self.record_bridge(engine, owner, link, "terminal", &format!("{}:{}", to.name, to.port));
+        }
         if let (Err(code), Some(machine)) = (asked, engine.link(link)) {
             machine.answer(slot, RequestKind::Connect, request, code, None);
         }
         engine.touch(link);
     }
+}
+
+/// The only party of a UDP port, or any.
+fn any_or(peer: Option<SocketAddr>) -> String {
+    peer.map_or_else(|| "*".to_owned(), |peer| peer.to_string())
 }
 
 /// What a terminal's token says to a request. Closing one's own needs no permission.
@@ -236,36 +250,41 @@ pub(super) fn forward_answer(
         engine.touch(near.link);
     }
     if over {
-        engine.remove_bridge(owner);
+        // An orderly close is answered so.
+        engine.remove_bridge(owner, if code.is_ok() { Code::Closed } else { code });
     } else if code.is_ok() && matches!(to, RequestKind::Open | RequestKind::Switch) {
         engine.confirm_bridge_fallback(owner);
     }
 }
 
-/// A host connected to a server port that a terminal made.
-pub(super) fn forward_accepted(
-    engine: &mut Engine,
-    tunnel: Key,
-    owner: Key,
-    slot: Slot,
-    peer: SocketAddr,
-    local: SocketAddr,
-) {
-    let now = engine.now();
-    let made = engine.bridge_other(owner).ok_or(Code::PeerGone).and_then(|near| {
-        let machine = engine.link(near.link).ok_or(Code::PeerGone)?;
-        let made = machine.accepted(near.slot, 0, peer, local, now)?;
-        Ok(BridgeEnd { link: near.link, slot: made })
-    });
-    match made {
-        Ok(near) => {
-            engine.add_bridge(near, BridgeEnd { link: tunnel, slot });
-            engine.touch(near.link);
-        }
-        Err(code) => {
-            if let Some(machine) = engine.link(tunnel) {
-                machine.reset(slot, code);
-                engine.touch(tunnel);
+impl Shard {
+    /// A host connected to a server port that a terminal made.
+    pub(super) fn forward_accepted(
+        &mut self,
+        engine: &mut Engine,
+        tunnel: Key,
+        owner: Key,
+        slot: Slot,
+        peer: SocketAddr,
+        local: SocketAddr,
+    ) {
+        let now = engine.now();
+        let made = engine.bridge_other(owner).ok_or(Code::PeerGone).and_then(|near| {
+            let machine = engine.link(near.link).ok_or(Code::PeerGone)?;
+            let made = machine.accepted(near.slot, 0, peer, local, now)?;
+            Ok(BridgeEnd { link: near.link, slot: made })
+        });
+        match made {
+            Ok(near) => {
+                let bridge = engine.add_bridge(near, BridgeEnd { link: tunnel, slot });
+                self.record_host(engine, bridge, near.link, peer, local);
+                engine.touch(near.link);
+            }
+            Err(code) => {
+                if let Some(machine) = engine.link(tunnel) {
+                    machine.reset(slot, code);
+                    engine.touch(tunnel);
+                }
             }
         }
     }
