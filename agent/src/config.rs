@@ -280,9 +280,16 @@ pub struct DoctorArgs {
 /// Whoever knows the token is the mediator.
 const RULES: Rules = Rules { secrets: &["token"], alternatives: &[] };
 
+const EXAMPLES: &str = "\
+Examples:
+  isthmus-agent enroll LINE
+  isthmus-agent --config /etc/isthmus/agent.toml
+  isthmus-agent --relay relay.example.net:4470 --pin FINGERPRINT --token-file ./token --allow 10.0.0.0/24:80-443
+  isthmus-agent --config /etc/isthmus/agent.toml doctor";
+
 /// Lends this machine's network to terminals, through a relay, within what you allow.
 #[derive(Parser)]
-#[command(name = "isthmus-agent", version)]
+#[command(name = "isthmus-agent", version, after_help = EXAMPLES)]
 struct Args {
     #[command(subcommand)]
     command: Option<Sub>,
@@ -376,9 +383,13 @@ struct Args {
 #[derive(Subcommand)]
 enum Sub {
     /// Set this mediator up with the line that `isthmus-relay enroll MEDIATOR` printed
+    #[command(after_help = "Example:\n  isthmus-agent enroll LINE")]
     Enroll(EnrollArgs),
     /// Look whether this machine and these settings let the mediator run well; its flags go before this word. The exit code is
     /// 0 if they do, 1 after warnings, 2 after errors
+    #[command(
+        after_help = "Examples:\n  isthmus-agent --config FILE doctor\n  isthmus-agent --config FILE doctor --nat-silence 1m"
+    )]
     Doctor(DoctorArgs),
     #[command(flatten)]
     Pages(Pages),
@@ -464,6 +475,13 @@ mod tests {
         let count =
             isthmus_settings::check_documents("isthmus-agent", root, take).unwrap_or_else(|wrong| panic!("{wrong}"));
         assert!(count >= 5, "only {count} are found");
+    }
+
+    #[test]
+    fn examples_in_the_help_are_taken() {
+        let take = |words: &[String]| Args::try_parse_from(words).map(drop);
+        let count = isthmus_settings::check_help(&Args::command(), take).unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(count >= 6, "only {count} are found");
     }
 
     #[test]

@@ -11,7 +11,7 @@ fn filter(level: LevelFilter) -> EnvFilter {
 
 /// Starts logging.
 pub fn init(level: LevelFilter, format: LogFormat) {
-    log::init(filter(level), format);
+    log::init(filter(level), format, false);
 }
 
 /// Changes the level. Where the log is another program's, as in a test, nothing changes.

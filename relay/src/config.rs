@@ -115,8 +115,17 @@ fn configured(mut config: Config, state: Option<PathBuf>) -> Result<Box<Config>,
     Ok(Box::new(config))
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  isthmus-relay --state ./state --publish tcp:0.0.0.0:8080=cpe/10.0.0.5:80
+  isthmus-relay --state ./state --names 0.0.0.0:443 --name '*.example.net=*'
+  isthmus-relay --state ./state --socks 0.0.0.0:1080 --http 127.0.0.1:9470
+  isthmus-relay --config /etc/isthmus/relay.toml --state ./state
+  isthmus-relay enroll cpe --state ./state --address relay.example.net:4470";
+
 #[derive(Debug, Parser)]
 #[command(name = "isthmus-relay", version, about = "The public relay of Isthmus", subcommand_negates_reqs = true)]
+#[command(after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Sub>,
@@ -130,22 +139,45 @@ struct Cli {
     config: Config,
 }
 
+const TOKEN_EXAMPLES: &str = "\
+Examples:
+  isthmus-relay token --state ./state --mediator cpe
+  isthmus-relay token --state ./state --terminal me --mediators cpe-* --allow connect,info --to 10.0.0.7:22
+  isthmus-relay token rotate --state ./state
+  isthmus-relay token revoke --state ./state --mediator cpe";
+
+const CTL_EXAMPLES: &str = "\
+Examples:
+  isthmus-relay ctl --state ./state help
+  isthmus-relay ctl --state ./state 'show info; show tunnels sort=bps desc limit=20'
+  isthmus-relay ctl --state ./state publish tcp:0.0.0.0:8081=cpe/10.0.0.6:80";
+
 #[derive(Debug, Subcommand)]
 enum Sub {
     /// Issue a token for a mediator or a terminal; rotate and retire the keys that sign them; revoke
+    #[command(after_help = TOKEN_EXAMPLES)]
     Token(TokenCli),
     /// Print one line that sets a mediator up: `isthmus-agent enroll LINE`
+    #[command(after_help = "Examples:\n  isthmus-relay enroll cpe --state ./state --address relay.example.net:4470")]
     Enroll(EnrollArgs),
     /// Print the server certificate's fingerprint, for --pin
+    #[command(after_help = "Examples:\n  isthmus-relay fingerprint --state ./state")]
     Fingerprint(FingerprintArgs),
     /// Send a command to the running relay and print its answer
+    #[command(after_help = CTL_EXAMPLES)]
     Ctl(CtlArgs),
     #[command(flatten)]
     Pages(Pages),
     /// Look whether this machine and these settings let the relay run well; the relay's flags go before this word. The exit
     /// code is 0 if they do, 1 after warnings, 2 after errors
+    #[command(
+        after_help = "Examples:\n  isthmus-relay --state ./state doctor\n  isthmus-relay --config FILE --state ./state doctor --json"
+    )]
     Doctor(DoctorArgs),
     /// Watch the running relay: rates, drops, shards and tunnels on one screen; docs/top.md
+    #[command(
+        after_help = "Examples:\n  isthmus-relay top --state ./state\n  isthmus-relay top --state ./state --interval 5s"
+    )]
     Top(TopArgs),
 }
 
@@ -423,6 +455,13 @@ mod tests {
         let count =
             isthmus_settings::check_documents("isthmus-relay", root, take).unwrap_or_else(|wrong| panic!("{wrong}"));
         assert!(count >= 20, "only {count} are found");
+    }
+
+    #[test]
+    fn examples_in_the_help_are_taken() {
+        let take = |words: &[String]| Cli::try_parse_from(words).map(drop);
+        let count = isthmus_settings::check_help(&Cli::command(), take).unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(count >= 15, "only {count} are found");
     }
 
     #[test]

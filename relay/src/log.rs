@@ -12,9 +12,9 @@ pub fn check(filter: &str) -> Result<EnvFilter, String> {
         .map_err(|error| format!("'{filter}': {error}; write a level (error, warn, info, debug, trace) or a filter"))
 }
 
-/// Starts logging; a filter that cannot be used counts as `info`.
+/// Starts logging, with the threads' names, which tell the shards; a filter that cannot be used counts as `info`.
 pub fn init(filter: &str, format: LogFormat) {
-    log::init(EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info")), format);
+    log::init(EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info")), format, true);
 }
 
 /// Changes the filter. Where the log is another program's, as in a test, nothing changes.

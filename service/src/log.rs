@@ -4,7 +4,7 @@
 //! say is counted, and told once a second. Lines at debug and below, which somebody asked for, are not limited.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use tracing::callsite::Identifier;
 use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
@@ -40,12 +42,62 @@ type Set = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
 /// How the running log's filter is changed; there is one log for a process.
 static SET: OnceLock<Set> = OnceLock::new();
 
-/// Starts logging. In the journal, which has a time of its own, lines have none.
-pub fn init(filter: EnvFilter, format: LogFormat) {
+/// Standard error, on which each line begins with its priority in the way that the journal takes off again (sd-daemon(3)).
+struct ToJournal;
+
+/// One line's.
+struct Prioritised(u8);
+
+impl<'a> MakeWriter<'a> for ToJournal {
+    type Writer = Prioritised;
+
+    fn make_writer(&'a self) -> Prioritised {
+        Prioritised(priority(Level::INFO))
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Prioritised {
+        Prioritised(priority(*metadata.level()))
+    }
+}
+
+impl Write for Prioritised {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        // At once, so that lines of several threads do not mix.
+        let all = [format!("<{}>", self.0).as_bytes(), line].concat();
+        std::io::stderr().lock().write_all(&all).map(|()| line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// As syslog(3) numbers them.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        _ => 7,
+    }
+}
+
+/// Whether standard error is the journal: `JOURNAL_STREAM` has its device and inode (systemd.exec(5)), and is inherited by
+/// programs whose output leads elsewhere.
+fn is_journal(named: Option<&str>) -> bool {
+    let Some((device, inode)) = named.and_then(|text| text.split_once(':')) else { return false };
+    rustix::fs::fstat(std::io::stderr())
+        .is_ok_and(|stat| device == stat.st_dev.to_string() && inode == stat.st_ino.to_string())
+}
+
+/// Starts logging. In the journal, which has a time of its own, lines have none, but their priority. `threads`: text has the
+/// thread's name, too.
+pub fn init(filter: EnvFilter, format: LogFormat, threads: bool) {
     let (filter, handle) = reload::Layer::new(filter);
     let limiter = Limiter::default();
-    let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let text = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let in_journal = is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref());
+    let writer = if in_journal { BoxMakeWriter::new(ToJournal) } else { BoxMakeWriter::new(std::io::stderr) };
+    let text = fmt::layer().with_writer(writer).with_ansi(std::io::stderr().is_terminal()).with_thread_names(threads);
     let lines: Box<dyn Layer<_> + Send + Sync> = match (format, in_journal) {
         (LogFormat::Text, false) => text.boxed(),
         (LogFormat::Text, true) => text.without_time().boxed(),
@@ -200,6 +252,14 @@ mod tests {
         fn metadata(&self) -> &Metadata<'_> {
             &PLACE
         }
+    }
+
+    #[test]
+    fn journal_is_known_by_its_device_and_inode_only() {
+        let stat = rustix::fs::fstat(std::io::stderr()).unwrap();
+        assert!(is_journal(Some(&format!("{}:{}", stat.st_dev, stat.st_ino))));
+        assert!(!is_journal(Some(&format!("{}:{}", stat.st_dev, stat.st_ino + 1))));
+        assert!(!is_journal(Some("journal")) && !is_journal(None));
     }
 
     #[test]

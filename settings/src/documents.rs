@@ -7,6 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::Command;
 use clap::error::ErrorKind;
 
 /// What stands for the reader's own, where the name itself would not do.
@@ -67,6 +68,34 @@ pub fn check_documents(
     }
     if wrong.is_empty() { Ok(count) } else { Err(wrong.join("\n")) }
 }
+
+/// Holds the examples in a program's help, its subcommands' with it, against its own parser. The result is their number.
+///
+/// # Errors
+/// Those that are not taken, and commands that have no example, a line each.
+pub fn check_help(command: &Command, take: impl Fn(&[String]) -> Result<(), clap::Error>) -> Result<usize, String> {
+    let (mut count, mut wrong) = (0, Vec::new());
+    let mut waiting = vec![command];
+    while let Some(shown) = waiting.pop() {
+        waiting.extend(shown.get_subcommands().filter(|sub| !SELF_EXPLAINING.contains(&sub.get_name())));
+        let text = shown.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let examples: Vec<Vec<String>> =
+            text.lines().flat_map(|line| commands(line.trim(), command.get_name())).collect();
+        if examples.is_empty() && !shown.has_subcommands() {
+            wrong.push(format!("{} has no example in its help", shown.get_name()));
+        }
+        for words in examples {
+            count += 1;
+            if let Some(error) = refused(&words, &take) {
+                wrong.push(format!("{}: {}", words.join(" "), error.split("\n\n").next().unwrap_or_default()));
+            }
+        }
+    }
+    if wrong.is_empty() { Ok(count) } else { Err(wrong.join("\n")) }
+}
+
+/// Commands that take a word or nothing.
+const SELF_EXPLAINING: [&str; 3] = ["help", "man", "completions"];
 
 /// Why a command line is not taken. One that leaves something out need not be whole.
 fn refused(words: &[String], take: impl Fn(&[String]) -> Result<(), clap::Error>) -> Option<String> {
@@ -211,7 +240,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_told_and_what_is_left_out_is_not_missed() {
-        let command = || clap::Command::new("p").arg(clap::arg!(--need <X>).required(true)).arg(clap::arg!(--more <X>));
+        let command = || Command::new("p").arg(clap::arg!(--need <X>).required(true)).arg(clap::arg!(--more <X>));
         let take = |words: &[String]| command().try_get_matches_from(words).map(drop);
         let refused = |line: &str| refused(&commands(line, "p")[0], take);
         assert_eq!(refused("p --need a"), None);

@@ -25,7 +25,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 
-pub use documents::{check_documents, code_lines, documents};
+pub use documents::{check_documents, check_help, code_lines, documents};
 pub use example::check_example;
 pub use file::BadFile;
 

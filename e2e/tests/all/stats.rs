@@ -1,5 +1,6 @@
 //! The stats socket, as an operator uses it.
 
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use isthmus_e2e::{Agent, Keys, Loopback, Ns, Process, Relay, SOON, World, program};
@@ -194,4 +195,24 @@ fn tunnels_are_sorted_by_their_bits_a_second() {
     ids.sort_unstable();
     assert_eq!(ids, ["cpe", "other"], "{answer}");
     drop(other);
+}
+
+#[test]
+fn journal_gets_each_line_with_its_priority_and_without_a_time() {
+    let keys = Keys::new();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    let journal = std::fs::File::create(&path).unwrap();
+    let stat = journal.metadata().unwrap();
+    let mut command = Command::new(program("isthmus-relay"));
+    command.arg("--state").arg(keys.path()).args(["--listen", "127.0.0.1:0"]);
+    command.env("JOURNAL_STREAM", format!("{}:{}", stat.dev(), stat.ino())).stderr(journal);
+    let mut relay = command.spawn().unwrap();
+    let read = || std::fs::read_to_string(&path).unwrap_or_default();
+    until(SOON, || read().contains("relay runs"));
+    relay.kill().unwrap();
+    relay.wait().unwrap();
+    let text = read();
+    assert!(text.lines().all(|line| line.starts_with("<6> INFO ") || line.starts_with("<4> WARN ")), "{text}");
+    assert!(text.contains(" main isthmus_relay::run: relay runs"), "{text}");
 }

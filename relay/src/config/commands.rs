@@ -23,10 +23,13 @@ pub(super) struct TokenCli {
 #[derive(Clone, Debug, Subcommand)]
 pub enum KeyAction {
     /// Make a new key that signs; the older ones go on verifying
+    #[command(after_help = "Examples:\n  isthmus-relay token rotate --state ./state")]
     Rotate(StateDir),
     /// List the keys
+    #[command(after_help = "Examples:\n  isthmus-relay token keys --state ./state")]
     Keys(StateDir),
     /// Remove a key that verifies: what it signed is good no more, and its sessions end
+    #[command(after_help = "Examples:\n  isthmus-relay token retire --state ./state KID")]
     Retire {
         /// Where.
         #[command(flatten)]
@@ -36,8 +39,12 @@ pub enum KeyAction {
         kid: String,
     },
     /// Take back a token, or all that a mediator or a terminal was issued so far; their sessions end
+    #[command(
+        after_help = "Examples:\n  isthmus-relay token revoke --state ./state --mediator cpe\n  isthmus-relay token revoke --state ./state JTI"
+    )]
     Revoke(RevokeArgs),
     /// Print the revocation list
+    #[command(after_help = "Examples:\n  isthmus-relay token revoked --state ./state")]
     Revoked(StateDir),
 }
 

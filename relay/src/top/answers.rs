@@ -150,14 +150,14 @@ fn figures(value: &Value) -> Figures {
 pub(super) struct Knows {
     /// `show tunnel ID`.
     pub(super) tunnel: bool,
-    /// `drain tunnel ID`.
+    /// `drain`, of all mediators.
     pub(super) drain: bool,
 }
 
 impl Knows {
     pub(super) fn read(help: &str) -> Self {
         let any = |begin: &str| help.lines().any(|line| line.starts_with(begin));
-        Self { tunnel: any("show tunnel "), drain: any("drain tunnel ") }
+        Self { tunnel: any("show tunnel "), drain: any("drain ") }
     }
 }
 
@@ -199,6 +199,6 @@ mod tests {
     #[test]
     fn help_tells_what_the_relay_knows() {
         assert_eq!(Knows::read("show tunnels [json]  x\nkill tunnel ID  y\n"), Knows::default());
-        assert!(Knows::read("show tunnel ID [json]  x\ndrain tunnel ID  y\n").drain);
+        assert!(Knows::read("show tunnel ID [json]  x\ndrain [over=TIME]  y\n").drain);
     }
 }

@@ -190,7 +190,8 @@ impl Ui {
             }
             KeyCode::Char('k') => self.prompt = self.subject(model).map(|id| Prompt::Sure(format!("kill tunnel {id}"))),
             KeyCode::Char('d') if model.look.knows.drain => {
-                self.prompt = self.subject(model).map(|id| Prompt::Sure(format!("drain tunnel {id}")));
+                let draining = model.look.answers.total.get("draining").is_some_and(|&shards| shards > 0);
+                self.prompt = Some(Prompt::Sure(if draining { "undrain" } else { "drain over=1m" }.to_owned()));
             }
             key if self.screen == Screen::List => self.pressed_in_list(key, model),
             KeyCode::Esc | KeyCode::Backspace | KeyCode::Left => self.screen = Screen::List,
@@ -342,8 +343,9 @@ mod tests {
         press(&mut ui, &model, "d");
         assert_eq!(ui.prompt, None);
         model.look.knows.drain = true;
-        press(&mut ui, &model, "d");
-        assert_eq!(ui.prompt, Some(Prompt::Sure("drain tunnel b".to_owned())));
+        assert_eq!(press(&mut ui, &model, "dy"), Effect::Order(Order::Command("drain over=1m".to_owned())));
+        model.look.answers.total.insert("draining".to_owned(), 2);
+        assert_eq!(press(&mut ui, &model, "dy"), Effect::Order(Order::Command("undrain".to_owned())));
     }
 
     #[test]

@@ -18,7 +18,7 @@ const KEYS: [(&str, &str); 14] = [
     ("r", "reverse the order"),
     ("n i o a", "sort by name, in, out, age"),
     ("k", "end the tunnel (kill), after a yes"),
-    ("d", "drain the tunnel, after a yes, where the relay can"),
+    ("d", "send all mediators away (drain), or let them in again, after a yes"),
     ("Space", "hold the picture, and go on"),
     ("?", "this help"),
     ("q, Ctrl-C", "quit"),

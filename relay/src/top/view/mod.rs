@@ -78,10 +78,11 @@ fn footer(model: &Model, ui: &Ui, width: usize) -> Line<'static> {
         Screen::Tunnel(_) => vec![("Esc", "back"), ("↑↓", "scroll"), ("Tab", "shards"), ("k", "kill")],
         Screen::Shards => vec![("Tab", "tunnels"), ("↑↓", "scroll")],
     };
-    if model.look.knows.drain && ui.screen != Screen::Shards {
+    keys.extend([("?", "help"), ("q", "quit")]);
+    if model.look.knows.drain {
         keys.push(("d", "drain"));
     }
-    keys.extend([("?", "help"), ("q", "quit"), ("Space", if ui.held { "go on" } else { "hold" })]);
+    keys.push(("Space", if ui.held { "go on" } else { "hold" }));
     let mut spans = Vec::new();
     let mut left = width;
     for (key, does) in keys {

@@ -214,5 +214,7 @@ fn help_lies_above_and_names_drain_only_where_it_works() {
     holds(&picture, &[" keys ", "reverse the order", "Ctrl-C"]);
     assert!(!picture.contains("drain"));
     model.look.knows.drain = true;
-    holds(&shown(&model, &mut ui, SMALL), &["drain the tunnel", "d drain"]);
+    holds(&shown(&model, &mut ui, SMALL), &["send all mediators away"]);
+    (ui.help, ui.screen) = (false, Screen::Shards);
+    holds(&shown(&model, &mut ui, SMALL), &["d drain"]);
 }

@@ -15,9 +15,16 @@ use crate::spec::ForwardSpec;
 pub(crate) const RULES: Rules =
     Rules { secrets: &["token"], alternatives: &[&["pin", "ca", "plaintext"], &["token", "token-file"]] };
 
+const EXAMPLES: &str = "\
+Examples, with ISTHMUS_RELAY, ISTHMUS_PIN and ISTHMUS_TOKEN set:
+  isthmus list
+  isthmus forward cpe -L 127.0.0.1:2222:10.0.0.7:22
+  isthmus socks cpe
+  ssh -o 'ProxyCommand=isthmus nc cpe %h %p' me@10.0.0.7";
+
 /// Use machines in a private network, by way of a relay and the mediator that lives there.
 #[derive(Parser)]
-#[command(name = "isthmus", version)]
+#[command(name = "isthmus", version, after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Settings from this TOML file: a key for each flag, of its name; flags and environment count more
     #[arg(long = "config", global = true, value_name = "FILE", env = "ISTHMUS_CONFIG")]
@@ -72,6 +79,7 @@ pub(crate) enum Command {
     #[command(flatten)]
     Pages(Pages),
     /// Tell all about a mediator
+    #[command(after_help = "Examples:\n  isthmus info cpe\n  isthmus info cpe --json")]
     Info {
         /// Its name
         mediator: MediatorId,
@@ -80,12 +88,16 @@ pub(crate) enum Command {
         json: bool,
     },
     /// List the mediators that the token names and that are connected
+    #[command(after_help = "Examples:\n  isthmus list\n  isthmus list --json")]
     List {
         /// As JSON
         #[arg(long)]
         json: bool,
     },
     /// Make ports of this machine lead to hosts in the private network
+    #[command(
+        after_help = "Examples:\n  isthmus forward cpe -L 127.0.0.1:2222:10.0.0.7:22\n  isthmus forward cpe -L 5353:10.0.0.1:53 -U"
+    )]
     Forward {
         /// The mediator's name
         mediator: MediatorId,
@@ -97,6 +109,7 @@ pub(crate) enum Command {
         udp: bool,
     },
     /// Make a port of the mediator lead to this machine's side
+    #[command(after_help = "Examples:\n  isthmus listen cpe 0.0.0.0:9000 --to 127.0.0.1:80")]
     Listen {
         /// The mediator's name
         mediator: MediatorId,
@@ -111,6 +124,7 @@ pub(crate) enum Command {
         obligatory: bool,
     },
     /// Serve SOCKS5 and HTTP CONNECT on this machine for one mediator; whoever reaches the port may use it
+    #[command(after_help = "Examples:\n  isthmus socks cpe --listen 127.0.0.1:1080")]
     Socks {
         /// The mediator's name
         mediator: MediatorId,
@@ -119,6 +133,7 @@ pub(crate) enum Command {
         listen: SocketAddr,
     },
     /// Join the standard input and output to a host in the private network
+    #[command(after_help = "Examples:\n  isthmus nc cpe 10.0.0.5 80\n  isthmus nc cpe 10.0.0.1 53 -u --redirect")]
     Nc {
         /// The mediator's name
         mediator: MediatorId,
@@ -188,6 +203,13 @@ mod tests {
         let take = |words: &[String]| Args::try_parse_from(words).map(drop);
         let count = isthmus_settings::check_documents("isthmus", root, take).unwrap_or_else(|wrong| panic!("{wrong}"));
         assert!(count >= 8, "only {count} are found");
+    }
+
+    #[test]
+    fn examples_in_the_help_are_taken() {
+        let take = |words: &[String]| Args::try_parse_from(words).map(drop);
+        let count = isthmus_settings::check_help(&Args::command(), take).unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(count >= 10, "only {count} are found");
     }
 
     #[test]
