@@ -208,8 +208,11 @@ impl Control for Mediator {
             }
             Event::LinkReady { link } => self.say_hello(engine, link),
             Event::Greeting { link, frame } => self.on_welcome(engine, link, frame),
-            Event::LinkEnded { link, code, text, retry_after_ms, .. } => {
-                self.on_tunnel_ended(engine, link, code, &text, retry_after_ms);
+            Event::LinkEnded { link, code, text, retry_after_ms, peer, .. } => {
+                // There may be another relay of that name, which a mediator that is not let in need not wait for. One whose
+                // tunnel ends comes when it is told, since all of them do so at once.
+                let others = code == Code::Draining && self.resolver.avoid(peer) && !self.up;
+                self.on_tunnel_ended(engine, link, code, &text, if others { 0 } else { retry_after_ms });
             }
             Event::Request { link, slot, owner, request, ask } => {
                 self.on_request(engine, link, slot, owner, request, ask);

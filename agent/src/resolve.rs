@@ -108,6 +108,12 @@ impl Resolver {
         self.rotation.tried.clear();
     }
 
+    /// The relay at this address sends its mediators away: the others come first. Tells whether there are others that had no
+    /// turn yet.
+    pub fn avoid(&mut self, address: SocketAddr) -> bool {
+        self.rotation.avoid(address)
+    }
+
     fn with<L>(target: HostPort, wake: Wake, lookup: L) -> io::Result<Self>
     where
         L: Fn(&HostPort) -> io::Result<Vec<SocketAddr>> + Send + 'static,
@@ -145,6 +151,12 @@ impl Rotation {
         addresses.truncate(ADDRESSES_MAX);
         self.tried.retain(|address| addresses.contains(address));
         self.addresses = addresses;
+    }
+
+    fn avoid(&mut self, address: SocketAddr) -> bool {
+        self.tried.retain(|&other| other != address);
+        self.tried.push(address);
+        self.addresses.iter().any(|address| !self.tried.contains(address))
     }
 
     /// An untried address, of the other family than the last one if there is any (one family is often broken as a
@@ -229,6 +241,19 @@ mod tests {
     fn script(answers: Vec<io::Result<Vec<SocketAddr>>>) -> impl Fn(&HostPort) -> io::Result<Vec<SocketAddr>> {
         let answers = std::sync::Mutex::new(VecDeque::from(answers));
         move |_: &HostPort| answers.lock().unwrap().pop_front().unwrap()
+    }
+
+    #[test]
+    fn address_of_a_relay_that_drains_has_its_turn_last() {
+        let all = addresses(&["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"]);
+        let answers = (0..4).map(|_| Ok(all.clone())).collect();
+        let (mut resolver, wakes) = resolver(script(answers));
+        assert_eq!(next(&mut resolver, &wakes), Ok(all[0]));
+        resolver.succeeded();
+        assert!(resolver.avoid(all[0]));
+        assert_eq!([next(&mut resolver, &wakes), next(&mut resolver, &wakes)], [Ok(all[1]), Ok(all[2])]);
+        assert!(!resolver.avoid(all[2]));
+        assert_eq!(next(&mut resolver, &wakes), Ok(all[0]));
     }
 
     #[test]

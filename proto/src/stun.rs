@@ -18,8 +18,9 @@ const PADDING: u16 = 0x0026;
 const RESPONSE_PORT: u16 = 0x0027;
 const OTHER_ADDRESS: u16 = 0x802c;
 
-/// The bit of CHANGE-REQUEST that asks for another port.
+/// The bits of CHANGE-REQUEST that ask for another port and another address.
 const CHANGE_PORT: u32 = 0x2;
+const CHANGE_ADDRESS: u32 = 0x4;
 
 /// Longest question and answer in bytes.
 pub const STUN_MAX: usize = 9000;
@@ -54,7 +55,12 @@ impl StunQuestion {
         for (kind, value) in attributes {
             match kind {
                 CHANGE_REQUEST => {
-                    question.change_port = u32::from_be_bytes(value.try_into().ok()?) & CHANGE_PORT != 0;
+                    let change = u32::from_be_bytes(value.try_into().ok()?);
+                    // A relay has no other address to answer from, and must not seem to.
+                    if change & CHANGE_ADDRESS != 0 {
+                        return None;
+                    }
+                    question.change_port = change & CHANGE_PORT != 0;
                 }
                 RESPONSE_PORT => {
                     let port = u16::from_be_bytes(*value.first_chunk()?);
@@ -243,6 +249,11 @@ mod tests {
         assert_eq!(StunQuestion::parse(&end(message.clone())), None);
         message[HEAD] = 0x80;
         assert!(StunQuestion::parse(&end(message)).is_some());
+        for (bits, is_one) in [(0u32, true), (2, true), (4, false), (6, false)] {
+            let mut message = begin(REQUEST, &[0; 12]);
+            attribute(&mut message, CHANGE_REQUEST, &bits.to_be_bytes());
+            assert_eq!(StunQuestion::parse(&end(message)).is_some(), is_one, "{bits}");
+        }
     }
 
     proptest! {

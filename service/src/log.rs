@@ -93,7 +93,7 @@ fn is_journal(named: Option<&str>) -> bool {
 /// Starts logging. In the journal, which has a time of its own, lines have none, but their priority. `threads`: text has the
 /// thread's name, too.
 pub fn init(filter: EnvFilter, format: LogFormat, threads: bool) {
-    let (filter, handle) = reload::Layer::new(filter);
+    let (filter, handle) = reload::Layer::new(with_notice(filter));
     let limiter = Limiter::default();
     let in_journal = is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref());
     let writer = if in_journal { BoxMakeWriter::new(ToJournal) } else { BoxMakeWriter::new(std::io::stderr) };
@@ -113,8 +113,16 @@ pub fn init(filter: EnvFilter, format: LogFormat, threads: bool) {
     let log = Registry::default().with(filter).with(lines.with_filter(limiter.clone()));
     // It fails only where a subscriber is set already, as in a test: that one is then the better one.
     if log.try_init().is_ok() {
-        let _ = SET.set(Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string())));
+        let _ = SET.set(Box::new(move |filter| handle.reload(with_notice(filter)).map_err(|error| error.to_string())));
         limiter.start_teller();
+    }
+}
+
+/// Whatever the filter says, it is told what was left out.
+fn with_notice(filter: EnvFilter) -> EnvFilter {
+    match format!("{}=warn", module_path!()).parse() {
+        Ok(directive) => filter.add_directive(directive),
+        Err(_) => filter,
     }
 }
 
@@ -152,11 +160,12 @@ impl Place {
 
     /// Whether another line may come.
     fn take(&mut self, now: Instant) -> bool {
-        let new = (now.saturating_duration_since(self.filled).as_secs_f64() * f64::from(A_SECOND)) as u32;
-        if new > 0 {
-            self.left = self.left.saturating_add(new).min(BURST);
-            self.filled = now;
-        }
+        let each = Duration::from_secs(1) / A_SECOND;
+        let new = now.saturating_duration_since(self.filled).as_nanos() / each.as_nanos();
+        let new = u32::try_from(new).unwrap_or(u32::MAX);
+        self.left = self.left.saturating_add(new).min(BURST);
+        // What is left of the time counts for the next one, but in a full bucket.
+        self.filled = if self.left == BURST { now } else { self.filled + each * new };
         match self.left.checked_sub(1) {
             Some(left) => {
                 self.left = left;
@@ -274,5 +283,8 @@ mod tests {
         assert!(limiter.take_left_out().is_empty(), "it is told once");
         assert_eq!(lets(100, Duration::from_secs(2)), 2 * A_SECOND);
         assert_eq!(lets(BURST + 1, Duration::from_secs(3600)), BURST, "it never has more than a burst");
+        let steady = |n: u32| Duration::from_secs(3600) + Duration::from_millis(49) * n;
+        let through: u32 = (1..=1000).map(|n| lets(1, steady(n))).sum();
+        assert!((975..=981).contains(&through), "{through} of a line each 49 ms, which are 980 by the rate");
     }
 }

@@ -117,9 +117,16 @@ fn nat(findings: &mut Findings, name: &str, asker: &Asker, first: &StunAnswer) {
     }
     // First who may send in, on a fresh port that has sent to nobody else yet.
     let change = StunQuestion { change_port: true, ..StunQuestion::default() };
-    let filtering = match Asker::new(asker.relay).map(|fresh| fresh.ask(asker.relay, change, 0)) {
-        Ok(Ok(_)) => "lets any port of the relay answer (filtering by address at most)",
-        _ => "lets nobody answer but the very port that was asked (address and port-dependent filtering)",
+    let (unknown, plain) = ("may or may not let other ports of the relay answer", StunQuestion::default());
+    let filtering = match (first.other_port, Asker::new(asker.relay)) {
+        (Some(_), Ok(fresh)) if fresh.ask(asker.relay, change, 0).is_ok() => {
+            "lets any port of the relay answer (filtering by address at most)"
+        }
+        // The same socket hears the port that it asked: so it was the other one that was not let in.
+        (Some(_), Ok(fresh)) if fresh.ask(asker.relay, plain, 0).is_ok() => {
+            "lets nobody answer but the very port that was asked (address and port-dependent filtering)"
+        }
+        _ => unknown,
     };
     let other = first.other_port.map(|port| SocketAddr::new(asker.relay.ip(), port));
     let mapping = match other.map(|other| asker.ask(other, StunQuestion::default(), 0)) {

@@ -1,12 +1,14 @@
 //! The stats socket, as an operator uses it.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use isthmus_e2e::{Agent, Keys, Loopback, Ns, Process, Relay, SOON, World, program};
 use serde_json::Value;
 
-use crate::common::{counter, ctl, until};
+use crate::common::{counter, ctl, echo_hosts, published, until};
 
 struct Operated {
     agent: Agent,
@@ -188,12 +190,25 @@ fn drained_relay_lets_mediators_in_again_when_it_is_told_to() {
 
 #[test]
 fn tunnels_are_sorted_by_their_bits_a_second() {
-    let world = Loopback::start(&[], &[]);
+    let (tcp, _) = echo_hosts();
+    let world = Loopback::start(&["--publish", &format!("tcp:127.0.0.1:0=cpe/{tcp}")], &[]);
     let other = Loopback::start_agent(&world.keys, &world.service, "other", &[]);
-    let answer = ctl(&world, "show tunnels sort=bps desc columns=id,bps bps<1000000000");
-    let mut ids: Vec<&str> = answer.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
-    ids.sort_unstable();
-    assert_eq!(ids, ["cpe", "other"], "{answer}");
+    let mut visitor = TcpStream::connect(published(&world, "tcp")).unwrap();
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let pumping = std::thread::spawn(move || {
+        let mut bytes = [7; 10_000];
+        while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            visitor.write_all(&bytes).unwrap();
+            visitor.read_exact(&mut bytes).unwrap();
+        }
+    });
+    let answer = ctl(&world, "show tunnels sort=bps desc columns=id,bps");
+    let rows: Vec<Vec<&str>> = answer.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!((rows[0][0], rows[1][0], rows.len()), ("cpe", "other", 2), "{answer}");
+    assert!(rows[0][1].parse::<u64>().unwrap() > 80_000 && rows[1][1] == "0", "{answer}");
+    assert_eq!(ctl(&world, "show tunnels bps>80000 columns=id").trim(), "id\ncpe");
+    drop(stop);
+    pumping.join().unwrap();
     drop(other);
 }
 

@@ -67,6 +67,7 @@ counters! {
     HandshakesFailedPlaintext = "handshakes_failed_plaintext", Total, "Handshakes in which only one side asked for plaintext";
     HandshakesFailedHello = "handshakes_failed_hello", Total, "Handshakes whose first message could not be understood";
     HandshakesFailedOverload = "handshakes_failed_overload", Total, "Handshakes refused at a limit";
+    SentAway = "callers_sent_away", Total, "Mediators and terminals sent away while the relay is drained or ends";
     HandshakesFailedLost = "handshakes_failed_lost", Total, "Handshakes whose connection was lost";
 
     VisitorsLive = "visitors_live", Gauge, "TCP visitors of published ports now";

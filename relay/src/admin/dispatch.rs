@@ -23,7 +23,7 @@ show stat [json]                                           every counter, in tot
 show metrics                                               the same and more, as Prometheus reads it
 show shards [json]                                         each shard: load, links, what waits
 show pools [json]                                          buffers of each shard
-show limits [json]                                         every bound, how near it is, what it refused
+show limits [json]                                         bounds, how near they are, what they refused
 show errors [json]                                         what went wrong since the start, and what it means
 show config [json]                                         settings in force, and where each is from
 show tunnels [id=GLOB] [after=ID] [limit=N] [json]         connected mediators, by name

@@ -199,8 +199,11 @@ async fn apply(plane: &Plane, plan: Plan, added: Vec<Bound>) -> Result<Vec<Strin
 }
 
 /// `set log FILTER`, until the next reload.
-pub(super) fn set_log(filter: &str) -> Result<String, String> {
+pub(super) fn set_log(plane: &Plane, filter: &str) -> Result<String, String> {
     log::set(filter)?;
+    for setting in plane.config.borrow_mut().told.iter_mut().filter(|setting| setting.name == "log") {
+        (setting.values, setting.from) = (vec![filter.to_owned()], "set log".to_owned());
+    }
     tracing::info!(filter, "log filter set by the operator");
     Ok(format!("log filter is {filter}\n"))
 }

@@ -155,7 +155,6 @@ async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<St
         info: RefCell::new(info),
         limits,
         trust,
-        started: config.clone(),
         config: RefCell::new(config),
         kept: KeptLock::new(kept),
         asked: RefCell::default(),
@@ -251,9 +250,6 @@ pub(super) struct Plane {
     pub(super) info: RefCell<RelayInfo>,
     pub(super) limits: Limits,
     pub(super) trust: Option<TrustSource>,
-    /// As it was at the start.
-    pub(super) started: Config,
-    /// As it was last read.
     pub(super) config: RefCell<Config>,
     pub(super) kept: KeptLock,
     /// What mediators ask for; whoever changes it has the lock of `kept`.

@@ -160,7 +160,7 @@ async fn execute(plane: &Plane, request: Request) -> Result<String, String> {
         Request::Name(route) => naming::add(plane, route).await,
         Request::Unname(pattern) => naming::remove(plane, &pattern).await,
         Request::Reload => reload::reload(plane).await,
-        Request::SetLog(filter) => reload::set_log(&filter),
+        Request::SetLog(filter) => reload::set_log(plane, &filter),
         Request::Check => show::check(plane).await,
         Request::Trust(format) => trust::show(plane, format),
         Request::ReloadTrust => trust::reload(plane).await,

@@ -179,20 +179,21 @@ struct Limit {
     cure: &'static str,
 }
 
-/// Every bound that can refuse somebody.
+/// The bounds that refuse somebody first.
 pub(super) async fn limits(plane: &Plane, format: Format) -> Result<String, String> {
     let states = ask_each(plane, |reply| Command::State { reply }).await?;
     let publishes = ask_all(plane, |reply| Command::Publishes { reply }).await?;
     let exposes = ask_all(plane, |reply| Command::Exposes { reply }).await?;
     let sum = |counter| plane.shards.iter().map(|shard| shard.counters.get(counter)).sum::<u64>();
+    let most = |counter| plane.shards.iter().map(|shard| shard.counters.get(counter)).max().unwrap_or(0);
     let udp = exposes.iter().filter(|row| row.expose.server.proto == Proto::Udp);
     let config = plane.config.borrow();
     let limits = [
         Limit {
             name: "handshakes",
-            of: "relay",
-            most: config.half_open_max.into(),
-            now: sum(Counter::HalfOpen),
+            of: "shard",
+            most: u64::from(config.half_open_max).div_ceil(plane.shards.len().max(1) as u64),
+            now: most(Counter::HalfOpen),
             refused: sum(Counter::HandshakesFailedOverload),
             cure: "--half-open-max; whoever is refused tries again by itself",
         },
@@ -210,7 +211,7 @@ pub(super) async fn limits(plane: &Plane, format: Format) -> Result<String, Stri
             most: config.exposed_flows_max.into(),
             now: udp.map(|row| row.connections_live).max().unwrap_or(0),
             refused: sum(Counter::ExposedRefusedLimit),
-            cure: "--exposed-flows-max, or a shorter --udp-idle",
+            cure: "--exposed-flows-max, or a shorter --udp-idle; TCP hosts that are refused count here too",
         },
         Limit {
             name: "queued-bytes",
@@ -218,7 +219,7 @@ pub(super) async fn limits(plane: &Plane, format: Format) -> Result<String, Stri
             most: states.iter().map(|state| state.queued_bytes_max).max().unwrap_or(0),
             now: states.iter().map(|state| state.queued_bytes).max().unwrap_or(0),
             refused: sum(Counter::VisitorsRefusedLimit) + sum(Counter::SocksRefusedLimit),
-            cure: "slow readers hold what waits: 'show tunnels sort=bps desc'; visitors over --ports-max count here too",
+            cure: "visitors and clients refused at any limit: bytes of slow readers, --ports-max, --half-open-max of those read first",
         },
         Limit {
             name: "descriptors",
@@ -271,24 +272,15 @@ fn limit_cells(limit: &Limit) -> Vec<String> {
     cells
 }
 
-/// Every setting as it was last read, and where.
+/// Every setting that is in force, and where it is from.
 pub(super) fn config(plane: &Plane, format: Format) -> Result<String, String> {
     let config = plane.config.borrow();
-    let changes = plane.started.changes(&config);
-    let waits = |name: &str| changes.iter().any(|change| change.needs_restart && change.name == name);
     match format {
         Format::Json => {
             let settings: Vec<Value> = config
                 .told
                 .iter()
-                .map(|setting| {
-                    json!({
-                        "name": setting.name,
-                        "values": setting.values,
-                        "from": setting.from,
-                        "needs_restart": waits(&setting.name),
-                    })
-                })
+                .map(|setting| json!({ "name": setting.name, "values": setting.values, "from": setting.from }))
                 .collect();
             json(&json!({ "settings": settings }))
         }
@@ -299,8 +291,7 @@ pub(super) fn config(plane: &Plane, format: Format) -> Result<String, String> {
                 .map(|setting| {
                     let values: Vec<String> = setting.values.iter().map(|value| word(value)).collect();
                     let values = if values.is_empty() { "-".to_owned() } else { values.join(" ") };
-                    let waits = if waits(&setting.name) { " (when the relay starts again)" } else { "" };
-                    vec![setting.name.clone(), values, format!("{}{waits}", setting.from)]
+                    vec![setting.name.clone(), values, setting.from.clone()]
                 })
                 .collect();
             Ok(table(&["setting", "value", "from"], &cells))

@@ -1,6 +1,6 @@
 //! `show tunnels`: pages of connected mediators, by name or sorted by a column, and those only that conditions let through.
 
-use std::cmp::Ordering;
+use std::cmp::{Ordering, Reverse};
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ const CHUNK: usize = 100;
 const BPS_OVER: Duration = Duration::from_secs(1);
 
 /// What a cell holds.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Cell {
     Number(u64),
     /// Shown as it is.
@@ -69,6 +69,7 @@ columns! {
     Idle = "idle_s", row => Cell::Number(row.idle_s);
     Ports = "ports", row => Cell::Number(row.ports.into());
     Terminals = "terminals", row => Cell::Number(row.terminals.into());
+    UdpLive = "udp_live", row => Cell::Number(row.udp_channels_live.into());
     Udp = "udp", row => Cell::Word(format!("{}/{}", row.udp_channels_live, row.udp_channels));
     UdpPeriod = "udp_period_s", row => Cell::Number(row.udp_period_s);
     Rtt = "rtt_us", row => row.rtt_us.map_or(Cell::None, Cell::Number);
@@ -86,7 +87,12 @@ columns! {
 impl Column {
     /// Those that are shown unless others are asked for; bits a second take a second to find out.
     fn usual() -> Vec<Self> {
-        Self::ALL.iter().copied().filter(|&column| column != Self::Bps).collect()
+        Self::ALL.iter().copied().filter(|column| ![Self::Bps, Self::UdpLive].contains(column)).collect()
+    }
+
+    /// Whether its cells are words, which no number can be held against.
+    fn is_words(self) -> bool {
+        matches!(self, Self::Id | Self::Observed | Self::Udp | Self::Version | Self::Hostname | Self::Service)
     }
 
     fn named(name: &str) -> Result<Self, String> {
@@ -105,14 +111,22 @@ impl Cell {
             Self::None => "-".to_owned(),
         }
     }
+}
 
-    fn order(&self, other: &Self) -> Ordering {
+impl Ord for Cell {
+    fn cmp(&self, other: &Self) -> Ordering {
         match (self, other) {
             (Self::Number(one), Self::Number(two)) => one.cmp(two),
             (Self::Word(one) | Self::Phrase(one), Self::Word(two) | Self::Phrase(two)) => one.cmp(two),
             // A column's cells are of one kind, but for those that are not known.
             (one, two) => (*one != Self::None).cmp(&(*two != Self::None)),
         }
+    }
+}
+
+impl PartialOrd for Cell {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -137,6 +151,11 @@ impl Condition {
         };
         let read = || {
             let column = Column::named(name)?;
+            if column.is_words() {
+                return Err(format!(
+                    "'{name}' holds words, not numbers; of UDP channels that work there is 'udp_live'"
+                ));
+            }
             let number: u64 = number.parse().map_err(|_| format!("'{}' is no number", phrase(number)))?;
             let (least, most) = match sign {
                 (b'>', true) => (number, u64::MAX),
@@ -208,7 +227,7 @@ impl Query {
             (_, None) => {}
         }
         if chosen && format == Format::Json {
-            return Err("columns= is for the table; JSON has them all".to_owned());
+            return Err("columns= is for the table; JSON has all, and bps with a condition on it: bps>=0".to_owned());
         }
         if query.sort.is_some() && query.filter.after.is_some() {
             return Err("after=ID is by name, and sort=COLUMN is not; leave one out".to_owned());
@@ -232,10 +251,10 @@ fn bytes_of(row: &TunnelRow) -> u64 {
     row.bytes_in.saturating_add(row.bytes_out)
 }
 
-/// The first look at all that the filter lets through, and the wait before the second.
-async fn look_before(plane: &Plane, filter: &TunnelFilter) -> Result<Before, String> {
+/// The first look at all that the filter lets through, or as many as are wanted, and the wait before the second.
+async fn look_before(plane: &Plane, filter: &TunnelFilter, wanted: usize) -> Result<Before, String> {
     let (mut before, mut after) = (Before::new(), filter.after.clone());
-    loop {
+    while before.len() < wanted {
         let (rows, more) = page(plane, TunnelFilter { after, limit: CHUNK, ..filter.clone() }).await?;
         after = rows.last().map(|row| row.id.clone());
         let now = Instant::now();
@@ -278,7 +297,8 @@ async fn selected(plane: &Plane, query: &Query) -> Result<(Vec<TunnelRow>, bool)
     if conditions.is_empty() && sort.is_none() && !needs_bps {
         return page(plane, filter.clone()).await;
     }
-    let before = if needs_bps { look_before(plane, filter).await? } else { Before::new() };
+    let wanted = if conditions.is_empty() && sort.is_none() { filter.limit } else { usize::MAX };
+    let before = if needs_bps { look_before(plane, filter, wanted).await? } else { Before::new() };
     let mut rows = Vec::new();
     let mut after = filter.after.clone();
     let mut looked = 0;
@@ -292,6 +312,11 @@ async fn selected(plane: &Plane, query: &Query) -> Result<(Vec<TunnelRow>, bool)
         }
         chunk.retain(|row| conditions.iter().all(|condition| condition.holds(row)));
         rows.append(&mut chunk);
+        if let Some(order) = *sort
+            && rows.len() > 2 * filter.limit + CHUNK
+        {
+            best(&mut rows, order, filter.limit + 1);
+        }
         // Without an order, the first that fit are the page.
         if !more || (sort.is_none() && rows.len() > filter.limit) {
             break;
@@ -300,16 +325,22 @@ async fn selected(plane: &Plane, query: &Query) -> Result<(Vec<TunnelRow>, bool)
             return Err(too_many());
         }
     }
-    if let Some((column, descending)) = *sort {
-        // Those that are equal stay in the order of their names.
-        rows.sort_by(|one, two| {
-            let order = column.of(one).order(&column.of(two));
-            if descending { order.reverse() } else { order }
-        });
+    if let Some(order) = *sort {
+        best(&mut rows, order, filter.limit + 1);
     }
     let more = rows.len() > filter.limit;
     rows.truncate(filter.limit);
     Ok((rows, more))
+}
+
+/// The first ones by a column, in order; those that are equal stay in the order of their names.
+fn best(rows: &mut Vec<TunnelRow>, (column, descending): (Column, bool), count: usize) {
+    if descending {
+        rows.sort_by_cached_key(|row| Reverse(column.of(row)));
+    } else {
+        rows.sort_by_cached_key(|row| column.of(row));
+    }
+    rows.truncate(count);
 }
 
 /// A page in the order of names, and whether there are more behind it.
@@ -367,7 +398,9 @@ mod tests {
         assert_eq!(read("ports<2"), Ok((0, 1)));
         assert_eq!(read("ports<=2"), Ok((0, 2)));
         assert!(Condition::parse("id=x").is_none());
-        for bad in ["ports<0", "ports>18446744073709551615", "ports>", "ports>x", "colour>1", ">1"] {
+        for bad in
+            ["udp<1", "version>1", "ports<0", "ports>18446744073709551615", "ports>", "ports>x", "colour>1", ">1"]
+        {
             assert!(read(bad).is_err(), "{bad}");
         }
     }
@@ -390,7 +423,7 @@ mod tests {
             (&["sort=colour"], "there are id, session"),
             (&["columns=id,colour"], "no column 'colour'"),
             (&["desc"], "need sort"),
-            (&["json", "columns=id"], "JSON has them all"),
+            (&["json", "columns=id"], "JSON has all"),
             (&["sort=age_s", "after=a"], "leave one out"),
         ] {
             let error = Query::parse(words).unwrap_err();

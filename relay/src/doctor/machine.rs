@@ -19,8 +19,11 @@ const TUNNEL_BYTES: u64 = 11_900;
 /// A shard's buffers at the most, and its ring.
 const SHARD_BYTES: u64 = 192 << 20;
 
-/// Locked memory that each shard's ring and buffer tables may need.
-const LOCKED_BYTES: u64 = 8 << 20;
+/// Locked memory that each shard's ring and buffer tables may need, well counted.
+const LOCKED_BYTES: u64 = 2 << 20;
+
+/// Whoever has this capability may lock any amount (capabilities(7)).
+const CAP_IPC_LOCK: u32 = 14;
 
 /// Looks at all of it; files are looked for below `root`.
 pub(super) fn look(findings: &mut Findings, shards: usize, root: &Path) {
@@ -47,7 +50,8 @@ fn memory(findings: &mut Findings, shards: u64, root: &Path) {
             findings.ok("memory", found);
         }
     }
-    match getrlimit(Resource::Memlock).current {
+    let capable = may_lock(&std::fs::read_to_string(root.join("proc/self/status")).unwrap_or_default());
+    match getrlimit(Resource::Memlock).current.filter(|_| !capable) {
         Some(limit) if limit < shards * LOCKED_BYTES => {
             let cure = "LimitMEMLOCK=infinity in the unit, or ulimit -l unlimited: rings and buffers are locked memory";
             findings.add("memory lock", Severity::Warning, format!("{} KiB may be locked", limit >> 10), cure);
@@ -55,6 +59,12 @@ fn memory(findings: &mut Findings, shards: u64, root: &Path) {
         Some(limit) => findings.ok("memory lock", format!("{} MiB may be locked", limit >> 20)),
         None => findings.ok("memory lock", "any amount may be locked"),
     }
+}
+
+/// Whether a process's `status` has the capability in force.
+fn may_lock(status: &str) -> bool {
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set >> CAP_IPC_LOCK & 1 == 1)
 }
 
 /// Whether something keeps the clock right; `None` where that cannot be told.
@@ -166,6 +176,12 @@ mod tests {
         let json = serde_json::to_value(findings).unwrap();
         let one = json.as_array().unwrap().iter().find(|one| one["name"] == name).unwrap();
         serde_json::from_value(one["severity"].clone()).unwrap()
+    }
+
+    #[test]
+    fn capability_to_lock_is_read_from_its_bit() {
+        assert!(may_lock("Name:\tx\nCapEff:\t0000000000004000\n") && may_lock("CapEff:\t000001ffffffffff"));
+        assert!(!may_lock("CapEff:\t0000000000002000") && !may_lock("") && !may_lock("CapEff:\tx"));
     }
 
     #[test]

@@ -16,6 +16,10 @@ pub(super) const TIMER_DRAIN: u32 = 0x6472_6169;
 /// Between two of its steps.
 const STEP: Duration = Duration::from_millis(250);
 
+/// Most that go in one turn of the loop, and the least time to the next ones: everybody else goes on being served.
+const STEP_MAX: usize = 64;
+const BETWEEN: Duration = Duration::from_millis(5);
+
 /// A mediator that is sent away comes back between half of this and this later: nobody knows when the draining ends.
 const BACK_MS: u64 = 30_000;
 
@@ -32,6 +36,18 @@ impl Drain {
 
     pub(super) fn is_on(&self) -> bool {
         self.end.is_some()
+    }
+}
+
+/// How many go now of those that are left, and when the next ones, so that the last ones go at the end of `time`.
+fn pace(left: usize, time: Duration) -> (usize, Duration) {
+    let steps = usize::try_from(time.as_millis() / STEP.as_millis() + 1).unwrap_or(usize::MAX);
+    if left < steps {
+        return (left.min(1), time / u32::try_from(left.max(1)).unwrap_or(u32::MAX));
+    }
+    match left.div_ceil(steps) {
+        count if count > STEP_MAX => (STEP_MAX, BETWEEN),
+        count => (count, STEP),
     }
 }
 
@@ -54,8 +70,7 @@ impl Shard {
     pub(super) fn on_drain_timer(&mut self, engine: &mut Engine) {
         let Some(end) = self.drain.end else { return };
         let left = self.mediators.len();
-        let steps = end.since(engine.now()).as_millis() / STEP.as_millis() + 1;
-        let count = left.div_ceil(usize::try_from(steps).unwrap_or(usize::MAX));
+        let (count, wait) = pace(left, end.since(engine.now()));
         let links: Vec<Key> = self.mediators.values().copied().take(count).collect();
         for link in links {
             // At once: there may be another relay, and this one says how long to wait if there is none.
@@ -63,7 +78,7 @@ impl Shard {
             engine.end_link_after_farewell(self, link, Code::Draining);
         }
         if left > count {
-            engine.set_timer(self.drain.timer, engine.now() + STEP);
+            engine.set_timer(self.drain.timer, engine.now() + wait);
         }
     }
 
@@ -77,6 +92,29 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn they_go_evenly_within_the_time_and_never_too_many_at_once() {
+        for (tunnels, seconds) in [(1usize, 60), (10, 300), (300, 300), (5000, 60), (15_000, 1), (1000, 0)] {
+            let over = Duration::from_secs(seconds);
+            let (mut left, mut at, mut half_way) = (tunnels, Duration::ZERO, None);
+            while left > 0 {
+                let (count, wait) = pace(left, over.saturating_sub(at));
+                assert!((1..=STEP_MAX).contains(&count), "{tunnels} in {over:?}");
+                left -= count;
+                if left * 2 <= tunnels {
+                    half_way.get_or_insert(at);
+                }
+                at += wait;
+            }
+            let least = Duration::from_millis(5) * (tunnels / STEP_MAX) as u32;
+            assert!(at <= over.max(least) + 2 * STEP, "{tunnels} in {over:?}: {at:?}");
+            if tunnels > 1 && over > least {
+                let half = half_way.unwrap_or_default().as_secs_f64() / over.as_secs_f64();
+                assert!((0.35..0.65).contains(&half), "{tunnels} in {over:?}: half of them after {half}");
+            }
+        }
+    }
 
     #[test]
     fn those_sent_away_come_back_spread_and_within_their_time() {

@@ -49,7 +49,8 @@ impl Shard {
             Code::BadVersion => Counter::HandshakesFailedVersion,
             Code::PlaintextRefused => Counter::HandshakesFailedPlaintext,
             Code::BadHello | Code::ProtocolError => Counter::HandshakesFailedHello,
-            Code::Overloaded | Code::Draining => Counter::HandshakesFailedOverload,
+            Code::Overloaded => Counter::HandshakesFailedOverload,
+            Code::Draining => Counter::SentAway,
             _ => Counter::HandshakesFailedLost,
         };
         self.counters.add(counter, 1);

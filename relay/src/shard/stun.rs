@@ -28,8 +28,16 @@ impl Stun {
     /// Opens the other socket. Without one there are answers from the service port alone.
     pub(super) fn new(engine: &mut Engine, service: SocketAddr) -> Self {
         let any = SocketAddr::new(service.ip(), 0);
-        let socket = Socket::udp(any, UdpOptions::default());
-        Self { other: socket.ok().map(|socket| engine.add_udp(socket, UdpRole::Stray)), ..Self::default() }
+        let other = match Socket::udp(any, UdpOptions::default()) {
+            Ok(socket) => Some(engine.add_udp(socket, UdpRole::Stray)),
+            Err(error) => {
+                tracing::warn!(%error, "no second UDP port: doctors cannot tell what NATs map and filter");
+                None
+            }
+        };
+        let listen = other.and_then(|key| engine.udp_addr(key)).map(tracing::field::display);
+        tracing::info!(listen, "questions about the way are answered at a second UDP port, too");
+        Self { other, ..Self::default() }
     }
 
     fn may_answer(&mut self, now: Instant) -> bool {
@@ -47,7 +55,12 @@ impl Shard {
             engine.counts.datagrams_unknown_channel += 1;
             return;
         };
-        let other = self.stun.other;
+        if !self.stun.may_answer(engine.now()) {
+            self.counters.add(Counter::StunRefusedLimit, 1);
+            return;
+        }
+        // Of the two sockets, the one that was not asked.
+        let other = if Some(socket) == self.stun.other { Some(self.service_udp) } else { self.stun.other };
         let answer = StunAnswer {
             transaction: question.transaction,
             mapped: SocketAddr::new(from.ip().to_canonical(), from.port()),
@@ -58,10 +71,6 @@ impl Shard {
             engine.counts.datagrams_unknown_channel += 1;
             return;
         };
-        if !self.stun.may_answer(engine.now()) {
-            self.counters.add(Counter::StunRefusedLimit, 1);
-            return;
-        }
         self.counters.add(Counter::StunAnswered, 1);
         let to = SocketAddr::new(from.ip(), question.response_port.unwrap_or(from.port()));
         engine.send_stray(at, to, &answer);

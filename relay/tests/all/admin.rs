@@ -379,6 +379,7 @@ fn tunnels_are_sorted_and_chosen_by_columns_over_all_shards() {
     assert_eq!(text, "id       idle_s\ncpe-248  248\ncpe-249  249");
     let text = client.ask("show tunnels sort=idle_s idle_s<5 idle_s>2 columns=idle_s");
     assert_eq!(text, "idle_s\n3\n4");
-    assert_eq!(client.ask_json("show tunnels rtt_us<=0 json")["more"], false);
+    assert_eq!(client.ask_json("show tunnels rtt_us<=0 json")["tunnels"], serde_json::json!([]));
+    assert!(client.ask("show tunnels udp<1").contains("udp_live"));
     plane.stop();
 }
