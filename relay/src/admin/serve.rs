@@ -135,7 +135,20 @@ impl fmt::Display for Stop {
 pub fn serve(admin: Admin, stop: oneshot::Receiver<()>) -> anyhow::Result<Stop> {
     let runtime = tokio_uring::Runtime::new(&tokio_uring::builder())
         .context("cannot start the management plane's io_uring (is it allowed here?)")?;
+    step_back();
     runtime.block_on(run(admin, stop))
+}
+
+/// How much the management plane stands back behind the shards where both want a core: with a tenth of their weight it still
+/// answers beside full ones (setpriority(2)).
+const NICE: i32 = 10;
+
+/// Lets the calling thread, which serves people, go behind those that carry traffic. Where that is not to be had it is a
+/// neighbour like any other.
+fn step_back() {
+    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICE) {
+        tracing::debug!(%error, "the management plane keeps its priority");
+    }
 }
 
 async fn run(admin: Admin, mut stop: oneshot::Receiver<()>) -> anyhow::Result<Stop> {

@@ -22,8 +22,9 @@ const LIMIT_DEFAULT: usize = 1000;
 /// Most rows that are looked at for a page that is sorted or has conditions.
 const LOOKED_MAX: usize = 200_000;
 
-/// Rows that a shard makes between two turns of its loop: under a millisecond's work, so that a long page holds up nobody.
-const CHUNK: usize = 100;
+/// Rows that a shard makes between two turns of its loop: a small part of a millisecond's work, so that a long page holds up
+/// nobody.
+const CHUNK: usize = 32;
 
 /// Over which bits a second are measured.
 const BPS_OVER: Duration = Duration::from_secs(1);
