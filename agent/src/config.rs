@@ -278,7 +278,7 @@ pub struct DoctorArgs {
 }
 
 /// Whoever knows the token is the mediator.
-const RULES: Rules = Rules { secrets: &["token"], alternatives: &[] };
+const RULES: Rules = Rules { secrets: &["token"], alternatives: &[], subcommands: &["doctor"] };
 
 const EXAMPLES: &str = "\
 Examples:

@@ -83,7 +83,7 @@ where
 {
     let words: Vec<OsString> = words.into_iter().map(Into::into).collect();
     let environment: isthmus_settings::Environment<'_> = &|name| std::env::var_os(name);
-    let (cli, told): (Cli, _) = isthmus_settings::parse_told(&words, Rules::default(), environment)?;
+    let (cli, told): (Cli, _) = isthmus_settings::parse_told(&words, RULES, environment)?;
     let configured = |cli: Cli| configured(Config { source: words, told, ..cli.config }, cli.state);
     match cli.command {
         Some(Sub::Token(TokenCli { action: Some(action), .. })) => Ok(Invocation::Keys(action)),
@@ -114,6 +114,8 @@ fn configured(mut config: Config, state: Option<PathBuf>) -> Result<Box<Config>,
     config.check(cores()).map_err(|text| Cli::command().error(ErrorKind::ValueValidation, text))?;
     Ok(Box::new(config))
 }
+
+const RULES: Rules = Rules { secrets: &[], alternatives: &[], subcommands: &["doctor"] };
 
 const EXAMPLES: &str = "\
 Examples:
@@ -439,7 +441,7 @@ mod tests {
     fn example_names_every_setting_and_sets_the_defaults() {
         let text = include_str!("../../examples/relay.toml");
         let words = ["isthmus-relay", "--state", "/d"];
-        assert_eq!(isthmus_settings::check_example(&Cli::command(), &words, text, Rules::default()), Ok(()));
+        assert_eq!(isthmus_settings::check_example(&Cli::command(), &words, text, RULES), Ok(()));
     }
 
     #[test]

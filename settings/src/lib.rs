@@ -42,6 +42,8 @@ pub struct Rules {
     pub secrets: &'static [&'static str],
     /// Settings of which one takes the place of the others, by their flags, beyond those that clap knows to conflict.
     pub alternatives: &'static [&'static [&'static str]],
+    /// Subcommands that take the program's own settings, so that the file is read for them too.
+    pub subcommands: &'static [&'static str],
 }
 
 /// A setting in force.
@@ -114,7 +116,7 @@ fn matches(
         matches!(seen.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable))
     });
     command = inject::environment(command, &mut sources, environment);
-    if let Some(path) = config_path(&command, &seen, environment) {
+    if let Some(path) = config_path(&command, &seen, rules, environment) {
         let file = file::read(&path, rules.secrets).map_err(|error| refuse(&mut command, &error))?;
         command = inject::file(command.clone(), &mut sources, &file).map_err(|error| refuse(&mut command, &error))?;
     }
@@ -141,9 +143,10 @@ fn tell(command: &Command, matches: &ArgMatches, sources: &inject::Sources) -> V
 }
 
 /// The configuration file, unless a subcommand runs that does not take the program's settings.
-fn config_path(command: &Command, seen: &ArgMatches, environment: Environment<'_>) -> Option<PathBuf> {
+fn config_path(command: &Command, seen: &ArgMatches, rules: Rules, environment: Environment<'_>) -> Option<PathBuf> {
     let arg = command.get_arguments().find(|arg| arg.get_long() == Some(CONFIG_FLAG))?;
-    if seen.subcommand_name().is_some() && !arg.is_global_set() {
+    let takes_none = |name| !rules.subcommands.contains(&name);
+    if seen.subcommand_name().is_some_and(takes_none) && !arg.is_global_set() {
         return None;
     }
     let given = seen.try_get_one::<PathBuf>(arg.get_id().as_str()).ok().flatten().cloned();

@@ -1,6 +1,7 @@
 //! `doctor`, at real programs: what is wrong is found by its name, with the cure and the exit code.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use isthmus_e2e::{Agent, Keys, Loopback, Ns, Relay, SERVICE, World, program};
@@ -83,6 +84,32 @@ fn relay_tells_its_own_running_ports_from_those_of_others() {
     other.args(["--listen", &taken.local_addr().unwrap().to_string()]);
     let (code, findings) = ask(other);
     assert_eq!((code, severity(&findings, "--listen tcp").as_str()), (2, "error"));
+}
+
+#[test]
+fn settings_are_read_from_the_file_as_the_programs_do() {
+    let world = Loopback::start(&[], &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: String| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        path
+    };
+    let (pin, token) = (world.keys.pin(), world.keys.mediator_token("cpe", &[]));
+    let of_agent = format!("relay = '{}'\npin = '{pin}'\ntoken = '{token}'\n", world.service);
+    let mut agent = Command::new(program("isthmus-agent"));
+    agent.env_remove("ISTHMUS_RELAY").arg("--config").arg(file("agent.toml", of_agent));
+    let (code, findings) = ask(agent);
+    assert!(code < 2, "{findings:#?}");
+    assert_eq!((severity(&findings, "TLS"), severity(&findings, "token")), ("ok".into(), "ok".into()));
+
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let of_relay = format!("listen = '{}'\n", taken.local_addr().unwrap());
+    let mut relay = Command::new(program("isthmus-relay"));
+    relay.arg("--state").arg(dir.path().join("state")).arg("--config").arg(file("relay.toml", of_relay));
+    let (code, findings) = ask(relay);
+    assert_eq!((code, severity(&findings, "--listen tcp").as_str()), (2, "error"), "{findings:#?}");
 }
 
 #[test]

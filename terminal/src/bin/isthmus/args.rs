@@ -12,8 +12,11 @@ use isthmus_terminal::MediatorId;
 use crate::spec::ForwardSpec;
 
 /// Whoever knows the token has its rights; a pin, an authority and none of them exclude each other.
-pub(crate) const RULES: Rules =
-    Rules { secrets: &["token"], alternatives: &[&["pin", "ca", "plaintext"], &["token", "token-file"]] };
+pub(crate) const RULES: Rules = Rules {
+    secrets: &["token"],
+    alternatives: &[&["pin", "ca", "plaintext"], &["token", "token-file"]],
+    subcommands: &[],
+};
 
 const EXAMPLES: &str = "\
 Examples, with ISTHMUS_RELAY, ISTHMUS_PIN and ISTHMUS_TOKEN set:
