@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use isthmus_proto::MediatorId;
-use serde_json::json;
+use serde::Serialize;
 
 use super::answer::{json, phrase, table, word};
 use super::command::{Command, ROWS_MAX, TunnelFilter, TunnelRow};
@@ -283,11 +283,18 @@ fn too_many() -> String {
     format!("there are more than {LOOKED_MAX} tunnels to look at; give id=GLOB")
 }
 
+/// An answer in JSON, written without a tree of values in between.
+#[derive(Serialize)]
+struct Page<'a> {
+    more: bool,
+    tunnels: &'a [TunnelRow],
+}
+
 /// One page.
 pub(super) async fn show(plane: &Plane, query: Query, format: Format) -> Result<String, String> {
     let (rows, more) = selected(plane, &query).await?;
     match format {
-        Format::Json => json(&json!({ "tunnels": rows, "more": more })),
+        Format::Json => json(&Page { more, tunnels: &rows }),
         Format::Text => Ok(as_table(&rows, more, &query)),
     }
 }
