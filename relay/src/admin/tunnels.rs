@@ -1,18 +1,19 @@
 //! `show tunnels`: pages of connected mediators, by name or sorted by a column, and those only that conditions let through.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use isthmus_proto::MediatorId;
 use serde::Serialize;
+use tokio::sync::oneshot;
 
 use super::answer::{json, phrase, table, word};
 use super::command::{Command, ROWS_MAX, TunnelFilter, TunnelRow};
 use super::dispatch::Format;
 use super::serve::Plane;
-use super::show::ask_all;
+use super::show::answer_of;
 use crate::trust::Glob;
 
 /// Most rows of one page.
@@ -254,17 +255,13 @@ fn bytes_of(row: &TunnelRow) -> u64 {
 
 /// The first look at all that the filter lets through, or as many as are wanted, and the wait before the second.
 async fn look_before(plane: &Plane, filter: &TunnelFilter, wanted: usize) -> Result<Before, String> {
-    let (mut before, mut after) = (Before::new(), filter.after.clone());
-    while before.len() < wanted {
-        let (rows, more) = page(plane, TunnelFilter { after, limit: CHUNK, ..filter.clone() }).await?;
-        after = rows.last().map(|row| row.id.clone());
-        let now = Instant::now();
-        before.extend(rows.iter().map(|row| (row.session, (bytes_of(row), now))));
+    let (mut before, mut scan) = (Before::new(), Scan::new(plane, filter));
+    while before.len() < wanted
+        && let Some(row) = scan.next(plane).await?
+    {
+        before.insert(row.session, (bytes_of(&row), Instant::now()));
         if before.len() > LOOKED_MAX {
             return Err(too_many());
-        }
-        if !more {
-            break;
         }
     }
     tokio::time::sleep(BPS_OVER).await;
@@ -307,30 +304,25 @@ async fn selected(plane: &Plane, query: &Query) -> Result<(Vec<TunnelRow>, bool)
     }
     let wanted = if conditions.is_empty() && sort.is_none() { filter.limit } else { usize::MAX };
     let before = if needs_bps { look_before(plane, filter, wanted).await? } else { Before::new() };
-    let mut rows = Vec::new();
-    let mut after = filter.after.clone();
-    let mut looked = 0;
-    loop {
-        let (mut chunk, more) = page(plane, TunnelFilter { after, limit: CHUNK, ..filter.clone() }).await?;
-        looked += chunk.len();
-        after = chunk.last().map(|row| row.id.clone());
-        if needs_bps {
-            let now = Instant::now();
-            chunk.iter_mut().for_each(|row| set_bps(row, &before, now));
+    let (mut rows, mut scan, mut looked) = (Vec::new(), Scan::new(plane, filter), 0);
+    // Without an order, the first that fit are the page.
+    while (sort.is_some() || rows.len() <= filter.limit)
+        && let Some(mut row) = scan.next(plane).await?
+    {
+        looked += 1;
+        if looked > LOOKED_MAX {
+            return Err(too_many());
         }
-        chunk.retain(|row| conditions.iter().all(|condition| condition.holds(row)));
-        rows.append(&mut chunk);
+        if needs_bps {
+            set_bps(&mut row, &before, Instant::now());
+        }
+        if conditions.iter().all(|condition| condition.holds(&row)) {
+            rows.push(row);
+        }
         if let Some(order) = *sort
             && rows.len() > 2 * filter.limit + CHUNK
         {
             best(&mut rows, order, filter.limit + 1);
-        }
-        // Without an order, the first that fit are the page.
-        if !more || (sort.is_none() && rows.len() > filter.limit) {
-            break;
-        }
-        if looked >= LOOKED_MAX {
-            return Err(too_many());
         }
     }
     if let Some(order) = *sort {
@@ -353,20 +345,67 @@ fn best(rows: &mut Vec<TunnelRow>, (column, descending): (Column, bool), count: 
 
 /// A page in the order of names, and whether there are more behind it.
 pub(super) async fn page(plane: &Plane, filter: TunnelFilter) -> Result<(Vec<TunnelRow>, bool), String> {
-    let mut rows: Vec<TunnelRow> = Vec::new();
-    loop {
-        let after: Option<MediatorId> = rows.last().map(|row| row.id.clone()).or_else(|| filter.after.clone());
-        let wanted = CHUNK.min(filter.limit - rows.len());
-        // One more than wanted, to know whether there are more.
-        let part = TunnelFilter { after, limit: wanted + 1, ..filter.clone() };
-        let mut found = ask_all(plane, |reply| Command::Tunnels { filter: part.clone(), reply }).await?;
-        found.sort_by(|a, b| a.id.cmp(&b.id));
-        let more = found.len() > wanted;
-        found.truncate(wanted);
-        rows.append(&mut found);
-        if !more || rows.len() >= filter.limit {
-            return Ok((rows, more));
+    let (mut scan, mut rows) = (Scan::new(plane, &filter), Vec::new());
+    while rows.len() < filter.limit
+        && let Some(row) = scan.next(plane).await?
+    {
+        rows.push(row);
+    }
+    let more = rows.len() == filter.limit && scan.next(plane).await?.is_some();
+    Ok((rows, more))
+}
+
+/// The tunnels of all shards in the order of names; each row is made once.
+struct Scan {
+    filter: TunnelFilter,
+    shards: Vec<Cursor>,
+}
+
+/// Rows of one shard that are there, and whether it has more.
+struct Cursor {
+    rows: VecDeque<TunnelRow>,
+    after: Option<MediatorId>,
+    ended: bool,
+}
+
+impl Scan {
+    fn new(plane: &Plane, filter: &TunnelFilter) -> Self {
+        let cursor = || Cursor { rows: VecDeque::new(), after: filter.after.clone(), ended: false };
+        let filter = TunnelFilter { limit: CHUNK.min(filter.limit + 1), ..filter.clone() };
+        Self { filter, shards: plane.shards.iter().map(|_| cursor()).collect() }
+    }
+
+    async fn next(&mut self, plane: &Plane) -> Result<Option<TunnelRow>, String> {
+        self.fill(plane).await?;
+        let heads = self.shards.iter_mut().filter(|cursor| !cursor.rows.is_empty());
+        let first = heads.min_by(|one, two| one.rows[0].id.cmp(&two.rows[0].id));
+        Ok(first.and_then(|cursor| cursor.rows.pop_front()))
+    }
+
+    /// Asks the shards of which no row is there, all at once.
+    async fn fill(&mut self, plane: &Plane) -> Result<(), String> {
+        let mut asked = Vec::new();
+        for (shard, cursor) in self.shards.iter().enumerate().filter(|(_, cursor)| cursor.wants()) {
+            let (reply, answer) = oneshot::channel();
+            let filter = TunnelFilter { after: cursor.after.clone(), ..self.filter.clone() };
+            plane.send(shard, Command::Tunnels { filter, reply })?;
+            asked.push((shard, answer));
         }
+        let deadline = plane.reply_deadline();
+        for (shard, answer) in asked {
+            let rows = answer_of(plane, shard, answer, deadline).await?;
+            let cursor = &mut self.shards[shard];
+            cursor.ended = rows.len() < self.filter.limit;
+            cursor.after = rows.last().map(|row| row.id.clone()).or(cursor.after.take());
+            cursor.rows = rows.into();
+        }
+        Ok(())
+    }
+}
+
+impl Cursor {
+    fn wants(&self) -> bool {
+        self.rows.is_empty() && !self.ended
     }
 }
 

@@ -92,8 +92,9 @@ impl Shard {
         self.mediators
             .range::<MediatorId, _>((from, Unbounded))
             .filter(|(id, _)| filter.passes(id))
-            .take(filter.limit)
             .filter_map(|(id, _)| self.row(engine, id))
+            // Behind what may leave some out: fewer than wanted means that there are no more.
+            .take(filter.limit)
             .collect()
     }
 
