@@ -16,6 +16,7 @@ pub mod names;
 pub mod proxy;
 pub mod publish;
 pub mod records;
+pub mod report;
 pub mod run;
 pub mod shard;
 pub mod token_cmd;

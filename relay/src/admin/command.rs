@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, TrySendError};
-use isthmus_proto::hello::Report;
 use isthmus_proto::{MediatorId, ShardId};
 use isthmus_ring::Socket;
 use serde::{Deserialize, Serialize};
@@ -16,6 +15,7 @@ use super::counters::ShardCounters;
 use crate::expose::{Expose, ServerPort};
 use crate::names::Names;
 use crate::publish::{Bound, Origin, Proto, Publish};
+use crate::report::PackedReport;
 use crate::run::Shared;
 use crate::trust::{Glob, Trust};
 
@@ -220,7 +220,7 @@ pub struct TunnelRow {
     /// Datagrams that travelled over the TCP channel since they did not fit a UDP one.
     pub oversize: u64,
     /// What the mediator last reported.
-    pub report: Report,
+    pub report: PackedReport,
 }
 
 /// How a shard itself is.

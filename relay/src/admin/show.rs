@@ -63,7 +63,7 @@ pub(super) async fn ask_detail(plane: &Plane, mediator: MediatorId) -> Result<Op
 
 fn detail_text(detail: &TunnelDetail) -> String {
     let mut text = tunnels::table_of(&detail.tunnel);
-    let report = &detail.tunnel.report;
+    let report = detail.tunnel.report.unpack();
     // Writing to a string cannot fail.
     let _ = writeln!(text, "os: {}", phrase(&report.os));
     for interface in &report.interfaces {

@@ -129,7 +129,7 @@ impl Shard {
         while taken.len() < TAKEN_MAX
             && let Some(mediator) = self.asks.changed.pop_first()
         {
-            let here = self.tunnel_of(&mediator).map(|(_, tunnel)| (tunnel.session, tunnel.report().asks));
+            let here = self.tunnel_of(&mediator).map(|(_, tunnel)| (tunnel.session, tunnel.report.unpack().asks));
             let (session, asks) = match here {
                 Some((session, asks)) => (Some(session), asks),
                 // It has gone in the meantime, and keeps what it has.

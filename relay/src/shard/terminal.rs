@@ -39,7 +39,7 @@ impl Shard {
                 return self.refuse(engine, link, Code::MediatorAway, &format!("mediator {id} is not connected"));
             };
             tunnel_link = Some(key);
-            report = grant.permits(Operation::Info).then(|| Box::new(tunnel.report()));
+            report = grant.permits(Operation::Info).then(|| Box::new(tunnel.report.unpack()));
         }
         let channels = if mediator.is_some() { udp_channels } else { 0 };
         let session = self.welcome(engine, link, Side::Responder, channels, report);

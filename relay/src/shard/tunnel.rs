@@ -15,13 +15,14 @@ use super::contest::Contest;
 use super::{Party, Shard};
 use crate::admin::{Counter, TunnelRow};
 use crate::journal;
+use crate::report::PackedReport;
 use crate::trust::Credential;
 
 pub(super) struct Tunnel {
     pub(super) id: MediatorId,
     pub(super) session: u64,
-    /// JSON, which takes a third of what its parts take in memory; it is read when somebody asks.
-    report: Box<[u8]>,
+    /// What the mediator told of itself last.
+    pub(super) report: PackedReport,
     /// Of the report, what each visitor of a name is looked up in.
     offers: Box<[Offer]>,
     pub(super) since: Instant,
@@ -41,12 +42,6 @@ pub(super) struct Caller {
 }
 
 impl Tunnel {
-    /// What the mediator told of itself last.
-    pub(super) fn report(&self) -> Report {
-        // It was written, or read once, by this program.
-        serde_json::from_slice(&self.report).unwrap_or_default()
-    }
-
     /// The host that it offers under a name.
     pub(super) fn offered(&self, name: &HostName) -> Option<SocketAddr> {
         offered(&self.offers, name)
@@ -59,13 +54,8 @@ impl Tunnel {
         struct Service {
             service: String,
         }
-        serde_json::from_slice::<Service>(&self.report).unwrap_or_default().service
+        self.report.read::<Service>().service
     }
-}
-
-/// Plain data: it always serialises.
-fn packed(report: &Report) -> Box<[u8]> {
-    serde_json::to_vec(report).unwrap_or_default().into()
 }
 
 /// An own offer of the name, or else one for all names.
@@ -104,7 +94,7 @@ impl Shard {
         let tunnel = Tunnel {
             id,
             session,
-            report: packed(&report),
+            report: PackedReport::from(&report),
             offers: report.offers.into(),
             since: engine.now(),
             terminals: Vec::new(),
@@ -165,7 +155,7 @@ impl Shard {
         let Some(Party::Tunnel(tunnel)) = self.links.get_mut(&link) else { return };
         match serde_json::from_slice::<Report>(json) {
             Ok(report) => {
-                tunnel.report = packed(&report);
+                tunnel.report = PackedReport::from(&report);
                 tunnel.offers = report.offers.into();
                 let id = tunnel.id.clone();
                 tracing::info!(mediator = %id, "environment changed");
@@ -201,7 +191,7 @@ impl Shard {
         let (ports, rtt, stats) = (machine.ports() as u32, machine.rtt(), machine.stats());
         Some(MediatorInfo {
             summary: self.summary(engine, tunnel),
-            report: tunnel.report(),
+            report: tunnel.report.unpack(),
             session: tunnel.session,
             ports,
             udp_channels_live: live as u32,
@@ -238,7 +228,7 @@ impl Shard {
             datagrams_in: stats.datagrams_in,
             datagrams_out: stats.datagrams_out,
             oversize: stats.datagrams_oversize,
-            report: tunnel.report(),
+            report: tunnel.report.clone(),
         })
     }
 }

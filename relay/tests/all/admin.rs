@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::{Client, Plane, names, row};
+use isthmus_proto::hello::Report;
 use isthmus_proto::{Code, ShardId};
 use isthmus_relay::admin::{Command, Counter, Counters, Limits, ShardHandle, Stop, TunnelRow};
+use isthmus_relay::report::PackedReport;
 
 fn rows(count: usize) -> Vec<TunnelRow> {
     names(count).iter().map(|id| row(id.as_str(), ShardId(0))).collect()
@@ -122,14 +124,15 @@ fn rows_come_back_whole_in_json() {
 #[test]
 fn what_a_mediator_wrote_cannot_forge_an_answer() {
     let mut nasty = row("cpe-1", ShardId(0));
-    nasty.report.hostname = "a\n\nerror: \u{1b}[2Jx".into();
-    nasty.report.service = "\n\n".into();
+    let hostname = "a\n\nerror: \u{1b}[2Jx";
+    nasty.report =
+        PackedReport::from(&Report { hostname: hostname.into(), service: "\n\n".into(), ..Report::default() });
     let plane = Plane::start(1, vec![nasty.clone()], Limits::default());
     let mut client = plane.client();
     let text = client.ask("show tunnels");
     assert_eq!(text.lines().count(), 2, "{text}");
     assert!(!text.contains('\u{1b}'));
-    assert_eq!(client.ask_json("show tunnels json")["tunnels"][0]["report"]["hostname"], nasty.report.hostname);
+    assert_eq!(client.ask_json("show tunnels json")["tunnels"][0]["report"]["hostname"], hostname);
     plane.stop();
 }
 

@@ -55,7 +55,7 @@ impl Shard {
             RequestKind::Serve => {
                 let number = bound.map_or(0, |bound| bound.port());
                 let (from, mediator, proxy) = (*from, asking.mediator.clone(), asking.proxy.clone());
-                let report = self.tunnel_of(&mediator).map(|(_, tunnel)| tunnel.report()).unwrap_or_default();
+                let report = self.tunnel_of(&mediator).map(|(_, tunnel)| tunnel.report.unpack()).unwrap_or_default();
                 let reply = proxy.granted(SocketAddr::new(own_address(&report, from), number));
                 engine.reply_guest(guest, &reply);
                 engine.set_guest_timeout(guest, Some(WAIT));

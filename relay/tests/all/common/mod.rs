@@ -21,6 +21,7 @@ use isthmus_relay::expose::Expose;
 use isthmus_relay::http::HttpSocket;
 use isthmus_relay::names::Names;
 use isthmus_relay::publish::{Bound, Kept, Origin, Publish};
+use isthmus_relay::report::PackedReport;
 use isthmus_relay::trust::Fingerprint;
 use isthmus_ring::Socket;
 use isthmus_service::Notifier;
@@ -50,7 +51,7 @@ pub(crate) fn row(id: &str, shard: ShardId) -> TunnelRow {
         datagrams_in: 1,
         datagrams_out: 2,
         oversize: 0,
-        report: Report { hostname: "box".into(), service: "lend me".into(), ..Report::default() },
+        report: PackedReport::from(&Report { hostname: "box".into(), service: "lend me".into(), ..Report::default() }),
     }
 }
 
