@@ -26,6 +26,8 @@ impl Counts {
 counts! {
     /// Turns of the loop.
     turns,
+    /// Those that were kept short, since something was interactive.
+    turns_short,
     /// Stream bytes from plain sockets into links.
     stream_bytes_in,
     /// Stream bytes from links out to plain sockets.

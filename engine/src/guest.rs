@@ -197,12 +197,18 @@ impl Engine {
         }
     }
 
-    pub(crate) fn on_guest_received(&mut self, control: &mut impl Control, key: Key, result: std::io::Result<usize>) {
+    pub(crate) fn on_guest_received(
+        &mut self,
+        control: &mut impl Control,
+        key: Key,
+        result: std::io::Result<usize>,
+        nonempty: bool,
+    ) {
         let Some(guest) = self.guests.get_mut(key) else { return };
         guest.receive_op = None;
         if let Phase::Moved(stream) = guest.phase {
             self.forget_moved(key);
-            return self.on_stream_received(control, stream, result);
+            return self.on_stream_received(control, stream, result, nonempty);
         }
         match result {
             Err(error) if error.raw_os_error() == Some(ENOBUFS) => {

@@ -130,6 +130,8 @@ pub struct Engine {
     /// Receives of much in the turn before this one, and so far in this one.
     bulk_before: usize,
     bulk_now: usize,
+    /// What bulk streams may still receive in this turn.
+    ration: usize,
     busy: busy::BusyPoll,
     samples: samples::Samples,
     /// What is handled now came in a receive of a few small frames, as did what came before it on that link.
@@ -174,6 +176,7 @@ impl Engine {
             interactive_until: Instant(0),
             bulk_before: 0,
             bulk_now: 0,
+            ration: 0,
             busy: busy::BusyPoll::new(config.busy_poll),
             samples: samples::Samples::default(),
             small_receive: false,

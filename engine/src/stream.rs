@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use isthmus_proto::Code;
-use isthmus_proto::limits::{FRAME_PAYLOAD_MAX, GATHER_MAX};
+use isthmus_proto::limits::{FRAME_PAYLOAD_MAX, GATHER_MAX, WINDOW_EARLY};
 use isthmus_proto::link::Slot;
 use isthmus_proto::record::{RECORD_HEADER, RECORD_TAIL};
 use isthmus_proto::wire::{HEADER_LEN, write_data_header};
@@ -19,7 +19,7 @@ use crate::link::{LinkIo, Phase};
 use crate::link_receive::ENOBUFS;
 use crate::link_transmit::QUIET_MAX;
 use crate::timers::TimerId;
-use crate::turn::INTERACTIVE_FOR;
+use crate::turn::{INTERACTIVE_FOR, RATION_MIN};
 
 /// When a silent plain connection is probed, how often, and how many lost probes end it.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
@@ -61,6 +61,10 @@ pub(crate) struct Stream {
     incoming: Incoming,
     /// The last receive brought a small message.
     small: bool,
+    /// The last receive brought much at once.
+    bulk: bool,
+    /// It left something behind.
+    more: bool,
     /// The limit of the last receive.
     limit: u32,
     /// The last receive left nothing behind.
@@ -76,6 +80,8 @@ pub(crate) struct Stream {
     dirty: bool,
     /// In its link's list of those that wait for a short queue.
     waiting: bool,
+    /// In the list of those that wait for the next turns' rations.
+    rationed: bool,
     /// Looks for the connection's failure once nothing is received any more.
     watch: Option<TimerId>,
     carried: Carried,
@@ -179,6 +185,8 @@ impl Engine {
             connecting: None,
             incoming: Incoming::Paused,
             small: false,
+            bulk: false,
+            more: false,
             limit: 0,
             drained: false,
             outgoing: Outgoing::Open,
@@ -189,6 +197,7 @@ impl Engine {
             stalled: None,
             dirty: false,
             waiting: false,
+            rationed: false,
             watch: None,
             carried: Carried::default(),
         })
@@ -297,7 +306,12 @@ impl Engine {
 
     /// Arms the receive if the port has credit and its link's queue is short.
     pub(crate) fn receive_stream(&mut self, key: Key) {
-        let receive_max = self.receive_bytes();
+        self.arm_stream(key, false);
+    }
+
+    /// The same; `in_its_turn`: before those who wait for a ration.
+    pub(crate) fn arm_stream(&mut self, key: Key, in_its_turn: bool) {
+        let receive_max = self.stream_share();
         let Some(stream) = self.streams.get_mut(key) else { return };
         if stream.incoming != Incoming::Paused || stream.connecting.is_some() {
             return;
@@ -311,11 +325,38 @@ impl Engine {
             }
             return;
         }
-        let room = link.room(stream.slot).min(receive_max);
-        if room > 0 {
-            stream.limit = room as u32;
-            let op = self.ring.recv_stream(&stream.socket, room as u32, stream.drained, key.to_bits());
-            stream.incoming = Incoming::Armed(op);
+        let mut room = link.room(stream.slot).min(receive_max);
+        // Of what waits in the socket the last few bytes of credit would make a record and a send of their own, where more
+        // credit comes as soon as the other end gets rid of what it has: of less than this it must tell
+        // (`Link::has_credit_left`).
+        if room == 0 || room < WINDOW_EARLY as usize / 2 && stream.bulk && stream.more {
+            return;
+        }
+        if stream.bulk && !stream.drained {
+            if self.ration < RATION_MIN || !self.dirty.rationed.is_empty() && !in_its_turn {
+                if !stream.rationed {
+                    stream.rationed = true;
+                    self.dirty.rationed.push_back(key);
+                }
+                return;
+            }
+            room = room.min(self.ration);
+            self.ration -= room;
+        }
+        stream.limit = room as u32;
+        let op = self.ring.recv_stream(&stream.socket, room as u32, stream.drained, key.to_bits());
+        stream.incoming = Incoming::Armed(op);
+    }
+
+    /// Streams that have much to give and found this turn's ration used up, first come, first served.
+    pub(crate) fn serve_rationed(&mut self) {
+        while self.ration >= RATION_MIN
+            && let Some(key) = self.dirty.rationed.pop_front()
+        {
+            if let Some(stream) = self.streams.get_mut(key) {
+                stream.rationed = false;
+                self.arm_stream(key, true);
+            }
         }
     }
 
@@ -327,7 +368,14 @@ impl Engine {
         }
     }
 
-    pub(crate) fn on_stream_received(&mut self, control: &mut impl Control, key: Key, result: std::io::Result<usize>) {
+    /// A receive ended; `nonempty`: it left something behind.
+    pub(crate) fn on_stream_received(
+        &mut self,
+        control: &mut impl Control,
+        key: Key,
+        result: std::io::Result<usize>,
+        nonempty: bool,
+    ) {
         let Some(stream) = self.streams.get_mut(key) else { return };
         stream.incoming = Incoming::Paused;
         let (link_key, slot) = (stream.link, stream.slot);
@@ -335,6 +383,7 @@ impl Engine {
             Ok(length) => length,
             Err(error) if error.raw_os_error() == Some(ENOBUFS) => {
                 self.counts.buffers_exhausted += 1;
+                stream.drained = false;
                 self.dirty.starved.push(key);
                 return;
             }
@@ -345,13 +394,15 @@ impl Engine {
             return self.end_stream_if_over(control, key);
         }
         // With whole blocks only, a receive that met its limit may be up to a block shorter.
-        stream.drained = length + PoolConfig::STREAM.payload <= stream.limit as usize;
-        // One small receive may be the end of a stretch of bulk.
-        let small = length <= SMALL_MAX;
+        stream.drained = !nonempty && length + PoolConfig::STREAM.payload <= stream.limit as usize;
+        stream.more = nonempty;
+        // One small receive may be the end of a stretch of bulk, or all that credit allowed.
+        let small = length <= SMALL_MAX && length < stream.limit as usize;
         if small && stream.small {
             self.interactive_until = self.now + INTERACTIVE_FOR;
         }
         stream.small = small;
+        stream.bulk = length >= PoolConfig::STREAM.payload;
         stream.carried.bytes_in += length as u64;
         self.counts.stream_bytes_in += length as u64;
         self.note_receive(length);

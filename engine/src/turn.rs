@@ -1,5 +1,6 @@
 //! The loop: one turn takes every completion, lets the control act, sends what became due, and waits.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
@@ -36,6 +37,15 @@ const TURN_BYTES: usize = 4 << 20;
 /// The same while something is interactive.
 const TURN_BYTES_INTERACTIVE: usize = 512 * 1024;
 
+/// What all bulk streams together receive in one round, as far as there are so many that each gets less than it could.
+const ROUND_BYTES: usize = 8 << 20;
+
+/// Blocks that no bulk stream receives into, so that small messages find one.
+const BLOCKS_SPARED: usize = 8;
+
+/// Less than this is left for the next turn.
+pub(crate) const RATION_MIN: usize = 64 * 1024;
+
 /// Receives are limited to multiples of this; one that reaches it is bulk.
 pub(crate) const RECEIVE_STEP: usize = 32 * 1024;
 
@@ -56,6 +66,8 @@ pub(crate) struct Dirty {
     pub(crate) sockets: Vec<Key>,
     pub(crate) flows: Vec<Key>,
     pub(crate) channels: Vec<u32>,
+    /// Streams that wait for the next turns' rations.
+    pub(crate) rationed: VecDeque<Key>,
     /// Receives that found no buffer.
     pub(crate) starved: Vec<Key>,
     /// When those may be tried again, where buffers or descriptors are scarce.
@@ -88,6 +100,10 @@ impl Engine {
         self.counts.turns += 1;
         self.bulk_before = std::mem::take(&mut self.bulk_now);
         self.now = Instant(self.start.elapsed().as_nanos() as u64 + 1);
+        let interactive = self.now < self.interactive_until;
+        self.counts.turns_short += u64::from(interactive);
+        // Bulk streams are served in their order, once it is known who there is.
+        self.ration = 0;
         let taken = self.take_completions(control);
         if std::mem::take(&mut self.accepted) && taken <= COMPLETIONS_FEW {
             // A connection's first bytes are mostly there before its acceptance is: they travel with the request for its
@@ -98,7 +114,11 @@ impl Engine {
         }
         control.on_turn(self);
         self.run_timers(control);
+        self.ration = self.ration_of_turn();
         self.retry_starved();
+        if self.dirty.starved.is_empty() {
+            self.serve_rationed();
+        }
         self.flush(control);
         if !self.graveyard.is_empty() {
             self.ring.enter(Some(Duration::ZERO), || true)?;
@@ -109,8 +129,10 @@ impl Engine {
         }
         self.sample_turn();
         let parted = std::mem::take(&mut self.parted);
-        let timeout = if parted && self.partings == 0 {
-            // Whoever leaves once all farewells are out is not asked before the next turn.
+        let unserved = !self.dirty.rationed.is_empty() && self.dirty.starved.is_empty();
+        let timeout = if parted && self.partings == 0 || unserved {
+            // Whoever leaves once all farewells are out is not asked before the next turn, nor may those that wait for a ration
+            // of it wait for an event.
             Duration::ZERO
         } else {
             self.sleep_for()
@@ -145,6 +167,21 @@ impl Engine {
         let together = if interactive { TURN_BYTES_INTERACTIVE } else { TURN_BYTES };
         let share = together / self.bulk_before.max(1) / RECEIVE_STEP * RECEIVE_STEP;
         share.clamp(RECEIVE_STEP, self.send_bytes())
+    }
+
+    /// What bulk streams may receive in this turn: no more than the blocks that will be lent to the kernel. Whom it had none for
+    /// would be chance.
+    fn ration_of_turn(&self) -> usize {
+        let [stream, ..] = self.ring.pool_stats();
+        let lent = PoolConfig::STREAM.lent(stream.held);
+        let most = lent.saturating_sub(BLOCKS_SPARED) * PoolConfig::STREAM.payload;
+        if self.now < self.interactive_until { most.min(TURN_BYTES_INTERACTIVE) } else { most }
+    }
+
+    /// Most bytes that one bulk stream receives, now that so many others wait.
+    pub(crate) fn stream_share(&self) -> usize {
+        let waiting = self.dirty.rationed.len() + 1;
+        (ROUND_BYTES / waiting / RECEIVE_STEP * RECEIVE_STEP).clamp(RECEIVE_STEP, self.send_bytes())
     }
 
     /// Takes note of a receive's length, for the limits of the next turn.
@@ -210,7 +247,7 @@ impl Engine {
         for key in std::mem::replace(&mut self.dirty.starved, later) {
             match key.what() {
                 What::Link => self.receive_link(key, false),
-                What::Stream => self.receive_stream(key),
+                What::Stream => self.arm_stream(key, true),
                 What::Guest => self.receive_guest(key),
                 What::Udp => self.receive_udp(key),
                 What::Listener => self.accept_on(key),
@@ -240,10 +277,10 @@ impl Engine {
 
     fn on_completion(&mut self, control: &mut impl Control, completion: Completion) {
         match completion {
-            Completion::Recv { user, result, .. } => match Key::from_bits(user) {
+            Completion::Recv { user, result, nonempty } => match Key::from_bits(user) {
                 key if key.what() == What::Link => self.on_link_received(control, key, result),
-                key if key.what() == What::Guest => self.on_guest_received(control, key, result),
-                key => self.on_stream_received(control, key, result),
+                key if key.what() == What::Guest => self.on_guest_received(control, key, result, nonempty),
+                key => self.on_stream_received(control, key, result, nonempty),
             },
             Completion::Send { user, batch, result } => match Key::from_bits(user) {
                 key if key.what() == What::Link => self.on_link_sent(control, key, batch, result),

@@ -19,7 +19,7 @@ pub const WINDOW_MAX: u32 = 4 * 1024 * 1024;
 
 /// Sum of what a link's ports may have beyond [`WINDOW_EARLY`] each. A link's buffered bytes are
 /// bounded by this and `ports_max * WINDOW_EARLY`.
-pub const LINK_WINDOW_SUM_MAX: u32 = 8 * 1024 * 1024;
+pub const LINK_WINDOW_SUM_MAX: u32 = 16 * 1024 * 1024;
 
 /// A link's egress queue at which its sources are paused.
 pub const EGRESS_HIGH: usize = 512 * 1024;
@@ -31,7 +31,7 @@ pub const EGRESS_LOW: usize = 256 * 1024;
 pub const DATAGRAM_QUEUE_MAX: usize = 1024 * 1024;
 
 /// Frame bytes queued on a whole link beyond which new datagrams for its TCP channel are dropped.
-pub const LINK_DATAGRAM_QUEUE_MAX: usize = 8 * 1024 * 1024;
+pub const LINK_DATAGRAM_QUEUE_MAX: usize = 16 * 1024 * 1024;
 
 /// Bytes queued on all links and streams of one thread beyond which no new port is opened there.
 pub const SHARD_QUEUED_MAX: usize = 1024 * 1024 * 1024;

@@ -39,6 +39,13 @@ impl PoolConfig {
     pub const DATAGRAM: Self =
         Self { headroom: 64, payload: 66 * 1024, tailroom: 64, provided_max: 16, blocks_max: 512, prefault: 0 };
 
+    /// How many blocks the kernel has once the ring is entered, while `held` are in use: together they are `provided_max`, but
+    /// at least a quarter of that is lent, since many slow receivers that hold blocks must not starve the rest.
+    pub fn lent(&self, held: usize) -> usize {
+        let max = usize::from(self.provided_max);
+        max.saturating_sub(held).max(max / 4).max(1)
+    }
+
     /// Bytes of a block.
     pub fn block_bytes(&self) -> usize {
         self.headroom + self.payload + self.tailroom

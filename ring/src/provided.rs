@@ -69,11 +69,10 @@ impl ProvidedRing {
         &self.pool
     }
 
-    /// Lends blocks to the kernel until it has, together with what the application holds, `provided_max`, but at
-    /// least a quarter of that: many slow receivers that hold blocks must not starve the rest.
+    /// Lends blocks to the kernel until it has as many as [`crate::PoolConfig::lent`] says.
     pub(crate) fn top_up(&mut self) {
         let max = self.slots.len();
-        let target = max.saturating_sub(self.pool.held()).max(max / 4).max(1);
+        let target = self.pool.config().lent(self.pool.held());
         if self.provided >= target {
             return;
         }

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::port::{PortKind, Slot};
+use super::port::{Port, PortKind, Slot};
 use super::{Link, Payload};
 use crate::limits::{FRAME_PAYLOAD_MAX, LINK_WINDOW_SUM_MAX, WINDOW_EARLY, WINDOW_MAX, WINDOW_START};
 use crate::time::Instant;
@@ -19,6 +19,9 @@ const RTT_UNKNOWN: Duration = Duration::from_millis(50);
 
 /// Shortest interval over which consumption is measured: shorter ones see single batches, not a rate.
 const RTT_FLOOR: Duration = Duration::from_millis(2);
+
+/// Less left of a link's budget is too little for all.
+const SCARCE: u64 = LINK_WINDOW_SUM_MAX as u64 / 8;
 
 impl<P: Payload> Link<P> {
     /// How many more payload bytes the source of this port may read: its credit less what is sent or queued.
@@ -44,8 +47,11 @@ impl<P: Payload> Link<P> {
         let rtt = self.pulse.rtt().unwrap_or(RTT_UNKNOWN).max(RTT_FLOOR);
         let Some(port) = self.ports.get_mut(slot) else { return };
         port.consumed += n as u64;
-        if port.fin_received || port.kind != PortKind::Tcp {
+        if port.kind != PortKind::Tcp {
             return;
+        }
+        if port.fin_received {
+            return self.charge(slot);
         }
         let elapsed = now.since(port.epoch);
         if elapsed >= rtt {
@@ -54,11 +60,18 @@ impl<P: Payload> Link<P> {
             port.epoch = now;
             port.epoch_consumed = port.consumed;
             let wanted = (per_rtt * 2).min(u64::from(WINDOW_MAX));
-            let extra = wanted.saturating_sub(u64::from(port.window));
-            let extra = extra.min(u64::from(LINK_WINDOW_SUM_MAX).saturating_sub(self.window_sum));
-            port.window += extra as u32;
-            self.window_sum += extra;
+            let window = u64::from(port.window);
+            // Where the budget runs out, who came first does not keep what others could use: windows beyond an equal share
+            // shrink to it as they are used.
+            let wants = wanted > window || window > u64::from(WINDOW_START);
+            self.windows_wanted = self.windows_wanted - u32::from(port.wants_window) + u32::from(wants);
+            port.wants_window = wants;
+            let share = u64::from((LINK_WINDOW_SUM_MAX / self.windows_wanted.max(1)).max(WINDOW_START));
+            let left = u64::from(LINK_WINDOW_SUM_MAX).saturating_sub(self.window_sum);
+            let next = wanted.max(window).min(window + left);
+            port.window = if left < SCARCE { next.min(share) } else { next } as u32;
         }
+        self.charge(slot);
         if self.grant(slot) {
             self.pulse.sample(now, &mut self.control);
         }
@@ -77,13 +90,30 @@ impl<P: Payload> Link<P> {
         port.epoch = now;
         if self.window_sum + extra <= u64::from(LINK_WINDOW_SUM_MAX) {
             port.window = WINDOW_START;
-            self.window_sum += extra;
+            self.charge(slot);
+        }
+    }
+
+    /// Charges the link's budget with what a port may still bring and has not got rid of: its window, or more where that has
+    /// shrunk; after the other end's FIN, what has come.
+    pub(super) fn charge(&mut self, slot: Slot) {
+        let Some(port) = self.ports.get_mut(slot) else { return };
+        let most = if port.fin_received {
+            port.received.saturating_sub(port.consumed)
+        } else {
+            port.granted.saturating_sub(port.consumed).max(u64::from(port.window))
+        };
+        let charged = most.saturating_sub(u64::from(WINDOW_EARLY));
+        self.window_sum = self.window_sum + charged - std::mem::replace(&mut port.charged, charged);
+        if port.fin_received && std::mem::take(&mut port.wants_window) {
+            self.windows_wanted -= 1;
         }
     }
 
     /// Gives a port's share of the budget back.
-    pub(super) fn end_window(&mut self, window: u32) {
-        self.window_sum -= u64::from(window - WINDOW_EARLY);
+    pub(super) fn end_window(&mut self, port: &Port<P>) {
+        self.windows_wanted -= u32::from(port.wants_window);
+        self.window_sum -= port.charged;
     }
 
     pub(super) fn grant(&mut self, slot: Slot) -> bool {

@@ -97,6 +97,8 @@ pub struct Link<P> {
     ready: usize,
     /// Receive windows granted beyond the early ones, in bytes.
     window_sum: u64,
+    /// Ports whose window has grown, or would if the budget allowed it.
+    windows_wanted: u32,
     pulse: Pulse,
     stats: LinkStats,
 }
@@ -115,6 +117,7 @@ impl<P: Payload> Link<P> {
             queued: 0,
             ready: 0,
             window_sum: 0,
+            windows_wanted: 0,
             pulse: Pulse::new(config.maintain, now),
             stats: LinkStats::default(),
         }

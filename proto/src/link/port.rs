@@ -94,6 +94,10 @@ pub(super) struct Port<P> {
     pub(super) consumed: u64,
     pub(super) granted: u64,
     pub(super) window: u32,
+    /// What the link's budget is charged with for it, in bytes.
+    pub(super) charged: u64,
+    /// It counts among those that share the link's budget.
+    pub(super) wants_window: bool,
     /// Start of the present measurement of consumption, and the offset there.
     pub(super) epoch: Instant,
     pub(super) epoch_consumed: u64,
@@ -121,6 +125,8 @@ impl<P> Port<P> {
             consumed: 0,
             granted: u64::from(WINDOW_EARLY),
             window: WINDOW_EARLY,
+            charged: 0,
+            wants_window: false,
             epoch: Instant::ZERO,
             epoch_consumed: 0,
         }

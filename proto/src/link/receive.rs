@@ -360,6 +360,8 @@ impl<P: Payload> Link<P> {
         let (over, closing) = (port.is_over(), port.closing);
         if over {
             self.forget(slot);
+        } else {
+            self.charge(slot);
         }
         Ok(match closing {
             None => Input::Fin { owner, slot, over },

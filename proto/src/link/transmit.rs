@@ -158,7 +158,7 @@ impl<P: Payload> Link<P> {
     pub(super) fn forget(&mut self, slot: Slot) -> Option<u64> {
         let port = self.ports.remove(slot)?;
         self.queued -= port.queued;
-        self.end_window(port.window);
+        self.end_window(&port);
         if port.is_ready() {
             self.ready -= port.queued;
         }

@@ -107,6 +107,35 @@ fn windows_of_a_link_share_one_budget() {
 }
 
 #[test]
+fn whoever_came_first_makes_room_for_those_who_read_as_fast() {
+    let mut pair = Pair::new();
+    let mut streams = Stream::all(&mut pair, 8);
+    for _ in 0..12 {
+        round(&mut pair, &mut streams[..2], usize::MAX);
+    }
+    assert!(streams[0].ahead(&pair) > WINDOW_MAX as usize / 2);
+    for _ in 0..24 {
+        round(&mut pair, &mut streams, usize::MAX);
+        // What a window that shrinks has granted before still counts.
+        let sum: usize = streams.iter().map(|stream| stream.ahead(&pair)).sum();
+        assert!(sum <= LINK_WINDOW_SUM_MAX as usize + streams.len() * WINDOW_EARLY as usize, "{sum}");
+    }
+    let share = LINK_WINDOW_SUM_MAX as usize / streams.len();
+    for stream in &streams {
+        let ahead = stream.ahead(&pair);
+        assert!((share / 4 * 3..=share).contains(&ahead), "{ahead} of {share}");
+    }
+    // Those who have ended leave their share to the others.
+    for stream in streams.split_off(1) {
+        pair.requester.reset(stream.near, Code::Closed);
+    }
+    for _ in 0..24 {
+        round(&mut pair, &mut streams, usize::MAX);
+    }
+    assert!(streams[0].ahead(&pair) > WINDOW_MAX as usize / 4 * 3);
+}
+
+#[test]
 fn the_first_port_beyond_the_budget_gets_the_early_window_and_an_ended_one_gives_its_share_back() {
     let full = (LINK_WINDOW_SUM_MAX / (WINDOW_START - WINDOW_EARLY)) as usize;
     let mut pair = Pair::new();

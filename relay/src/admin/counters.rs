@@ -140,6 +140,7 @@ counters! {
     RecordsCopied = "records_copied", Total, "Records that straddled a buffer's end, whose first part was copied";
     AcceptErrors = "accept_errors", Total, "Connections that the system could not hand over";
     Loops = "loops", Total, "Turns of the loop";
+    LoopsShort = "loops_short", Total, "Those that moved less at a time, for small messages to be quick";
     RingEnters = "ring_enters", Total, "System calls to enter the ring";
 }
 

@@ -265,6 +265,7 @@ impl Shard {
             (Counter::FarewellsCut, counts.farewells_cut),
             (Counter::AcceptErrors, counts.accept_errors),
             (Counter::Loops, counts.turns),
+            (Counter::LoopsShort, counts.turns_short),
             (Counter::RingEnters, counts.turns),
             (Counter::NewcomersLive, self.newcomers.len() as u64),
             (Counter::HalfOpen, u64::from(self.half_open)),

@@ -133,6 +133,7 @@ static NAMES: &[(Counter, &str)] = &[
     (C::StunAnswered, "stun_answered_total"),
     (C::StunRefusedLimit, "stun_refused_total"),
     (C::Loops, "loop_turns_total"),
+    (C::LoopsShort, "loop_turns_short_total"),
 ];
 
 /// All of them: the groups, then the others in the counters' order.

@@ -1,0 +1,148 @@
+//! Bulk: many streams at once through one link, both ends of which are one engine's.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use isthmus_engine::{Ask, Caller, Control, Engine, EngineConfig, Event, Key};
+use isthmus_proto::Code;
+use isthmus_proto::limits::FRAME_PAYLOAD_MAX;
+use isthmus_proto::link::{LinkConfig, Maintain, Side, UNSPECIFIED};
+use isthmus_proto::wire::{Frame, OpenFlags, RequestKind};
+use isthmus_ring::{Family, Ring, RingConfig, Socket};
+
+/// A hang is a failure; nothing here takes nearly as long.
+const HANG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(600);
+const STREAMS: usize = 12;
+/// Of each stream: several times the largest window, and no whole number of anything.
+const BYTES: usize = 7_000_123;
+
+#[derive(Default)]
+struct Party {
+    relay: Option<Key>,
+    mediator: Option<Key>,
+    accepted: Option<(Socket, SocketAddr)>,
+    connecting: HashMap<Key, u16>,
+    ended: usize,
+    /// Something happened: the test looks before the loop sleeps.
+    news: bool,
+}
+
+impl Control for Party {
+    fn on_event(&mut self, engine: &mut Engine, event: Event<'_>) {
+        self.news = true;
+        let config = |side| LinkConfig { side, ports_max: 64, maintain: Maintain::Relay { silence: LONG } };
+        match event {
+            Event::Accepted { socket, peer, .. } => self.accepted = Some((socket, peer)),
+            Event::LinkReady { link } => engine.greet(link, &Frame::Hello { version: 1, json: b"{}" }),
+            Event::Greeting { link, frame: Frame::Hello { .. } } => {
+                engine.greet(link, &Frame::Welcome { version: 1, json: b"{}" });
+                engine.establish(link, config(Side::Requester));
+                self.relay = Some(link);
+            }
+            Event::Greeting { link, .. } => {
+                engine.establish(link, config(Side::Responder));
+                self.mediator = Some(link);
+            }
+            Event::Request { link, slot, ask: Ask::Connect { to, .. }, request, .. } => {
+                let stream = engine.connect_stream(Socket::tcp(Family::from(to)).unwrap(), to, link, slot, 0);
+                self.connecting.insert(stream, request);
+            }
+            Event::Request { link, slot, ask, request, .. } => {
+                engine.link(link).unwrap().answer(slot, ask.kind(), request, Code::Ok, None);
+            }
+            Event::Connected { stream, link, slot, result } => {
+                result.unwrap();
+                let request = self.connecting.remove(&stream).unwrap();
+                engine.link(link).unwrap().answer(slot, RequestKind::Connect, request, Code::Ok, None);
+                engine.touch(link);
+            }
+            Event::StreamEnded { code, .. } => {
+                assert_eq!(code, Code::Closed);
+                self.ended += 1;
+            }
+            _ => {}
+        }
+    }
+
+    fn on_turn(&mut self, _: &mut Engine) {}
+
+    fn has_work(&self) -> bool {
+        self.news
+    }
+}
+
+fn until(engine: &mut Engine, party: &mut Party, mut done: impl FnMut(&Party) -> bool) {
+    let deadline = Instant::now() + HANG;
+    while !done(party) {
+        party.news = false;
+        assert!(Instant::now() < deadline, "it takes longer than {HANG:?}");
+        engine.turn(party).unwrap();
+    }
+}
+
+fn pair() -> (TcpStream, Socket) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (socket, _) = listener.accept().unwrap();
+    (client, Socket::from(OwnedFd::from(socket)))
+}
+
+/// The byte at a place of a stream: unlike its neighbours', and unlike other streams'.
+fn byte(stream: usize, at: usize) -> u8 {
+    (at / 7 + at / 65_536 + stream * 31) as u8
+}
+
+#[test]
+fn many_bulk_streams_arrive_whole_in_full_frames_and_make_no_turn_short() {
+    let mut engine = Engine::new(Ring::new(RingConfig::small()).unwrap(), EngineConfig::default());
+    let mut party = Party::default();
+    let listener = Socket::tcp_listener("127.0.0.1:0".parse().unwrap(), false, 16).unwrap();
+    let to = listener.local_addr().unwrap();
+    engine.add_listener(listener, 0);
+    engine.dial_link(Socket::tcp(Family::from(to)).unwrap(), to, Caller::Plaintext);
+    until(&mut engine, &mut party, |party| party.accepted.is_some());
+    let (socket, peer) = party.accepted.take().unwrap();
+    let link = engine.accept_link(socket, peer, None);
+    until(&mut engine, &mut party, |party| party.relay.is_some() && party.mediator.is_some());
+
+    let threads: Vec<[JoinHandle<()>; 2]> = (0..STREAMS)
+        .map(|number| {
+            let host = TcpListener::bind("127.0.0.1:0").unwrap();
+            let (mut client, socket) = pair();
+            let now = engine.now();
+            let machine = engine.link(link).unwrap();
+            let slot = machine.open(0, 0, OpenFlags(OpenFlags::QUIET), UNSPECIFIED, None, now).unwrap();
+            machine.connect(slot, 0, host.local_addr().unwrap(), 0);
+            engine.add_stream(socket, link, slot, 0);
+            engine.touch(link);
+            let sender = std::thread::spawn(move || {
+                let bytes: Vec<u8> = (0..BYTES).map(|at| byte(number, at)).collect();
+                client.write_all(&bytes).unwrap();
+                client.shutdown(std::net::Shutdown::Write).unwrap();
+                assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+            });
+            let receiver = std::thread::spawn(move || {
+                let mut received = Vec::new();
+                host.accept().unwrap().0.read_to_end(&mut received).unwrap();
+                assert_eq!(received.len(), BYTES);
+                assert!(received.iter().enumerate().all(|(at, &got)| got == byte(number, at)));
+            });
+            [sender, receiver]
+        })
+        .collect();
+    until(&mut engine, &mut party, |party| party.ended == 2 * STREAMS);
+    for thread in threads.into_iter().flatten() {
+        thread.join().unwrap();
+    }
+    assert_eq!(engine.sizes().1, 0);
+    let counts = &engine.counts;
+    assert_eq!(counts.stream_bytes_in, (STREAMS * BYTES) as u64);
+    assert_eq!(counts.turns_short, 0, "bulk is taken for small messages");
+    let full = (STREAMS * BYTES / FRAME_PAYLOAD_MAX) as u64;
+    assert!(counts.records_opened < full * 5 / 4, "{} records where {full} would do", counts.records_opened);
+}
