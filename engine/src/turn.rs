@@ -116,9 +116,7 @@ impl Engine {
         self.run_timers(control);
         self.ration = self.ration_of_turn();
         self.retry_starved();
-        if self.dirty.starved.is_empty() {
-            self.serve_rationed();
-        }
+        self.serve_rationed();
         self.flush(control);
         if !self.graveyard.is_empty() {
             self.ring.enter(Some(Duration::ZERO), || true)?;
@@ -129,7 +127,7 @@ impl Engine {
         }
         self.sample_turn();
         let parted = std::mem::take(&mut self.parted);
-        let unserved = !self.dirty.rationed.is_empty() && self.dirty.starved.is_empty();
+        let unserved = !self.dirty.rationed.is_empty() && !self.is_scarce();
         let timeout = if parted && self.partings == 0 || unserved {
             // Whoever leaves once all farewells are out is not asked before the next turn, nor may those that wait for a ration
             // of it wait for an event.
@@ -194,7 +192,14 @@ impl Engine {
             .timers
             .next_deadline()
             .map_or(SLEEP_MAX, |deadline| deadline.since(Instant(self.start.elapsed().as_nanos() as u64 + 1)));
-        if self.dirty.starved.is_empty() { until.min(SLEEP_MAX) } else { until.min(RETRY_INTERVAL) }
+        let nobody_waits = self.dirty.starved.is_empty() && self.dirty.rationed.is_empty();
+        until.min(if nobody_waits { SLEEP_MAX } else { RETRY_INTERVAL })
+    }
+
+    /// Whether a pool nears its bound.
+    fn is_scarce(&self) -> bool {
+        let pools = [PoolConfig::STREAM, PoolConfig::BULK, PoolConfig::DATAGRAM, PoolConfig::SMALL];
+        std::iter::zip(self.ring.pool_stats(), pools).any(|(stats, pool)| stats.held * 8 >= pool.blocks_max * 7)
     }
 
     fn run_timers(&mut self, control: &mut impl Control) {
@@ -226,9 +231,7 @@ impl Engine {
         if self.dirty.starved.is_empty() {
             return;
         }
-        let pools = [PoolConfig::STREAM, PoolConfig::BULK, PoolConfig::DATAGRAM, PoolConfig::SMALL];
-        let scarce =
-            std::iter::zip(self.ring.pool_stats(), pools).any(|(stats, pool)| stats.held * 8 >= pool.blocks_max * 7);
+        let scarce = self.is_scarce();
         let refused = self.dirty.starved.iter().any(|key| key.what() == What::Listener);
         if scarce || refused {
             // What is scarce does not come back by asking all the time.
