@@ -100,8 +100,7 @@ impl Engine {
         self.counts.turns += 1;
         self.bulk_before = std::mem::take(&mut self.bulk_now);
         self.now = Instant(self.start.elapsed().as_nanos() as u64 + 1);
-        let interactive = self.now < self.interactive_until;
-        self.counts.turns_short += u64::from(interactive);
+        self.counts.turns_short += u64::from(self.now < self.interactive_until);
         // Bulk streams are served in their order, once it is known who there is.
         self.ration = 0;
         let taken = self.take_completions(control);
@@ -127,10 +126,10 @@ impl Engine {
         }
         self.sample_turn();
         let parted = std::mem::take(&mut self.parted);
-        let unserved = !self.dirty.rationed.is_empty() && !self.is_scarce();
+        let unserved = !self.dirty.rationed.is_empty() && self.dirty.starved.is_empty();
         let timeout = if parted && self.partings == 0 || unserved {
             // Whoever leaves once all farewells are out is not asked before the next turn, nor may those that wait for a ration
-            // of it wait for an event.
+            // of it wait for an event; unless something was refused, which is no better at once.
             Duration::ZERO
         } else {
             self.sleep_for()
@@ -192,14 +191,7 @@ impl Engine {
             .timers
             .next_deadline()
             .map_or(SLEEP_MAX, |deadline| deadline.since(Instant(self.start.elapsed().as_nanos() as u64 + 1)));
-        let nobody_waits = self.dirty.starved.is_empty() && self.dirty.rationed.is_empty();
-        until.min(if nobody_waits { SLEEP_MAX } else { RETRY_INTERVAL })
-    }
-
-    /// Whether a pool nears its bound.
-    fn is_scarce(&self) -> bool {
-        let pools = [PoolConfig::STREAM, PoolConfig::BULK, PoolConfig::DATAGRAM, PoolConfig::SMALL];
-        std::iter::zip(self.ring.pool_stats(), pools).any(|(stats, pool)| stats.held * 8 >= pool.blocks_max * 7)
+        if self.dirty.starved.is_empty() { until.min(SLEEP_MAX) } else { until.min(RETRY_INTERVAL) }
     }
 
     fn run_timers(&mut self, control: &mut impl Control) {
@@ -231,7 +223,9 @@ impl Engine {
         if self.dirty.starved.is_empty() {
             return;
         }
-        let scarce = self.is_scarce();
+        let pools = [PoolConfig::STREAM, PoolConfig::BULK, PoolConfig::DATAGRAM, PoolConfig::SMALL];
+        let scarce =
+            std::iter::zip(self.ring.pool_stats(), pools).any(|(stats, pool)| stats.held * 8 >= pool.blocks_max * 7);
         let refused = self.dirty.starved.iter().any(|key| key.what() == What::Listener);
         if scarce || refused {
             // What is scarce does not come back by asking all the time.
