@@ -14,6 +14,7 @@ use crate::Engine;
 use crate::event::{Control, Event};
 use crate::key::Key;
 use crate::link::{LinkIo, LinkRole, Phase};
+use crate::pace::Pace;
 use isthmus_proto::rare::Rare;
 
 /// How a caller begins.
@@ -94,6 +95,9 @@ impl Engine {
             sent_at: self.now,
             compacting: false,
             quiet: false,
+            pace: Pace::default(),
+            full: false,
+            waited: false,
             roomy: false,
             counted: 0,
             raw: Rare::default(),

@@ -30,6 +30,7 @@ mod link;
 mod link_receive;
 mod link_transmit;
 mod outlet;
+mod pace;
 mod samples;
 mod stream;
 mod timers;
@@ -127,6 +128,8 @@ pub struct Engine {
     queued: usize,
     /// Until then turns are kept short.
     interactive_until: Instant,
+    /// When the turn before began.
+    turn_before: Instant,
     /// Receives of much in the turn before this one, and so far in this one.
     bulk_before: usize,
     bulk_now: usize,
@@ -174,6 +177,7 @@ impl Engine {
             graveyard: Vec::new(),
             queued: 0,
             interactive_until: Instant(0),
+            turn_before: Instant(0),
             bulk_before: 0,
             bulk_now: 0,
             ration: 0,

@@ -9,12 +9,13 @@ use isthmus_proto::link::{Link, LinkConfig, LinkStats, Maintain, Slot};
 use isthmus_proto::record::{Session, UdpSecret};
 use isthmus_proto::time::Instant;
 use isthmus_proto::wire::{ControlBuf, Frame};
-use isthmus_ring::{Connection, OpId, Piece};
+use isthmus_ring::{Connection, ConnectionOption, OpId, Piece};
 
 use crate::Engine;
 use crate::event::{Control, Event};
 use crate::handshake::Tls;
 use crate::key::{Key, What};
+use crate::pace::Pace;
 use crate::timers::TimerId;
 use isthmus_proto::rare::Rare;
 
@@ -61,6 +62,12 @@ pub(crate) struct LinkIo {
     pub(crate) compacting: bool,
     /// The send in flight was taken at once, unless the ring says otherwise.
     pub(crate) quiet: bool,
+    /// How much one send is.
+    pub(crate) pace: Pace,
+    /// The last send was so much.
+    pub(crate) full: bool,
+    /// Room was waited for since.
+    pub(crate) waited: bool,
     /// Much came lately: the next receive takes a large block.
     pub(crate) roomy: bool,
     /// What waited here when the engine's sum was taken.
@@ -175,7 +182,7 @@ impl Engine {
         self.timers.set(io.timer, link.deadline());
         io.phase = Phase::Live(Box::new(link));
         if let Maintain::Caller { dead, .. } = maintain
-            && let Some(result) = self.ring.set_user_timeout(&io.socket, dead, key.to_bits())
+            && let Some(result) = self.ring.set_option(&io.socket, ConnectionOption::UserTimeout(dead), key.to_bits())
         {
             self.on_watched_link(key, result);
         }

@@ -54,6 +54,9 @@ impl Engine {
                     self.counts.partial_bytes_moved += partial.len() as u64;
                     piece.prepend(partial.len()).copy_from_slice(&partial);
                 }
+                if let Some(link) = io.live() {
+                    link.note_backlog(full);
+                }
                 self.note_receive(length);
                 self.on_link_bytes(control, key, piece);
                 self.receive_link(key, !full);

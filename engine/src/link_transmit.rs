@@ -7,21 +7,22 @@ use isthmus_proto::limits::GATHER_MAX;
 use isthmus_proto::link::Transmit;
 use isthmus_proto::record::{PLAINTEXT_MAX, RECORD_HEADER, RECORD_TAIL};
 use isthmus_proto::wire::HEADER_LEN;
-use isthmus_ring::{BATCH_PIECES_MAX, Piece, SendBatch, SendMode};
+use isthmus_ring::{BATCH_PIECES_MAX, ConnectionOption, Piece, PollEvents, SendBatch, SendMode};
 
 use crate::Engine;
 use crate::event::Control;
 use crate::key::{Key, What};
 use crate::link::{LinkIo, Phase};
-
-/// A send that was taken within this time met a network that is faster than we are.
-const TAKEN_AT_ONCE: Duration = Duration::from_millis(4);
+use crate::pace::SEND_TIME;
 
 /// A send that is under way for so long is stalled.
 const STALLED_AFTER: Duration = Duration::from_millis(100);
 
 /// A send of at most so many bytes, behind which nothing waits, needs no turn of its own to hear of its end.
 pub(crate) const QUIET_MAX: usize = 4096;
+
+/// What a turn receives by so few large receives takes less than [`SEND_TIME`].
+const RECEIVES_FEW: usize = 4;
 
 const ECANCELED: i32 = 125;
 
@@ -32,7 +33,7 @@ impl Engine {
     /// Sends what a link has to send, unless a send is in flight: its end comes back here.
     pub(crate) fn flush_link(&mut self, control: &mut impl Control, key: Key) {
         let mut batch = self.ring.send_batch();
-        let bytes_max = self.send_bytes();
+        let most = self.send_bytes();
         let mut freed = std::mem::take(&mut self.dirty.freed);
         let Some(io) = self.links.get_mut(key) else { return };
         io.dirty = false;
@@ -50,8 +51,22 @@ impl Engine {
             self.dirty.freed = freed;
             return;
         }
-        let built =
-            Builder { bytes_max, ring: &mut self.ring, counts: &mut self.counts, batch: &mut batch, freed: &mut freed };
+        if io.full && io.pace.is_slow() && io.wants_to_send() {
+            // What comes to be sent first while this waits goes before the rest. A send that waited itself would not let it.
+            (io.full, io.waited, io.sent_at) = (false, true, self.now);
+            io.send_op = Some(self.ring.poll(&io.socket, PollEvents::WRITABLE, key.to_bits()));
+            self.dirty.freed = freed;
+            return;
+        }
+        let bytes_max = most.min(io.pace.bytes());
+        let built = Builder {
+            bytes_max,
+            ring: &mut self.ring,
+            counts: &mut self.counts,
+            batch: &mut batch,
+            freed: &mut freed,
+            paused: !io.paused.is_empty(),
+        };
         let built = built.build(io);
         io.rest(self.now);
         if let Err(error) = built {
@@ -59,7 +74,10 @@ impl Engine {
             return self.end_link(control, key, Code::ProtocolError, &error.to_string(), 0);
         }
         if !batch.is_empty() {
-            io.sent_at = self.now;
+            if !std::mem::take(&mut io.waited) {
+                io.sent_at = self.now;
+            }
+            io.full = batch.bytes() >= bytes_max;
             io.quiet = batch.bytes() <= QUIET_MAX && matches!(io.phase, Phase::Live(_)) && !io.wants_to_send();
             io.send_op = Some(match io.quiet {
                 true => self.ring.send_quietly(&io.socket, batch, key.to_bits()),
@@ -75,7 +93,10 @@ impl Engine {
             }
         }
         for (owner, bytes) in freed.drain(..) {
-            self.bridge_consumed(Key::from_bits(owner), bytes);
+            match Key::from_bits(owner) {
+                stream if stream.what() == What::Stream => self.resume_small_stream(stream),
+                bridge => self.bridge_consumed(bridge, bytes),
+            }
         }
         self.dirty.freed = freed;
     }
@@ -102,6 +123,14 @@ impl Engine {
                 }
             }
             self.counts.stalled_bytes_compacted += moved as u64;
+        }
+    }
+
+    /// The socket has room, or has failed, which the next send tells.
+    pub(crate) fn on_link_polled(&mut self, control: &mut impl Control, key: Key) {
+        if let Some(io) = self.links.get_mut(key) {
+            io.send_op = None;
+            self.flush_link(control, key);
         }
     }
 
@@ -137,10 +166,15 @@ impl Engine {
                 io.send_op = Some(self.ring.send(&io.socket, batch, SendMode::WaitAll, key.to_bits()));
             }
             Ok(_) => {
+                // The first turn after it is the first to know: where the turn between had much to do, it took all the time.
+                let at_once = quiet || io.sent_at >= self.turn_before && self.bulk_before > RECEIVES_FEW;
+                let took = if at_once { Duration::ZERO } else { self.now.since(io.sent_at) };
+                if let Some(unsent) = io.pace.sent(batch.bytes(), io.full, took) {
+                    self.ring.set_option(&io.socket, ConnectionOption::UnsentMax(unsent), key.to_bits());
+                }
                 drop(batch);
-                let fast = quiet || self.now.since(io.sent_at) < TAKEN_AT_ONCE;
                 if let Some(link) = io.live() {
-                    link.set_fast(fast);
+                    link.set_fast(took < SEND_TIME);
                 }
                 self.flush_link(control, key);
             }
@@ -155,7 +189,10 @@ struct Builder<'a> {
     ring: &'a mut isthmus_ring::Ring,
     counts: &'a mut crate::Counts,
     batch: &'a mut SendBatch,
+    /// Bytes of bridges that go out, and streams with nothing queued any more where some pause.
     freed: &'a mut Vec<(u64, usize)>,
+    /// Streams of the link pause.
+    paused: bool,
 }
 
 impl Builder<'_> {
@@ -189,9 +226,11 @@ impl Builder<'_> {
             let small = match link.transmit() {
                 None => break,
                 Some(Transmit::Control) => None,
-                Some(Transmit::Frame { owner, frame }) => {
+                Some(Transmit::Frame { owner, frame, last }) => {
                     if Key::from_bits(owner).what() != What::Stream {
                         self.freed.push((owner, frame.len() - HEADER_LEN));
+                    } else if last && self.paused {
+                        self.freed.push((owner, 0));
                     }
                     if frame.len() > GATHER_MAX + HEADER_LEN {
                         if let Some(record) = gather.take() {

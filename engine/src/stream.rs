@@ -304,7 +304,7 @@ impl Engine {
         }
     }
 
-    /// Arms the receive if the port has credit and its link's queue is short.
+    /// Arms the receive if the port has credit, and its link's queue is short or has no part in that.
     pub(crate) fn receive_stream(&mut self, key: Key) {
         self.arm_stream(key, false);
     }
@@ -318,13 +318,15 @@ impl Engine {
         }
         let Some(io) = self.links.get_mut(stream.link) else { return };
         let Phase::Live(link) = &mut io.phase else { return };
-        if link.is_congested() {
+        if link.is_congested() && (stream.bulk || !link.has_little_queued(stream.slot)) {
             if !stream.waiting {
                 stream.waiting = true;
                 io.paused.push(key);
             }
             return;
         }
+        // Of much that comes now, its share of the queue is a frame.
+        let receive_max = if link.is_congested() { FRAME_PAYLOAD_MAX } else { receive_max };
         let mut room = link.room(stream.slot).min(receive_max);
         // Of what waits in the socket the last few bytes of credit would make a record and a send of their own, where more
         // credit comes as soon as the other end gets rid of what it has: of less than this it must tell
@@ -357,6 +359,13 @@ impl Engine {
                 stream.rationed = false;
                 self.arm_stream(key, true);
             }
+        }
+    }
+
+    /// All that it had queued on its link is sent: one with little at a time does not wait for the bulk of others.
+    pub(crate) fn resume_small_stream(&mut self, key: Key) {
+        if self.streams.get(key).is_some_and(|stream| stream.waiting && !stream.bulk) {
+            self.receive_stream(key);
         }
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use isthmus_proto::time::Instant;
-use isthmus_ring::{Completion, OpId, PollEvents, PoolConfig, Socket};
+use isthmus_ring::{Completion, ConnectionOption, OpId, PollEvents, PoolConfig, Socket};
 
 use crate::Engine;
 use crate::event::{Control, Event};
@@ -25,7 +25,7 @@ const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Most bytes of one receive and of one send where there is bulk only. Large ones cost less: fewer packets,
 /// acknowledgements, wake-ups and system calls. What it moves still fits a core's second-level cache.
-const BYTES_MAX: usize = 512 * 1024;
+pub(crate) const BYTES_MAX: usize = 512 * 1024;
 
 /// The same while a stream or a UDP flow of this thread is interactive, which waits for whole turns.
 const BYTES_MAX_INTERACTIVE: usize = 128 * 1024;
@@ -74,7 +74,7 @@ pub(crate) struct Dirty {
     pub(crate) retry_at: Instant,
     /// When an accept's failure was logged last.
     pub(crate) warned_at: Option<Instant>,
-    /// Scratch: bytes that left a bridge.
+    /// Scratch: what left a link: bytes of bridges, and the last of streams that pause.
     pub(crate) freed: Vec<(u64, usize)>,
     pub(crate) due: Vec<(crate::TimerId, Key)>,
 }
@@ -99,7 +99,7 @@ impl Engine {
     pub fn turn(&mut self, control: &mut impl Control) -> std::io::Result<()> {
         self.counts.turns += 1;
         self.bulk_before = std::mem::take(&mut self.bulk_now);
-        self.now = Instant(self.start.elapsed().as_nanos() as u64 + 1);
+        self.turn_before = std::mem::replace(&mut self.now, Instant(self.start.elapsed().as_nanos() as u64 + 1));
         self.counts.turns_short += u64::from(self.now < self.interactive_until);
         // Bulk streams are served in their order, once it is known who there is.
         self.ration = 0;
@@ -288,9 +288,14 @@ impl Engine {
                 key if key.what() == What::Link => self.on_link_connected(control, key, result),
                 key => self.on_stream_connected(control, key, result),
             },
-            Completion::UserTimeout { user, result } => self.on_watched_link(Key::from_bits(user), result),
+            Completion::OptionSet { user, option: ConnectionOption::UserTimeout(_), result } => {
+                self.on_watched_link(Key::from_bits(user), result);
+            }
+            // A kernel that cannot do it sends as it always did.
+            Completion::OptionSet { option: ConnectionOption::UnsentMax(_), .. } => {}
             Completion::Poll { user, result } => match Key::from_bits(user) {
                 key if key.what() == What::Watch => self.on_watched(control, key),
+                key if key.what() == What::Link => self.on_link_polled(control, key),
                 key => self.on_stream_polled(control, key, result),
             },
             Completion::Accept { user, result, more } => self.on_accept(control, Key::from_bits(user), result, more),

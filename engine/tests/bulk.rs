@@ -1,16 +1,18 @@
-//! Bulk: many streams at once through one link, both ends of which are one engine's.
+//! Bulk: many streams at once through one link, both ends of which are one engine's; and what it does to a stream beside it.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use isthmus_engine::{Ask, Caller, Control, Engine, EngineConfig, Event, Key};
 use isthmus_proto::Code;
 use isthmus_proto::limits::FRAME_PAYLOAD_MAX;
-use isthmus_proto::link::{LinkConfig, Maintain, Side, UNSPECIFIED};
+use isthmus_proto::link::{LinkConfig, Maintain, Side, Slot, UNSPECIFIED};
 use isthmus_proto::wire::{Frame, OpenFlags, RequestKind};
 use isthmus_ring::{Family, Ring, RingConfig, Socket};
 
@@ -27,6 +29,7 @@ struct Party {
     mediator: Option<Key>,
     accepted: Option<(Socket, SocketAddr)>,
     connecting: HashMap<Key, u16>,
+    connected: usize,
     ended: usize,
     /// Something happened: the test looks before the loop sleeps.
     news: bool,
@@ -57,6 +60,7 @@ impl Control for Party {
             }
             Event::Connected { stream, link, slot, result } => {
                 result.unwrap();
+                self.connected += 1;
                 let request = self.connecting.remove(&stream).unwrap();
                 engine.link(link).unwrap().answer(slot, RequestKind::Connect, request, Code::Ok, None);
                 engine.touch(link);
@@ -97,29 +101,44 @@ fn byte(stream: usize, at: usize) -> u8 {
     (at / 7 + at / 65_536 + stream * 31) as u8
 }
 
-#[test]
-fn many_bulk_streams_arrive_whole_in_full_frames_and_make_no_turn_short() {
+/// Of a link's sockets: the default is of that order.
+const SEND_BUFFER: usize = 128 * 1024;
+
+/// An engine with both ends of a link; the caller dials what `via` makes of the listener's address.
+fn linked(via: impl FnOnce(SocketAddr) -> SocketAddr) -> (Engine, Party, Key) {
     let mut engine = Engine::new(Ring::new(RingConfig::small()).unwrap(), EngineConfig::default());
     let mut party = Party::default();
     let listener = Socket::tcp_listener("127.0.0.1:0".parse().unwrap(), false, 16).unwrap();
-    let to = listener.local_addr().unwrap();
+    listener.set_buffers(None, Some(SEND_BUFFER)).unwrap();
+    let to = via(listener.local_addr().unwrap());
     engine.add_listener(listener, 0);
     engine.dial_link(Socket::tcp(Family::from(to)).unwrap(), to, Caller::Plaintext);
     until(&mut engine, &mut party, |party| party.accepted.is_some());
     let (socket, peer) = party.accepted.take().unwrap();
     let link = engine.accept_link(socket, peer, None);
     until(&mut engine, &mut party, |party| party.relay.is_some() && party.mediator.is_some());
+    (engine, party, link)
+}
 
+/// A visitor whose connection goes through a port of the link to `host`.
+fn visitor(engine: &mut Engine, link: Key, host: SocketAddr) -> (TcpStream, Slot) {
+    let (client, socket) = pair();
+    let now = engine.now();
+    let machine = engine.link(link).unwrap();
+    let slot = machine.open(0, 0, OpenFlags(OpenFlags::QUIET), UNSPECIFIED, None, now).unwrap();
+    machine.connect(slot, 0, host, 0);
+    engine.add_stream(socket, link, slot, 0);
+    engine.touch(link);
+    (client, slot)
+}
+
+#[test]
+fn many_bulk_streams_arrive_whole_in_full_frames_and_make_no_turn_short() {
+    let (mut engine, mut party, link) = linked(|listener| listener);
     let threads: Vec<[JoinHandle<()>; 2]> = (0..STREAMS)
         .map(|number| {
             let host = TcpListener::bind("127.0.0.1:0").unwrap();
-            let (mut client, socket) = pair();
-            let now = engine.now();
-            let machine = engine.link(link).unwrap();
-            let slot = machine.open(0, 0, OpenFlags(OpenFlags::QUIET), UNSPECIFIED, None, now).unwrap();
-            machine.connect(slot, 0, host.local_addr().unwrap(), 0);
-            engine.add_stream(socket, link, slot, 0);
-            engine.touch(link);
+            let (mut client, _) = visitor(&mut engine, link, host.local_addr().unwrap());
             let sender = std::thread::spawn(move || {
                 let bytes: Vec<u8> = (0..BYTES).map(|at| byte(number, at)).collect();
                 client.write_all(&bytes).unwrap();
@@ -145,4 +164,57 @@ fn many_bulk_streams_arrive_whole_in_full_frames_and_make_no_turn_short() {
     assert_eq!(counts.turns_short, 0, "bulk is taken for small messages");
     let full = (STREAMS * BYTES / FRAME_PAYLOAD_MAX) as u64;
     assert!(counts.records_opened < full * 5 / 4, "{} records where {full} would do", counts.records_opened);
+}
+
+/// A path to `to`, on which nothing comes from there any more once `open` is no longer true.
+fn gated_path(to: SocketAddr, open: Arc<AtomicBool>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut near, far) = (listener.accept().unwrap().0, TcpStream::connect(to).unwrap());
+        let (mut from, mut sent) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+        std::thread::spawn(move || std::io::copy(&mut from, &mut sent));
+        let (mut far, mut bytes) = (far, [0; 4096]);
+        while open.load(Ordering::SeqCst)
+            && let Ok(length @ 1..) = far.read(&mut bytes)
+        {
+            near.write_all(&bytes[..length]).unwrap();
+        }
+        // Held open, unread.
+        std::thread::sleep(HANG);
+        drop((near, far));
+    });
+    addr
+}
+
+#[test]
+fn small_messages_are_taken_though_the_bulk_of_others_fills_the_links_queue() {
+    let open = Arc::new(AtomicBool::new(true));
+    let (mut engine, mut party, link) = linked(|listener| gated_path(listener, open.clone()));
+    let host = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (mut messages, slot) = visitor(&mut engine, link, host.local_addr().unwrap());
+    let (mut bulk, mut slots): (Vec<_>, Vec<_>) =
+        (0..2 * STREAMS).map(|_| visitor(&mut engine, link, host.local_addr().unwrap())).unzip();
+    until(&mut engine, &mut party, |party| party.connected == 1 + 2 * STREAMS);
+    open.store(false, Ordering::SeqCst);
+    // As much as each may send at first; a socket that is not read takes it.
+    for client in &mut bulk {
+        client.set_nonblocking(true).unwrap();
+        let _ = client.write(&[0; 65_536]).unwrap();
+    }
+    while !engine.link(link).unwrap().is_congested() {
+        engine.turn(&mut party).unwrap();
+    }
+    slots.retain(|&slot| engine.link(link).unwrap().room(slot) > 0);
+    assert!(!slots.is_empty(), "there is bulk that has to wait");
+    for number in 1..=5 {
+        let room = engine.link(link).unwrap().room(slot);
+        messages.write_all(b"message!").unwrap();
+        let deadline = Instant::now() + HANG;
+        while engine.link(link).unwrap().room(slot) == room {
+            assert!(Instant::now() < deadline, "message {number} waits for the bulk");
+            engine.turn(&mut party).unwrap();
+        }
+    }
+    assert!(engine.link(link).unwrap().is_congested());
 }

@@ -41,7 +41,7 @@ pub use piece::Piece;
 pub use pool::{PoolConfig, PoolStats};
 pub use probe::{Finding, probe};
 pub use ring::{BUSY_POLL_MAX, Ring, RingConfig};
-pub use socket::{BindOptions, Family, Socket};
+pub use socket::{BindOptions, ConnectionOption, Family, Socket};
 pub use thread::pin_thread_to_core;
 pub use udp::{UdpError, UdpOptions, udp_gso_supported};
 pub use wake::Waker;

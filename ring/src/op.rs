@@ -10,7 +10,7 @@ use socket2::SockAddr;
 
 use crate::batch::{DatagramBatch, SendBatch};
 use crate::datagram::Datagrams;
-use crate::socket::Socket;
+use crate::socket::{ConnectionOption, Socket};
 
 /// Names an operation in flight; stale ones are harmless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -104,10 +104,12 @@ pub enum Completion {
         /// Connected, or why not.
         result: io::Result<()>,
     },
-    /// Of [`crate::Ring::set_user_timeout`].
-    UserTimeout {
+    /// Of [`crate::Ring::set_option`].
+    OptionSet {
         /// As given.
         user: u64,
+        /// As given.
+        option: ConnectionOption,
         /// Set, or why not.
         result: io::Result<()>,
     },
@@ -163,7 +165,7 @@ pub(crate) enum Op {
     Accept,
     Connect(Box<SockAddr>),
     /// The option's value.
-    UserTimeout(Box<libc::c_uint>),
+    SetOption(ConnectionOption, Box<libc::c_uint>),
     Poll,
     RecvStream,
     RecvBulk,

@@ -23,7 +23,7 @@ use crate::piece::Piece;
 use crate::pool::{Pool, PoolConfig, PoolStats};
 use crate::provided::ProvidedRing;
 use crate::shelf::Shelf;
-use crate::socket::Socket;
+use crate::socket::{ConnectionOption, Socket};
 use crate::sqe;
 use crate::uring::Uring;
 use crate::wake::Waker;
@@ -183,22 +183,20 @@ impl Ring {
         id
     }
 
-    /// Ends a connection when sent data stays unacknowledged for that long (`TCP_USER_TIMEOUT`). `Some` tells what became of
-    /// it at once; `None`: [`Completion::UserTimeout`] will, for a connection in the ring's own table (since Linux 6.7;
-    /// before, it fails).
-    pub fn set_user_timeout(
+    /// Sets an option of a connection. `Some` tells what became of it at once; `None`: [`Completion::OptionSet`] will, for
+    /// a connection in the ring's own table (since Linux 6.7; before, it fails).
+    pub fn set_option(
         &mut self,
         connection: &Connection,
-        timeout: Duration,
+        option: ConnectionOption,
         user: u64,
     ) -> Option<io::Result<()>> {
         if let Held::Process(socket) = &connection.0 {
-            return Some(socket.set_user_timeout(timeout));
+            return Some(socket.set_connection_option(option));
         }
-        let millis = timeout.as_millis().min(i32::MAX as u128) as libc::c_uint;
-        let (id, op) = self.ops.insert(user, Op::UserTimeout(Box::new(millis)));
-        let Op::UserTimeout(millis) = op else { unreachable!("just inserted") };
-        let entry = sqe::set_user_timeout(connection.name(), &raw const **millis).user_data(id.raw());
+        let (id, op) = self.ops.insert(user, Op::SetOption(option, Box::new(option.value())));
+        let Op::SetOption(_, value) = op else { unreachable!("just inserted") };
+        let entry = sqe::set_tcp_option(connection.name(), option.number(), &raw const **value).user_data(id.raw());
         // SAFETY: the value is in the operation table until the completion.
         unsafe { self.uring.push(entry) };
         None

@@ -32,6 +32,32 @@ impl From<Family> for Domain {
     }
 }
 
+/// An option of a TCP connection that may change while it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionOption {
+    /// The connection ends when sent data stays unacknowledged for that long (`TCP_USER_TIMEOUT`, milliseconds).
+    UserTimeout(Duration),
+    /// A send waits while the kernel has so many bytes that it has not sent yet (`TCP_NOTSENT_LOWAT`), and goes on when it is
+    /// half as many.
+    UnsentMax(u32),
+}
+
+impl ConnectionOption {
+    pub(crate) fn number(self) -> libc::c_int {
+        match self {
+            Self::UserTimeout(_) => libc::TCP_USER_TIMEOUT,
+            Self::UnsentMax(_) => libc::TCP_NOTSENT_LOWAT,
+        }
+    }
+
+    pub(crate) fn value(self) -> libc::c_uint {
+        match self {
+            Self::UserTimeout(timeout) => timeout.as_millis().min(i32::MAX as u128) as libc::c_uint,
+            Self::UnsentMax(bytes) => bytes,
+        }
+    }
+}
+
 /// How [`Socket::bind`] takes an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BindOptions {
@@ -155,9 +181,11 @@ impl Socket {
         self.options().set_tcp_congestion(name.as_bytes())
     }
 
-    /// Ends the connection when sent data stays unacknowledged for that long (`TCP_USER_TIMEOUT`, milliseconds).
-    pub fn set_user_timeout(&self, timeout: Duration) -> io::Result<()> {
-        self.options().set_tcp_user_timeout(Some(timeout))
+    pub(crate) fn set_connection_option(&self, option: ConnectionOption) -> io::Result<()> {
+        match option {
+            ConnectionOption::UserTimeout(timeout) => self.options().set_tcp_user_timeout(Some(timeout)),
+            ConnectionOption::UnsentMax(bytes) => self.options().set_tcp_notsent_lowat(bytes),
+        }
     }
 
     /// Takes the pending error (`SO_ERROR`).

@@ -27,10 +27,10 @@ pub(crate) fn connect(socket: Name, name: *const libc::sockaddr, len: libc::sock
     on(socket, |fd| opcode::Connect::new(fd, name, len).build())
 }
 
-/// `TCP_USER_TIMEOUT`; `millis` is read when the entry is submitted.
-pub(crate) fn set_user_timeout(socket: Name, millis: *const libc::c_uint) -> squeue::Entry {
-    let (level, name) = (libc::IPPROTO_TCP as u32, libc::TCP_USER_TIMEOUT as u32);
-    on(socket, |fd| opcode::SetSockOpt::new(fd, level, name, millis.cast(), size_of::<libc::c_uint>() as u32).build())
+/// An option of TCP; `value` is read when the entry is submitted.
+pub(crate) fn set_tcp_option(socket: Name, number: libc::c_int, value: *const libc::c_uint) -> squeue::Entry {
+    let (level, name) = (libc::IPPROTO_TCP as u32, number as u32);
+    on(socket, |fd| opcode::SetSockOpt::new(fd, level, name, value.cast(), size_of::<libc::c_uint>() as u32).build())
 }
 
 pub(crate) fn poll(socket: Name, events: PollEvents) -> squeue::Entry {

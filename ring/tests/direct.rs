@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::time::Duration;
 
 use common::{run, socket, std_pair, take_recv};
-use isthmus_ring::{Completion, Connection, Ring, RingConfig, SendMode, raise_descriptor_limit};
+use isthmus_ring::{Completion, Connection, ConnectionOption, Ring, RingConfig, SendMode, raise_descriptor_limit};
 
 #[test]
 fn a_direct_connection_carries_bytes_both_ways_and_ends_when_it_is_closed() {
@@ -79,22 +79,27 @@ fn the_limit_of_descriptors_is_raised_once_and_stays() {
 }
 
 #[test]
-fn user_timeout_is_set_wherever_the_connection_is_kept() {
+fn options_are_set_wherever_the_connection_is_kept() {
     let mut ring = Ring::new(RingConfig::small()).unwrap();
     let (near, _far) = std_pair();
     let same = near.try_clone().unwrap();
     let set = || socket2::SockRef::from(&same).tcp_user_timeout().unwrap();
     let mut near = Connection::from(socket(near));
-    let at_once = ring.set_user_timeout(&near, Duration::from_secs(7), 1);
-    assert!(at_once.unwrap().is_ok());
-    assert_eq!(set(), Some(Duration::from_secs(7)));
+    let unsent = || socket2::SockRef::from(&same).tcp_notsent_lowat().unwrap();
+    let seven = ConnectionOption::UserTimeout(Duration::from_secs(7));
+    for option in [seven, ConnectionOption::UnsentMax(70_000)] {
+        assert!(ring.set_option(&near, option, 1).unwrap().is_ok());
+    }
+    assert_eq!((set(), unsent()), (Some(Duration::from_secs(7)), 70_000));
 
     ring.make_direct(&mut near);
-    assert!(ring.set_user_timeout(&near, Duration::from_millis(1500), 2).is_none());
-    let result = run(&mut ring, |_, completion, _| match completion {
-        Completion::UserTimeout { user: 2, result } => Some(result),
-        _ => None,
-    });
-    result.unwrap();
-    assert_eq!(set(), Some(Duration::from_millis(1500)));
+    for asked in [ConnectionOption::UserTimeout(Duration::from_millis(1500)), ConnectionOption::UnsentMax(16_384)] {
+        assert!(ring.set_option(&near, asked, 2).is_none());
+        let result = run(&mut ring, |_, completion, _| match completion {
+            Completion::OptionSet { user: 2, option, result } if option == asked => Some(result),
+            _ => None,
+        });
+        result.unwrap();
+    }
+    assert_eq!((set(), unsent()), (Some(Duration::from_millis(1500)), 16_384));
 }

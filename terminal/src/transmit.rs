@@ -71,7 +71,7 @@ impl Egress {
             }
             match state.link.transmit() {
                 None => break,
-                Some(Transmit::Frame { owner, frame }) => {
+                Some(Transmit::Frame { owner, frame, .. }) => {
                     if record.room() < frame.len() {
                         record.close();
                     }

@@ -87,7 +87,7 @@ fn send(link: &mut Link<Length>) {
                 black_box(link.control().take(usize::MAX));
                 link.control().reclaim();
             }
-            Transmit::Frame { owner, frame } => {
+            Transmit::Frame { owner, frame, .. } => {
                 black_box((owner, frame.len()));
             }
         }

@@ -20,6 +20,9 @@ const RTT_UNKNOWN: Duration = Duration::from_millis(50);
 /// Shortest interval over which consumption is measured: shorter ones see single batches, not a rate.
 const RTT_FLOOR: Duration = Duration::from_millis(2);
 
+/// A window shrinks to no less because of a queue.
+const QUEUED_MIN: u64 = 256 * 1024;
+
 /// Less left of a link's budget is too little for all.
 const SCARCE: u64 = LINK_WINDOW_SUM_MAX as u64 / 8;
 
@@ -59,8 +62,12 @@ impl<P: Payload> Link<P> {
             let per_rtt = (u128::from(bytes) * rtt.as_nanos() / elapsed.as_nanos().max(1)) as u64;
             port.epoch = now;
             port.epoch_consumed = port.consumed;
-            let wanted = (per_rtt * 2).min(u64::from(WINDOW_MAX));
             let window = u64::from(port.window);
+            let queued = std::mem::replace(&mut port.epoch_empty, self.empty) == self.empty && self.backlog;
+            let wanted = match queued {
+                true => window.min(QUEUED_MIN.max(window - window / 8)),
+                false => (per_rtt * 2).clamp(window, u64::from(WINDOW_MAX).max(window)),
+            };
             // Where the budget runs out, who came first does not keep what others could use: windows beyond an equal share
             // shrink to it as they are used.
             let wants = wanted > window || window > u64::from(WINDOW_START);
@@ -68,7 +75,7 @@ impl<P: Payload> Link<P> {
             port.wants_window = wants;
             let share = u64::from((LINK_WINDOW_SUM_MAX / self.windows_wanted.max(1)).max(WINDOW_START));
             let left = u64::from(LINK_WINDOW_SUM_MAX).saturating_sub(self.window_sum);
-            let next = wanted.max(window).min(window + left);
+            let next = wanted.min(window + left);
             port.window = if left < SCARCE { next.min(share) } else { next } as u32;
         }
         self.charge(slot);

@@ -97,6 +97,9 @@ pub struct Link<P> {
     ready: usize,
     /// Receive windows granted beyond the early ones, in bytes.
     window_sum: u64,
+    /// More had come than the last receive took, and how often it had not, modulo 2^32.
+    backlog: bool,
+    empty: u32,
     /// Ports whose window has grown, or would if the budget allowed it.
     windows_wanted: u32,
     pulse: Pulse,
@@ -117,6 +120,8 @@ impl<P: Payload> Link<P> {
             queued: 0,
             ready: 0,
             window_sum: 0,
+            backlog: false,
+            empty: 0,
             windows_wanted: 0,
             pulse: Pulse::new(config.maintain, now),
             stats: LinkStats::default(),
@@ -151,6 +156,13 @@ impl<P: Payload> Link<P> {
     /// Measures the round trip, as a link that carries payload does by itself now and then.
     pub fn measure(&mut self, now: Instant) {
         self.pulse.sample(now, &mut self.control);
+    }
+
+    /// Whether more had come than was received at once. As long as it is so each time, the sender waits for this end, and a
+    /// larger window would only make the queue longer.
+    pub fn note_backlog(&mut self, more: bool) {
+        self.backlog = more;
+        self.empty = self.empty.wrapping_add(u32::from(!more));
     }
 
     /// Smoothed round trip of the TCP channel, once measured.

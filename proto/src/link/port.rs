@@ -101,6 +101,8 @@ pub(super) struct Port<P> {
     /// Start of the present measurement of consumption, and the offset there.
     pub(super) epoch: Instant,
     pub(super) epoch_consumed: u64,
+    /// What [`super::Link`]'s count of empty moments was then.
+    pub(super) epoch_empty: u32,
 }
 
 impl<P> Port<P> {
@@ -129,6 +131,7 @@ impl<P> Port<P> {
             wants_window: false,
             epoch: Instant::ZERO,
             epoch_consumed: 0,
+            epoch_empty: 0,
         }
     }
 

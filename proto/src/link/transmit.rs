@@ -47,6 +47,8 @@ pub enum Transmit<P> {
         owner: u64,
         /// The whole encoded frame.
         frame: P,
+        /// Nothing of the port waits any more.
+        last: bool,
     },
 }
 
@@ -65,6 +67,11 @@ impl<P: Payload> Link<P> {
     /// does not read stops its own port only.
     pub fn is_congested(&self) -> bool {
         self.ready >= EGRESS_HIGH
+    }
+
+    /// Whether so little of a port waits that nothing of the others goes before it.
+    pub fn has_little_queued(&self, slot: Slot) -> bool {
+        self.ports.get(slot).is_some_and(|port| port.queued <= GATHER_MAX)
     }
 
     /// Whether paused sources may go on.
@@ -263,17 +270,17 @@ impl<P: Payload> Link<P> {
         if port.is_ready() {
             self.ready -= frame.len();
         }
-        let payload = frame.len() - HEADER_LEN;
+        let (payload, last) = (frame.len() - HEADER_LEN, port.queue.is_empty());
         port.sent += payload as u64;
         self.stats.bytes_out += payload as u64;
-        if port.queue.is_empty() {
+        if last {
             // A burst's queue is not kept for an idle port.
             if port.queue.capacity() > 64 {
                 port.queue = std::collections::VecDeque::new();
             }
             self.send_fin_if_drained(slot);
         }
-        Some(Transmit::Frame { owner, frame })
+        Some(Transmit::Frame { owner, frame, last })
     }
 
     fn send_fin_if_drained(&mut self, slot: Slot) {

@@ -83,6 +83,29 @@ fn window_does_not_grow_for_a_slow_reader() {
 }
 
 #[test]
+fn window_shrinks_while_more_waits_than_is_received_and_grows_again_when_all_is() {
+    let mut pair = Pair::new();
+    let mut streams = Stream::all(&mut pair, 1);
+    for _ in 0..12 {
+        round(&mut pair, &mut streams, usize::MAX);
+    }
+    let grown = streams[0].ahead(&pair);
+    for _ in 0..60 {
+        pair.responder.note_backlog(true);
+        round(&mut pair, &mut streams, usize::MAX);
+    }
+    let queued = streams[0].ahead(&pair);
+    assert!((grown / 32..grown / 8).contains(&queued), "{grown} {queued}");
+    // More waits now and then only: it is not this end that the sender waits for.
+    for _ in 0..12 {
+        pair.responder.note_backlog(false);
+        pair.responder.note_backlog(true);
+        round(&mut pair, &mut streams, usize::MAX);
+    }
+    assert!(streams[0].ahead(&pair) > grown / 4 * 3, "{}", streams[0].ahead(&pair));
+}
+
+#[test]
 fn a_stalled_reader_gets_its_first_window_and_nothing_more() {
     let mut pair = Pair::new();
     let mut streams = Stream::all(&mut pair, 1);

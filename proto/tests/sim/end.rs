@@ -99,7 +99,7 @@ impl End {
                     plaintext.extend_from_slice(bytes);
                     control.reclaim();
                 }
-                Transmit::Frame { owner, frame } => {
+                Transmit::Frame { owner, frame, .. } => {
                     taken.push((owner, frame.len()));
                     if frame.len() > room {
                         self.held = Some(frame);

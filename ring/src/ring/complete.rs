@@ -31,7 +31,7 @@ impl Ring {
         Some(match op {
             Op::Accept => accepted(user, entry, false),
             Op::Connect(_) => Completion::Connect { user, result: outcome(entry).map(drop) },
-            Op::UserTimeout(_) => Completion::UserTimeout { user, result: outcome(entry).map(drop) },
+            Op::SetOption(option, _) => Completion::OptionSet { user, option, result: outcome(entry).map(drop) },
             Op::Poll => Completion::Poll { user, result: outcome(entry).map(|bits| PollEvents(bits as u32)) },
             Op::RecvStream => self.received(user, entry, STREAM, received),
             Op::RecvBulk => self.received(user, entry, BULK, received),

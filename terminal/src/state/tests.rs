@@ -24,7 +24,7 @@ fn frames(link: &mut Link<Vec<u8>>, mut sent: impl FnMut(u64, usize)) -> Vec<Vec
                 all.push(link.control().take(16_384).to_vec());
                 link.control().reclaim();
             }
-            Transmit::Frame { owner, frame } => {
+            Transmit::Frame { owner, frame, .. } => {
                 sent(owner, frame.len());
                 all.push(frame);
             }
