@@ -58,7 +58,7 @@ impl Engine {
             self.dirty.freed = freed;
             return;
         }
-        let bytes_max = most.min(io.pace.bytes());
+        let bytes_max = most.min(io.pace.bytes(self.now));
         let built = Builder {
             bytes_max,
             ring: &mut self.ring,
@@ -78,6 +78,9 @@ impl Engine {
                 io.sent_at = self.now;
             }
             io.full = batch.bytes() >= bytes_max;
+            if let Some(unsent) = io.pace.tell(batch.bytes()) {
+                self.ring.set_option(&io.socket, ConnectionOption::UnsentMax(unsent), key.to_bits());
+            }
             io.quiet = batch.bytes() <= QUIET_MAX && matches!(io.phase, Phase::Live(_)) && !io.wants_to_send();
             io.send_op = Some(match io.quiet {
                 true => self.ring.send_quietly(&io.socket, batch, key.to_bits()),
@@ -167,14 +170,12 @@ impl Engine {
             }
             Ok(_) => {
                 // The first turn after it is the first to know: where the turn between had much to do, it took all the time.
-                let at_once = quiet || io.sent_at >= self.turn_before && self.bulk_before > RECEIVES_FEW;
-                let took = if at_once { Duration::ZERO } else { self.now.since(io.sent_at) };
-                if let Some(unsent) = io.pace.sent(batch.bytes(), io.full, took) {
-                    self.ring.set_option(&io.socket, ConnectionOption::UnsentMax(unsent), key.to_bits());
-                }
+                let waited = io.sent_at < self.turn_before || self.bulk_before <= RECEIVES_FEW;
+                let took = if quiet { Duration::ZERO } else { self.now.since(io.sent_at) };
+                io.pace.sent(batch.bytes(), io.full, took, waited, self.now);
                 drop(batch);
                 if let Some(link) = io.live() {
-                    link.set_fast(took < SEND_TIME);
+                    link.set_fast(took < SEND_TIME || !waited);
                 }
                 self.flush_link(control, key);
             }
