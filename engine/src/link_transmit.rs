@@ -59,6 +59,7 @@ impl Engine {
             return;
         }
         let bytes_max = most.min(io.pace.bytes(self.now));
+        let mut spared = false;
         let built = Builder {
             bytes_max,
             ring: &mut self.ring,
@@ -77,7 +78,8 @@ impl Engine {
             if !std::mem::take(&mut io.waited) {
                 io.sent_at = self.now;
             }
-            io.full = batch.bytes() >= bytes_max;
+            io.full = batch.bytes() >= bytes_max || batch.len() + 2 >= BATCH_PIECES_MAX;
+            spared = io.pace.is_slow() && !io.paused.is_empty();
             if let Some(unsent) = io.pace.tell(batch.bytes()) {
                 self.ring.set_option(&io.socket, ConnectionOption::UnsentMax(unsent), key.to_bits());
             }
@@ -89,11 +91,17 @@ impl Engine {
         } else if let Some(code) = io.closing {
             self.dirty.freed = freed;
             return self.end_link(control, key, code, "", 0);
+        } else {
+            (io.full, io.waited) = (false, false);
         }
         if io.live().is_some_and(|link| link.is_relaxed()) && !io.paused.is_empty() {
             for stream in io.paused.take() {
                 self.resume_stream(stream);
             }
+        } else if spared {
+            // It may be long until the queue is short, or for ever where others keep it long, a little each.
+            let stream = io.paused.remove(0);
+            self.spare_stream(stream);
         }
         for (owner, bytes) in freed.drain(..) {
             match Key::from_bits(owner) {
@@ -115,7 +123,10 @@ impl Engine {
                 moved += partial.len();
                 *partial = Piece::copy_from(partial, 0, 0);
             }
-            if let Some(op) = io.send_op.filter(|_| !io.compacting && now.since(io.sent_at) > STALLED_AFTER) {
+            // A poll holds nothing.
+            if let Some(op) =
+                io.send_op.filter(|_| !io.waited && !io.compacting && now.since(io.sent_at) > STALLED_AFTER)
+            {
                 io.compacting = true;
                 self.ring.cancel(op);
             }
@@ -133,6 +144,8 @@ impl Engine {
     pub(crate) fn on_link_polled(&mut self, control: &mut impl Control, key: Key) {
         if let Some(io) = self.links.get_mut(key) {
             io.send_op = None;
+            // As with a send: what the first turn finds may be what the turn took.
+            io.waited &= io.sent_at < self.turn_before || self.bulk_before <= RECEIVES_FEW;
             self.flush_link(control, key);
         }
     }

@@ -32,8 +32,23 @@ const HALF_CLOSED_INTERVAL: Duration = Duration::from_secs(15);
 /// What counts as a small message, or a few of them that came together.
 const SMALL_MAX: usize = 4096;
 
+/// What a stream may receive while its link's queue is long with others'. One that has so much is bulk; and it is more than
+/// what counts as a small message at the other end.
+const LITTLE_MAX: usize = 2 * GATHER_MAX;
+
 /// Memory in which few bytes wait together.
 const OWN_BYTES: usize = 4 * GATHER_MAX;
+
+/// By what right a receive is armed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// None: after all who wait.
+    Usual,
+    /// Its turn of those that wait for a ration.
+    Rationed,
+    /// A frame, though its link's queue is long.
+    Spared,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Incoming {
@@ -306,11 +321,10 @@ impl Engine {
 
     /// Arms the receive if the port has credit, and its link's queue is short or has no part in that.
     pub(crate) fn receive_stream(&mut self, key: Key) {
-        self.arm_stream(key, false);
+        self.arm_stream(key, Turn::Usual);
     }
 
-    /// The same; `in_its_turn`: before those who wait for a ration.
-    pub(crate) fn arm_stream(&mut self, key: Key, in_its_turn: bool) {
+    pub(crate) fn arm_stream(&mut self, key: Key, turn: Turn) {
         let receive_max = self.stream_share();
         let Some(stream) = self.streams.get_mut(key) else { return };
         if stream.incoming != Incoming::Paused || stream.connecting.is_some() {
@@ -318,15 +332,19 @@ impl Engine {
         }
         let Some(io) = self.links.get_mut(stream.link) else { return };
         let Phase::Live(link) = &mut io.phase else { return };
-        if link.is_congested() && (stream.bulk || !link.has_little_queued(stream.slot)) {
+        let congested = link.is_congested();
+        if congested && turn != Turn::Spared && (stream.bulk || !link.has_little_queued(stream.slot)) {
             if !stream.waiting {
                 stream.waiting = true;
                 io.paused.push(key);
             }
             return;
         }
-        // Of much that comes now, its share of the queue is a frame.
-        let receive_max = if link.is_congested() { FRAME_PAYLOAD_MAX } else { receive_max };
+        let receive_max = match turn {
+            Turn::Spared => FRAME_PAYLOAD_MAX,
+            _ if congested => LITTLE_MAX,
+            _ => receive_max,
+        };
         let mut room = link.room(stream.slot).min(receive_max);
         // Of what waits in the socket the last few bytes of credit would make a record and a send of their own, where more
         // credit comes as soon as the other end gets rid of what it has: of less than this it must tell
@@ -335,7 +353,7 @@ impl Engine {
             return;
         }
         if stream.bulk && !stream.drained {
-            if self.ration < RATION_MIN || !self.dirty.rationed.is_empty() && !in_its_turn {
+            if self.ration < RATION_MIN || !self.dirty.rationed.is_empty() && turn == Turn::Usual {
                 if !stream.rationed {
                     stream.rationed = true;
                     self.dirty.rationed.push_back(key);
@@ -357,8 +375,16 @@ impl Engine {
         {
             if let Some(stream) = self.streams.get_mut(key) {
                 stream.rationed = false;
-                self.arm_stream(key, true);
+                self.arm_stream(key, Turn::Rationed);
             }
+        }
+    }
+
+    /// A frame of one that pauses, though its link's queue is long.
+    pub(crate) fn spare_stream(&mut self, key: Key) {
+        if let Some(stream) = self.streams.get_mut(key) {
+            stream.waiting = false;
+            self.arm_stream(key, Turn::Spared);
         }
     }
 
@@ -405,13 +431,15 @@ impl Engine {
         // With whole blocks only, a receive that met its limit may be up to a block shorter.
         stream.drained = !nonempty && length + PoolConfig::STREAM.payload <= stream.limit as usize;
         stream.more = nonempty;
-        // One small receive may be the end of a stretch of bulk, or all that credit allowed.
-        let small = length <= SMALL_MAX && length < stream.limit as usize;
+        // One small receive may be the end of a stretch of bulk, or all that credit allowed. A message leaves nothing behind.
+        let small = length <= SMALL_MAX && length < stream.limit as usize && !nonempty;
         if small && stream.small {
             self.interactive_until = self.now + INTERACTIVE_FOR;
         }
         stream.small = small;
-        stream.bulk = length >= PoolConfig::STREAM.payload;
+        // Where little was allowed, all of that.
+        stream.bulk =
+            length >= PoolConfig::STREAM.payload || length == LITTLE_MAX && stream.limit as usize == LITTLE_MAX;
         stream.carried.bytes_in += length as u64;
         self.counts.stream_bytes_in += length as u64;
         self.note_receive(length);

@@ -10,6 +10,7 @@ use isthmus_ring::{Completion, ConnectionOption, OpId, PollEvents, PoolConfig, S
 use crate::Engine;
 use crate::event::{Control, Event};
 use crate::key::{Key, What};
+use crate::stream::Turn;
 
 /// Longest sleep without any timer, so that a lost wake-up could never be for ever.
 const SLEEP_MAX: Duration = Duration::from_secs(5);
@@ -244,7 +245,7 @@ impl Engine {
         for key in std::mem::replace(&mut self.dirty.starved, later) {
             match key.what() {
                 What::Link => self.receive_link(key, false),
-                What::Stream => self.arm_stream(key, true),
+                What::Stream => self.arm_stream(key, Turn::Rationed),
                 What::Guest => self.receive_guest(key),
                 What::Udp => self.receive_udp(key),
                 What::Listener => self.accept_on(key),
