@@ -34,6 +34,8 @@ pub(crate) struct Entry {
     pub(crate) kind: PortKind,
     /// Whether the link still has it.
     pub(crate) live: bool,
+    /// Why it does not, as far as an answer told.
+    pub(super) over: Option<Code>,
     /// Sockets and ports of the user that refer to it.
     pub(crate) holders: u32,
     /// Its address on the mediator; unspecified until told.
@@ -111,7 +113,17 @@ pub(crate) enum UdpEvent {
 
 impl Entry {
     pub(super) fn new(slot: Slot, kind: PortKind, body: Body) -> Self {
-        Self { slot, kind, live: true, holders: 1, local: UNSPECIFIED, pending: Vec::new(), unsent: 0, body }
+        Self {
+            slot,
+            kind,
+            live: true,
+            over: None,
+            holders: 1,
+            local: UNSPECIFIED,
+            pending: Vec::new(),
+            unsent: 0,
+            body,
+        }
     }
 
     pub(super) fn is_connecting(&self) -> bool {
@@ -121,6 +133,7 @@ impl Entry {
     /// The link has forgotten the port: what was asked about it is answered.
     pub(super) fn on_over(&mut self, code: Code) {
         self.live = false;
+        self.over = Some(code);
         for pending in self.pending.drain(..) {
             // Whoever asked may have gone.
             let _ = pending.reply.send(code);

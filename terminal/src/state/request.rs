@@ -147,12 +147,12 @@ impl State {
     }
 
     /// # Errors
-    /// The connection's end; [`Code::UnknownPort`] when the port is gone.
+    /// The connection's end; when the port is gone, why: an open may be refused before it is used.
     fn slot(&self, key: usize) -> Result<Slot, Error> {
         self.check()?;
         match self.entries.get(key) {
             Some(entry) if entry.live => Ok(entry.slot),
-            _ => Err(Error::Refused(Code::UnknownPort)),
+            entry => Err(Error::Refused(entry.and_then(|entry| entry.over).unwrap_or(Code::UnknownPort))),
         }
     }
 

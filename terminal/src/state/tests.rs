@@ -10,6 +10,8 @@ struct Pair {
     other: Link<Vec<u8>>,
     other_slot: Option<Slot>,
     resets: Vec<Code>,
+    /// What opens are refused with.
+    refuses: Option<Code>,
 }
 
 fn link(side: Side) -> LinkConfig {
@@ -44,7 +46,7 @@ impl Pair {
     fn connected() -> (Self, usize) {
         let state = State::new(link(Side::Requester), None, Instant::ZERO);
         let other = Link::new(link(Side::Responder), Instant::ZERO);
-        let mut pair = Self { state, other, other_slot: None, resets: Vec::new() };
+        let mut pair = Self { state, other, other_slot: None, resets: Vec::new(), refuses: None };
         let key = pair.connect();
         (pair, key)
     }
@@ -85,6 +87,11 @@ impl Pair {
             let (frame, rest) = frames.split_at(HEADER_LEN + usize::from(header.len));
             frames = rest;
             match self.other.receive(Frame::decode(header, &frame[HEADER_LEN..]).unwrap(), Instant::ZERO).unwrap() {
+                Input::Open { slot, request, .. } => {
+                    if let Some(code) = self.refuses {
+                        self.other.answer(slot, RequestKind::Open, request, code, None);
+                    }
+                }
                 Input::Connect { slot, request, .. } => {
                     self.other_slot = Some(slot);
                     self.other.answer(slot, RequestKind::Connect, request, Code::Ok, None);
@@ -113,6 +120,16 @@ impl Pair {
     fn counts(&self) -> (usize, usize) {
         (self.state.link.ports(), self.state.entries.len())
     }
+}
+
+#[test]
+fn whoever_uses_a_port_that_was_refused_meanwhile_is_told_why() {
+    let (mut pair, _) = Pair::connected();
+    pair.refuses = Some(Code::NotPermitted);
+    let (key, _) = pair.state.open(OpenFlags(OpenFlags::QUIET), UNSPECIFIED, None, Instant::ZERO).unwrap();
+    pair.turn();
+    let refused = pair.state.connect(key, UNSPECIFIED, 1);
+    assert!(matches!(refused, Err(Error::Refused(Code::NotPermitted))), "{refused:?}");
 }
 
 #[test]
