@@ -57,7 +57,8 @@ pub(crate) struct LinkIo {
     pub(crate) partial: Option<Piece>,
 
     pub(crate) send_op: Option<OpId>,
-    /// When the send in flight, or the wait for room before it, began, and whether it was cancelled to free the buffers that it holds.
+    /// When the send in flight, or the wait for room before it, began, and whether it was cancelled to free the buffers that
+    /// it holds.
     pub(crate) sent_at: Instant,
     pub(crate) compacting: bool,
     /// The send in flight was taken at once, unless the ring says otherwise.

@@ -6,6 +6,7 @@ use isthmus_proto::Code;
 use isthmus_proto::limits::GATHER_MAX;
 use isthmus_proto::link::Transmit;
 use isthmus_proto::record::{PLAINTEXT_MAX, RECORD_HEADER, RECORD_TAIL};
+use isthmus_proto::time::Instant;
 use isthmus_proto::wire::HEADER_LEN;
 use isthmus_ring::{BATCH_PIECES_MAX, ConnectionOption, Piece, PollEvents, SendBatch, SendMode};
 
@@ -59,7 +60,6 @@ impl Engine {
             return;
         }
         let bytes_max = most.min(io.pace.bytes(self.now));
-        let mut spared = false;
         let built = Builder {
             bytes_max,
             ring: &mut self.ring,
@@ -74,12 +74,12 @@ impl Engine {
             self.dirty.freed = freed;
             return self.end_link(control, key, Code::ProtocolError, &error.to_string(), 0);
         }
-        if !batch.is_empty() {
+        let sends = !batch.is_empty();
+        if sends {
             if !std::mem::take(&mut io.waited) {
                 io.sent_at = self.now;
             }
             io.full = batch.bytes() >= bytes_max || batch.len() + 2 >= BATCH_PIECES_MAX;
-            spared = io.pace.is_slow() && !io.paused.is_empty();
             if let Some(unsent) = io.pace.tell(batch.bytes()) {
                 self.ring.set_option(&io.socket, ConnectionOption::UnsentMax(unsent), key.to_bits());
             }
@@ -94,14 +94,16 @@ impl Engine {
         } else {
             (io.full, io.waited) = (false, false);
         }
-        if io.live().is_some_and(|link| link.is_relaxed()) && !io.paused.is_empty() {
+        let relaxed = io.live().is_some_and(|link| link.is_relaxed());
+        // It may be long until the queue is short, or for ever where others keep it long, a little each.
+        let one = !relaxed && sends && io.pace.is_slow() && !io.paused.is_empty();
+        if one {
+            let stream = io.paused.remove(0);
+            self.spare_stream(stream);
+        } else if relaxed && !io.paused.is_empty() {
             for stream in io.paused.take() {
                 self.resume_stream(stream);
             }
-        } else if spared {
-            // It may be long until the queue is short, or for ever where others keep it long, a little each.
-            let stream = io.paused.remove(0);
-            self.spare_stream(stream);
         }
         for (owner, bytes) in freed.drain(..) {
             match Key::from_bits(owner) {
@@ -140,12 +142,19 @@ impl Engine {
         }
     }
 
+    /// Of what began at a time and is found complete now: whether it may be that it did not wait for the network, but for
+    /// this thread. The first turn after it is the first to know, and the one between may have had much to do.
+    fn turn_took_it(&self) -> impl Fn(Instant) -> bool + use<> {
+        let (before, busy) = (self.turn_before, self.bulk_before > RECEIVES_FEW);
+        move |began| busy && began >= before
+    }
+
     /// The socket has room, or has failed, which the next send tells.
     pub(crate) fn on_link_polled(&mut self, control: &mut impl Control, key: Key) {
+        let turn_took_it = self.turn_took_it();
         if let Some(io) = self.links.get_mut(key) {
             io.send_op = None;
-            // As with a send: what the first turn finds may be what the turn took.
-            io.waited &= io.sent_at < self.turn_before || self.bulk_before <= RECEIVES_FEW;
+            io.waited &= !turn_took_it(io.sent_at);
             self.flush_link(control, key);
         }
     }
@@ -158,6 +167,7 @@ impl Engine {
         mut batch: SendBatch,
         result: std::io::Result<usize>,
     ) {
+        let turn_took_it = self.turn_took_it();
         let Some(io) = self.links.get_mut(key) else { return };
         io.send_op = None;
         let compacting = std::mem::take(&mut io.compacting);
@@ -182,8 +192,7 @@ impl Engine {
                 io.send_op = Some(self.ring.send(&io.socket, batch, SendMode::WaitAll, key.to_bits()));
             }
             Ok(_) => {
-                // The first turn after it is the first to know: where the turn between had much to do, it took all the time.
-                let waited = io.sent_at < self.turn_before || self.bulk_before <= RECEIVES_FEW;
+                let waited = !turn_took_it(io.sent_at);
                 let took = if quiet { Duration::ZERO } else { self.now.since(io.sent_at) };
                 io.pace.sent(batch.bytes(), io.full, took, waited, self.now);
                 drop(batch);

@@ -199,9 +199,12 @@ impl Driver {
             at += len;
         };
         let (input, now) = (&self.input, self.shared.now());
+        // A full buffer means that more waits.
+        let full = self.filled == input.len();
         if !opened.is_empty() {
             // What came before a bad record was good, and may say why.
             self.shared.with(|state| {
+                state.link.note_backlog(full);
                 opened
                     .iter()
                     .try_for_each(|range| state.on_frames(input.get(range.clone()).unwrap_or_default(), now))?;
