@@ -68,6 +68,9 @@ enum Command {
     /// The private side of coturn: holds a relayed address and echoes; prints 'ready ADDR:PORT'
     #[command(hide = true)]
     TurnEcho(compare::TurnEcho),
+    /// One end of the two plain hops; prints 'ready'
+    #[command(hide = true)]
+    PlainHop(compare::PlainHop),
 }
 
 #[derive(Debug, Args)]
@@ -250,6 +253,7 @@ impl Cli {
             Command::Udp(args) => udp(args),
             Command::Compare(args) => compare::compare(args),
             Command::TurnEcho(args) => compare::turn_echo(&args),
+            Command::PlainHop(args) => compare::plain_hop(&args),
             Command::Setup(args) => loads::setup(args),
             Command::Pingpong(args) => loads::pingpong(args),
             Command::Idle(args) => works::idle(&args),

@@ -1,4 +1,4 @@
-//! `compare` and `turn-echo`.
+//! `compare`, `turn-echo` and `plain-hop`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, value_parser};
 use isthmus_bench::compare::{self, NOISY_PERCENT, cases::Work, table};
 use isthmus_bench::results::Report;
-use isthmus_bench::systems::turn;
+use isthmus_bench::systems::{plain, turn};
 
 use super::results::write_page;
 
@@ -64,6 +64,19 @@ pub(super) struct TurnEcho {
     visitor: IpAddr,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct PlainHop {
+    /// Where the relay's end is reached by the mediator's
+    #[arg(long, value_name = "ADDR:PORT")]
+    tunnel: SocketAddr,
+    /// Be the relay's end, with visitors here
+    #[arg(long, value_name = "ADDR:PORT", required_unless_present = "host", conflicts_with = "host")]
+    visitors: Option<SocketAddr>,
+    /// Be the mediator's end, and lead there
+    #[arg(long, value_name = "ADDR:PORT")]
+    host: Option<SocketAddr>,
+}
+
 pub(super) fn compare(args: Compare) -> anyhow::Result<ExitCode> {
     let settings = compare::Settings {
         works: if args.works.is_empty() { Work::ALL.to_vec() } else { args.works },
@@ -114,4 +127,14 @@ pub(super) fn closing(report: &Report) -> String {
         }
     }
     text
+}
+
+pub(super) fn plain_hop(args: &PlainHop) -> anyhow::Result<ExitCode> {
+    let ready = || println!("ready");
+    match (args.visitors, args.host) {
+        (Some(visitors), _) => plain::relay(args.tunnel, visitors, ready)?,
+        (None, Some(host)) => plain::mediator(args.tunnel, host, ready)?,
+        (None, None) => {}
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -7,6 +7,7 @@
 //! | `ssh` | 2 | yes | no | `ssh -R` with aes128-gcm |
 //! | `coturn` | 2 | no | yes | a relayed address, held from behind the NAT by a [`turn`] client that answers by itself |
 //! | `haproxy`, `haproxy-128k`, `nginx` | 1 | yes | no | one plaintext hop on the relay's machine, through a hole in the NAT |
+//! | `plain-hops` | 2 | yes | yes | yardstick: a relay and a mediator that do nothing but receive and send ([`plain`]) |
 //! | `direct` | 0 | yes | yes | ceiling: the mediator's machine to a public sink, through the masquerade |
 //! | `dnat` | 0 | yes | yes | ceiling: the visitor to the host, through a hole in the NAT |
 
@@ -15,6 +16,7 @@ mod haproxy;
 mod isthmus;
 mod kernel;
 mod nginx;
+pub mod plain;
 mod rathole;
 mod ssh;
 pub mod turn;
@@ -106,6 +108,7 @@ pub fn all() -> Vec<Box<dyn System>> {
         Box::new(haproxy::Haproxy { large_buffers: false }),
         Box::new(haproxy::Haproxy { large_buffers: true }),
         Box::new(nginx::Nginx),
+        Box::new(plain::Plain),
         Box::new(kernel::Direct),
         Box::new(kernel::Dnat),
     ]
