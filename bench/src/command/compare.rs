@@ -110,6 +110,16 @@ pub(super) fn turn_echo(args: &TurnEcho) -> anyhow::Result<ExitCode> {
     turn::run(args.server, args.visitor, |relayed| println!("ready {relayed}")).map(|()| ExitCode::SUCCESS)
 }
 
+pub(super) fn plain_hop(args: &PlainHop) -> anyhow::Result<ExitCode> {
+    let ready = || println!("ready");
+    match (args.visitors, args.host) {
+        (Some(visitors), _) => plain::relay(args.tunnel, visitors, ready)?,
+        (None, Some(host)) => plain::mediator(args.tunnel, host, ready)?,
+        (None, None) => anyhow::bail!("give --visitors or --host"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Where this was measured, and how quiet it was.
 pub(super) fn closing(report: &Report) -> String {
     let machine = &report.machine;
@@ -127,14 +137,4 @@ pub(super) fn closing(report: &Report) -> String {
         }
     }
     text
-}
-
-pub(super) fn plain_hop(args: &PlainHop) -> anyhow::Result<ExitCode> {
-    let ready = || println!("ready");
-    match (args.visitors, args.host) {
-        (Some(visitors), _) => plain::relay(args.tunnel, visitors, ready)?,
-        (None, Some(host)) => plain::mediator(args.tunnel, host, ready)?,
-        (None, None) => {}
-    }
-    Ok(ExitCode::SUCCESS)
 }

@@ -56,6 +56,12 @@ impl Case {
         Self { work, name, args: args.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect() }
     }
 
+    /// Flows of datagrams at once; 0 if it has none.
+    pub fn flows(&self) -> usize {
+        let mut args = self.args.iter().skip_while(|arg| *arg != "--flows");
+        args.nth(1).and_then(|number| number.parse().ok()).unwrap_or(0)
+    }
+
     /// Work and name.
     pub fn full_name(&self) -> String {
         format!("{} {}", self.work, self.name)

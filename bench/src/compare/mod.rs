@@ -215,7 +215,7 @@ fn start(
 
 fn carries(system: &dyn System, case: &Case) -> bool {
     let carries = system.carries();
-    if case.work == Work::Udp { carries.udp } else { carries.tcp }
+    if case.work == Work::Udp { carries.udp && case.flows() <= system.flows_max() } else { carries.tcp }
 }
 
 impl Entrant {
@@ -293,6 +293,17 @@ mod tests {
             shards: 1,
             rathole: None,
         }
+    }
+
+    #[test]
+    fn nobody_is_asked_for_more_flows_than_it_has_room_for() {
+        let who = |flows| {
+            let case = cases::cases(Work::Udp, true).into_iter().find(|case| case.flows() == flows).unwrap();
+            all().iter().filter(|system| carries(&***system, &case)).map(|system| system.name()).collect::<Vec<_>>()
+        };
+        let (few, many) = (who(100), who(10_000));
+        assert!(few.contains(&"plain-hops") && many.contains(&"direct"));
+        assert_eq!(few.into_iter().filter(|name| !many.contains(name)).collect::<Vec<_>>(), ["plain-hops"]);
     }
 
     #[test]

@@ -40,6 +40,11 @@ pub trait System {
     /// What it can carry.
     fn carries(&self) -> Carries;
 
+    /// Most flows of datagrams at once.
+    fn flows_max(&self) -> usize {
+        usize::MAX
+    }
+
     /// Starts it, and waits until it carries.
     ///
     /// # Errors

@@ -37,6 +37,10 @@ impl System for Plain {
         Carries { tcp: true, udp: true, encrypted: false }
     }
 
+    fn flows_max(&self) -> usize {
+        datagrams::BINDINGS
+    }
+
     fn start(&self, site: &Site<'_>) -> anyhow::Result<Running> {
         let (visitors, tunnel) = (site.relay(VISITORS), site.relay(TUNNEL).to_string());
         let words = ["plain-hop", "--tunnel", &tunnel, "--visitors", &visitors.to_string()];
