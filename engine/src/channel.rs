@@ -111,6 +111,10 @@ impl Empty for Batch {
 const SEGMENTS_MAX: usize = 64;
 const BATCH_BYTES_MAX: usize = 65_000;
 
+/// Memory of a batch that is not known to become larger. Most have one datagram, and of the pool's blocks, 66 KiB each, there
+/// are too few for all channels of a turn.
+const BATCH_FEW: usize = 2048;
+
 impl Channels {
     /// Frees a place; the link's own list names it.
     fn remove(&mut self, index: u32) -> Option<Channel> {
@@ -167,8 +171,12 @@ impl Batch {
                 && size <= usize::from(self.segment)
                 && usize::from(self.count) < SEGMENTS_MAX
                 && out.len() + size <= BATCH_BYTES_MAX
-                && out.tailroom() >= size
         })
+    }
+
+    /// Whether the batch before, whose figures these still are, was a large one.
+    fn was_large(&self) -> bool {
+        usize::from(self.segment) * usize::from(self.count) > BATCH_FEW
     }
 }
 
@@ -284,17 +292,14 @@ impl Engine {
         let size = DATAGRAM_OVERHEAD + payload.len() + trailer.len();
         let Some(channel) = self.channels.table.get(index) else { return false };
         let gso = self.segments_allowed(channel.socket);
-        if channel.batch.out.is_some() && !(gso && channel.batch.takes(size)) {
+        if channel.batch.out.is_some() && !(gso && channel.batch.takes(size) && self.make_room(index, size)) {
             self.flush_channel(index);
         }
         let Some(channel) = self.channels.table.get_mut(index) else { return false };
         let batch = &mut *channel.batch;
         if batch.out.is_none() {
-            let Some(out) = self.ring.alloc_datagram() else {
-                self.counts.datagrams_dropped_full += 1;
-                return true;
-            };
-            batch.out = Some(out);
+            let block = if batch.was_large() { self.ring.alloc_datagram() } else { None };
+            batch.out = Some(block.unwrap_or_else(|| Piece::with_capacity(0, size.max(BATCH_FEW))));
             // A datagram's size, which is below 64 KiB.
             batch.segment = size as u16;
             batch.count = 0;
@@ -321,6 +326,19 @@ impl Engine {
                 false
             }
         }
+    }
+
+    /// Room for so many bytes more in an open batch, for which it may have to move; `false` where there is none.
+    fn make_room(&mut self, index: u32, size: usize) -> bool {
+        let out = self.channels.table.get_mut(index).and_then(|channel| channel.batch.out.as_mut());
+        let Some(out) = out else { return false };
+        if out.tailroom() >= size {
+            return true;
+        }
+        let Some(mut block) = self.ring.alloc_datagram() else { return false };
+        block.append(out.len()).copy_from_slice(out);
+        *out = block;
+        out.tailroom() >= size
     }
 
     pub(crate) fn flush_channel(&mut self, index: u32) {
@@ -565,11 +583,13 @@ impl Engine {
     ) {
         let Some(channel) = self.channels.table.get_mut(index) else { return };
         let socket = socket.unwrap_or(channel.socket);
-        let (Some(udp), Some(mut out)) = (self.sockets.get(socket), self.ring.alloc_datagram()) else { return };
+        let Some(udp) = self.sockets.get(socket) else { return };
         let header = DatagramHeader { shard: channel.shard, kind, epoch: 0, channel: channel.id, packet: 0 };
         let body = body.encode();
+        let size = DATAGRAM_OVERHEAD + body.len();
+        let mut out = Piece::with_capacity(0, size);
         // It fails only where the cipher itself does: the probe is then one that was lost.
-        if channel.keys.seal_into(header, &body, &[], out.append(DATAGRAM_OVERHEAD + body.len())).is_ok() {
+        if channel.keys.seal_into(header, &body, &[], out.append(size)).is_ok() {
             let mut batch = self.ring.datagram_batch();
             batch.set_to(to);
             batch.push(out);

@@ -69,7 +69,8 @@ pub(crate) struct Dirty {
     pub(crate) channels: Vec<u32>,
     /// Streams that wait for the next turns' rations.
     pub(crate) rationed: VecDeque<Key>,
-    /// Receives that found no buffer.
+    /// Receives that found no buffer: UDP sockets, of which there may be very many, and all others.
+    pub(crate) starved_sockets: VecDeque<Key>,
     pub(crate) starved: Vec<Key>,
     /// When those may be tried again, where buffers or descriptors are scarce.
     pub(crate) retry_at: Instant,
@@ -78,6 +79,13 @@ pub(crate) struct Dirty {
     /// Scratch: what left a link: bytes of bridges, and the last of streams that pause.
     pub(crate) freed: Vec<(u64, usize)>,
     pub(crate) due: Vec<(crate::TimerId, Key)>,
+}
+
+impl Dirty {
+    /// Whether any receive waits for a buffer, or an accept for a descriptor.
+    fn starves(&self) -> bool {
+        !self.starved.is_empty() || !self.starved_sockets.is_empty()
+    }
 }
 
 pub(crate) struct Listener {
@@ -127,7 +135,7 @@ impl Engine {
         }
         self.sample_turn();
         let parted = std::mem::take(&mut self.parted);
-        let unserved = !self.dirty.rationed.is_empty() && self.dirty.starved.is_empty();
+        let unserved = !self.dirty.rationed.is_empty() && !self.dirty.starves();
         let timeout = if parted && self.partings == 0 || unserved {
             // Whoever leaves once all farewells are out is not asked before the next turn, nor may those that wait for a ration
             // of it wait for an event; unless something was refused, which is no better at once.
@@ -171,8 +179,7 @@ impl Engine {
     /// would be chance.
     fn ration_of_turn(&self) -> usize {
         let [stream, ..] = self.ring.pool_stats();
-        let lent = PoolConfig::STREAM.lent(stream.held);
-        let most = lent.saturating_sub(BLOCKS_SPARED) * PoolConfig::STREAM.payload;
+        let most = stream.lent.saturating_sub(BLOCKS_SPARED) * PoolConfig::STREAM.payload;
         if self.now < self.interactive_until { most.min(TURN_BYTES_INTERACTIVE) } else { most }
     }
 
@@ -192,7 +199,7 @@ impl Engine {
             .timers
             .next_deadline()
             .map_or(SLEEP_MAX, |deadline| deadline.since(Instant(self.start.elapsed().as_nanos() as u64 + 1)));
-        if self.dirty.starved.is_empty() { until.min(SLEEP_MAX) } else { until.min(RETRY_INTERVAL) }
+        until.min(if self.dirty.starves() { RETRY_INTERVAL } else { SLEEP_MAX })
     }
 
     fn run_timers(&mut self, control: &mut impl Control) {
@@ -221,7 +228,7 @@ impl Engine {
     /// Receives that found no buffer try again: more are lent each time the ring is entered. Only when
     /// the pools near their bounds does what stalled sockets hold have to make room.
     fn retry_starved(&mut self) {
-        if self.dirty.starved.is_empty() {
+        if !self.dirty.starves() {
             return;
         }
         let pools = [PoolConfig::STREAM, PoolConfig::BULK, PoolConfig::DATAGRAM, PoolConfig::SMALL];
@@ -240,6 +247,13 @@ impl Engine {
             self.compact_links();
         }
         // What exceeds the blocks would only be refused again.
+        let [_, _, datagram, _] = self.ring.pool_stats();
+        let sockets = self.dirty.starved_sockets.len().min(datagram.lent);
+        for _ in 0..sockets {
+            if let Some(key) = self.dirty.starved_sockets.pop_front() {
+                self.receive_udp(key);
+            }
+        }
         let now = self.dirty.starved.len().min(RETRIES_MAX);
         let later = self.dirty.starved.split_off(now);
         for key in std::mem::replace(&mut self.dirty.starved, later) {
@@ -247,7 +261,6 @@ impl Engine {
                 What::Link => self.receive_link(key, false),
                 What::Stream => self.arm_stream(key, Turn::Rationed),
                 What::Guest => self.receive_guest(key),
-                What::Udp => self.receive_udp(key),
                 What::Listener => self.accept_on(key),
                 _ => {}
             }

@@ -201,14 +201,10 @@ impl Engine {
 
     /// Answers an [`Event::Stray`]; one that cannot be sent is lost.
     pub fn send_stray(&mut self, socket: Key, to: SocketAddr, datagram: &[u8]) {
-        let (Some(udp), Some(mut out)) = (self.sockets.get(socket), self.ring.alloc_datagram()) else { return };
-        if datagram.len() > out.tailroom() {
-            return;
-        }
-        out.append(datagram.len()).copy_from_slice(datagram);
+        let Some(udp) = self.sockets.get(socket) else { return };
         let mut batch = self.ring.datagram_batch();
         batch.set_to(Some(to));
-        batch.push(out);
+        batch.push(Piece::copy_from(datagram, 0, 0));
         self.ring.send_datagrams(&udp.socket, batch, socket.to_bits());
     }
 
@@ -251,7 +247,7 @@ impl Engine {
             },
             Err(error) if error.raw_os_error() == Some(ENOBUFS) => {
                 self.counts.buffers_exhausted += 1;
-                self.dirty.starved.push(key);
+                self.dirty.starved_sockets.push_back(key);
                 return;
             }
             // What ICMP told of an earlier datagram: the socket goes on.

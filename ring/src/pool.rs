@@ -15,7 +15,9 @@ pub struct PoolConfig {
     pub payload: usize,
     /// Bytes after received data, for a tag.
     pub tailroom: usize,
-    /// Most blocks lent to the kernel at once; a power of two, at most 32,768.
+    /// Blocks lent to the kernel at once while receives find one. The fewer there are, the warmer each is.
+    pub provided_usual: u16,
+    /// Most blocks lent to the kernel at once, after receives that found none; a power of two, at most 32,768.
     pub provided_max: u16,
     /// Most blocks in existence.
     pub blocks_max: usize,
@@ -25,26 +27,48 @@ pub struct PoolConfig {
 
 impl PoolConfig {
     /// The plain TCP side: blocks of exactly 16 KiB; 64 of them are 1 MiB, about one core's second-level cache.
-    pub const STREAM: Self =
-        Self { headroom: 32, payload: 16_320, tailroom: 32, provided_max: 64, blocks_max: 4096, prefault: 64 };
+    pub const STREAM: Self = Self {
+        headroom: 32,
+        payload: 16_320,
+        tailroom: 32,
+        provided_usual: 64,
+        provided_max: 64,
+        blocks_max: 4096,
+        prefault: 64,
+    };
     /// The tunnel side: 512 KiB, and before it room for a partial record, which is at most 5 + 2^14 + 256 = 16,645 bytes
     /// (RFC 8446, 5.2).
-    pub const BULK: Self =
-        Self { headroom: 16_704, payload: 512 * 1024, tailroom: 32, provided_max: 4, blocks_max: 256, prefault: 4 };
+    pub const BULK: Self = Self {
+        headroom: 16_704,
+        payload: 512 * 1024,
+        tailroom: 32,
+        provided_usual: 4,
+        provided_max: 4,
+        blocks_max: 256,
+        prefault: 4,
+    };
     /// The tunnel side while little comes: greetings, maintain packets, requests. Very many links may have that at a time,
     /// and a large block for each would either be too much memory or too few blocks.
-    pub const SMALL: Self =
-        Self { headroom: 16_704, payload: 4096, tailroom: 32, provided_max: 256, blocks_max: 4096, prefault: 0 };
-    /// UDP: a whole coalesced train of datagrams (at most 65,535 bytes) with its addresses.
-    pub const DATAGRAM: Self =
-        Self { headroom: 64, payload: 66 * 1024, tailroom: 64, provided_max: 16, blocks_max: 512, prefault: 0 };
-
-    /// How many blocks the kernel has once the ring is entered, while `held` are in use: together they are `provided_max`, but
-    /// at least a quarter of that is lent, since many slow receivers that hold blocks must not starve the rest.
-    pub fn lent(&self, held: usize) -> usize {
-        let max = usize::from(self.provided_max);
-        max.saturating_sub(held).max(max / 4).max(1)
-    }
+    pub const SMALL: Self = Self {
+        headroom: 16_704,
+        payload: 4096,
+        tailroom: 32,
+        provided_usual: 256,
+        provided_max: 256,
+        blocks_max: 4096,
+        prefault: 0,
+    };
+    /// UDP: a whole coalesced train of datagrams (at most 65,535 bytes) with its addresses. A few sockets whose trains are long
+    /// need no more blocks than fit a core's cache; a thousand with a datagram each need one each.
+    pub const DATAGRAM: Self = Self {
+        headroom: 64,
+        payload: 66 * 1024,
+        tailroom: 64,
+        provided_usual: 16,
+        provided_max: 256,
+        blocks_max: 512,
+        prefault: 0,
+    };
 
     /// Bytes of a block.
     pub fn block_bytes(&self) -> usize {
@@ -65,9 +89,15 @@ pub struct PoolStats {
     pub held: usize,
     /// Most blocks ever held at once.
     pub held_max: usize,
+    /// Blocks that the kernel has once the ring is entered.
+    pub lent: usize,
     /// Receives that ended because the kernel found no block (`ENOBUFS`).
     pub exhausted: u64,
 }
+
+/// So many times in a row must the ring be entered without a receive that found no block before fewer are lent again: about a
+/// second of a busy thread's.
+const CALM_ENTERS: u32 = 8192;
 
 pub(crate) struct Pool {
     config: PoolConfig,
@@ -76,6 +106,11 @@ pub(crate) struct Pool {
     held: Cell<usize>,
     held_max: Cell<usize>,
     exhausted: Cell<u64>,
+    /// What is lent now, unless many are held: between the usual number and the most.
+    lending: Cell<usize>,
+    /// Receives that found no block, when the ring was entered last, and how often it was since without one.
+    exhausted_before: Cell<u64>,
+    calm: Cell<u32>,
 }
 
 impl Pool {
@@ -87,6 +122,9 @@ impl Pool {
             held: Cell::new(0),
             held_max: Cell::new(0),
             exhausted: Cell::new(0),
+            lending: Cell::new(usize::from(config.provided_usual.min(config.provided_max))),
+            exhausted_before: Cell::new(0),
+            calm: Cell::new(0),
         };
         let warm = config.prefault.min(config.blocks_max).min(pool.free_max());
         for _ in 0..warm {
@@ -145,8 +183,37 @@ impl Pool {
         self.exhausted.set(self.exhausted.get() + 1);
     }
 
-    pub(crate) fn held(&self) -> usize {
-        self.held.get()
+    /// Lends more after receives that found no block, and fewer after a long time without one; to be called each time the
+    /// ring is entered.
+    pub(crate) fn adapt(&self) {
+        let (lending, usual) = (self.lending.get(), usize::from(self.config.provided_usual));
+        if self.exhausted.get() != self.exhausted_before.replace(self.exhausted.get()) {
+            self.calm.set(0);
+            self.lending.set((lending * 2).min(usize::from(self.config.provided_max)));
+        } else if lending > usual {
+            self.calm.set(self.calm.get() + 1);
+            if self.calm.get() == CALM_ENTERS {
+                self.calm.set(0);
+                self.lending.set((lending / 2).max(usual));
+                self.trim();
+            }
+        }
+    }
+
+    /// Gives free blocks back to the allocator, down to [`Pool::free_max`].
+    fn trim(&self) {
+        let mut free = self.free.borrow_mut();
+        let over = free.len().saturating_sub(self.free_max());
+        // The coldest.
+        free.drain(..over);
+        self.live.set(self.live.get() - over);
+    }
+
+    /// How many blocks the kernel has once the ring is entered: with those in use as many as are to be lent now, but at least
+    /// a quarter of that, since many slow receivers that hold blocks must not starve the rest.
+    pub(crate) fn lent(&self) -> usize {
+        let lending = self.lending.get();
+        lending.saturating_sub(self.held.get()).max(lending / 4).max(1)
     }
 
     pub(crate) fn stats(&self) -> PoolStats {
@@ -157,13 +224,14 @@ impl Pool {
             held,
             provided: live - free - held,
             held_max: self.held_max.get(),
+            lent: self.lent(),
             exhausted: self.exhausted.get(),
         }
     }
 
     /// Above this, free blocks go back to the allocator.
     fn free_max(&self) -> usize {
-        2 * usize::from(self.config.provided_max)
+        2 * self.lending.get()
     }
 }
 
@@ -171,13 +239,20 @@ impl Pool {
 mod tests {
     use super::*;
 
-    const SMALL: PoolConfig =
-        PoolConfig { headroom: 8, payload: 48, tailroom: 8, provided_max: 2, blocks_max: 6, prefault: 1 };
+    const SMALL: PoolConfig = PoolConfig {
+        headroom: 8,
+        payload: 48,
+        tailroom: 8,
+        provided_usual: 2,
+        provided_max: 2,
+        blocks_max: 6,
+        prefault: 1,
+    };
 
     #[test]
     fn blocks_return_last_in_first_out_and_the_bound_holds() {
         let pool = Pool::new(SMALL);
-        assert_eq!(pool.stats(), PoolStats { live: 1, free: 1, ..PoolStats::default() });
+        assert_eq!(pool.stats(), PoolStats { live: 1, free: 1, lent: 2, ..PoolStats::default() });
         let mut pieces: Vec<_> = std::iter::from_fn(|| pool.take()).map(|b| pool.hand_out(b, 3)).collect();
         assert_eq!(pieces.len(), 6);
         assert_eq!((pieces[0].headroom(), pieces[0].len(), pieces[0].tailroom()), (8, 3, 53));
@@ -185,8 +260,29 @@ mod tests {
         let again = pool.take().map(|b| pool.hand_out(b, 3));
         assert_eq!(again.as_ref().map(|p| p.as_ptr()), last);
         drop((pieces, again));
-        // Four free blocks are kept (twice `provided_max`), two went back to the allocator.
-        assert_eq!(pool.stats(), PoolStats { live: 4, free: 4, held_max: 6, ..PoolStats::default() });
+        // Four free blocks are kept (twice what is lent), two went back to the allocator.
+        assert_eq!(pool.stats(), PoolStats { live: 4, free: 4, held_max: 6, lent: 2, ..PoolStats::default() });
+    }
+
+    #[test]
+    fn more_are_lent_after_receives_that_found_none_and_fewer_after_long_calm() {
+        let pool = Pool::new(PoolConfig { provided_max: 8, blocks_max: 64, ..SMALL });
+        let lent = |exhausted: u64, enters: u32| {
+            pool.exhausted.set(pool.exhausted.get() + exhausted);
+            (0..enters).for_each(|_| pool.adapt());
+            pool.stats().lent
+        };
+        // However many found none before the ring is entered, it is one reason for more.
+        assert_eq!([lent(0, 1), lent(9, 1), lent(1, 1), lent(1, 1)], [2, 4, 8, 8]);
+        // What is held is not lent as well, but for a quarter.
+        let hold = |count| (0..count).map_while(|_| pool.take()).map(|b| pool.hand_out(b, 1)).collect::<Vec<_>>();
+        let held = [5, 20].map(|count| (hold(count), lent(0, 1)));
+        assert_eq!(held.each_ref().map(|(_, lent)| *lent), [3, 2]);
+        drop(held);
+        assert_eq!((pool.stats().free, lent(0, CALM_ENTERS - 3)), (16, 8));
+        // Free blocks beyond twice as many go with them.
+        assert_eq!((lent(0, 1), pool.stats().free, pool.stats().live), (4, 8, 8));
+        assert_eq!([lent(1, 1), lent(0, CALM_ENTERS), lent(0, 3 * CALM_ENTERS)], [8, 4, 2]);
     }
 
     #[test]

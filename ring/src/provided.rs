@@ -69,10 +69,11 @@ impl ProvidedRing {
         &self.pool
     }
 
-    /// Lends blocks to the kernel until it has as many as [`crate::PoolConfig::lent`] says.
+    /// Lends blocks to the kernel until it has as many as [`Pool::lent`] says.
     pub(crate) fn top_up(&mut self) {
         let max = self.slots.len();
-        let target = self.pool.config().lent(self.pool.held());
+        self.pool.adapt();
+        let target = self.pool.lent();
         if self.provided >= target {
             return;
         }
@@ -158,7 +159,16 @@ mod tests {
     use crate::pool::PoolConfig;
 
     fn ring() -> ProvidedRing {
-        let sizes = PoolConfig { headroom: 8, payload: 100, tailroom: 8, provided_max: 4, blocks_max: 8, prefault: 0 };
+        let (provided_usual, provided_max) = (4, 4);
+        let sizes = PoolConfig {
+            headroom: 8,
+            payload: 100,
+            tailroom: 8,
+            provided_usual,
+            provided_max,
+            blocks_max: 8,
+            prefault: 0,
+        };
         ProvidedRing::new(Pool::new(sizes), 0)
     }
 

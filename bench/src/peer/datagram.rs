@@ -18,7 +18,8 @@ const STARVED: Duration = Duration::from_millis(1);
 /// nothing. Datagrams of different sockets share none.
 pub(crate) fn ring(sockets: usize) -> anyhow::Result<Ring> {
     let provided_max = if sockets > 64 { 512 } else { 64 };
-    let datagram = PoolConfig { provided_max, blocks_max: 2048, ..PoolConfig::DATAGRAM };
+    let provided_usual = provided_max;
+    let datagram = PoolConfig { provided_usual, provided_max, blocks_max: 2048, ..PoolConfig::DATAGRAM };
     Ok(Ring::new(RingConfig { sq_entries: 4096, cq_entries: 16_384, datagram, ..RingConfig::small() })?)
 }
 

@@ -79,7 +79,7 @@ pub fn spawn(listen: SocketAddr) -> anyhow::Result<SocketAddr> {
 
 /// A ring for many small streams.
 pub(crate) fn ring() -> anyhow::Result<Ring> {
-    let stream = PoolConfig { prefault: 0, provided_max: 256, ..PoolConfig::STREAM };
+    let stream = PoolConfig { prefault: 0, provided_usual: 256, provided_max: 256, ..PoolConfig::STREAM };
     Ok(Ring::new(RingConfig { sq_entries: 4096, cq_entries: 16_384, stream, ..RingConfig::small() })?)
 }
 

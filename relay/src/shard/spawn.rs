@@ -84,7 +84,13 @@ fn ring_config(shards: usize, cores: usize) -> RingConfig {
     if shards <= cores {
         return config;
     }
-    let shared = |pool: PoolConfig| PoolConfig { provided_max: (pool.provided_max / 4).max(1), prefault: 0, ..pool };
+    let quarter = |blocks: u16| (blocks / 4).max(1);
+    let shared = |pool: PoolConfig| PoolConfig {
+        provided_usual: quarter(pool.provided_usual),
+        provided_max: quarter(pool.provided_max),
+        prefault: 0,
+        ..pool
+    };
     let RingConfig { stream, bulk, datagram, small, .. } = config;
     let [stream, bulk, datagram, small] = [stream, bulk, datagram, small].map(shared);
     RingConfig { stream, bulk, datagram, small, ..config }

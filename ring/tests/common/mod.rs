@@ -35,7 +35,9 @@ pub fn take_recv(ring: &mut Ring, wanted: u64) -> (std::io::Result<usize>, Vec<P
 
 /// A ring with small stream blocks, so that few bytes make a bundle.
 pub fn small_block_ring(payload: usize, provided_max: u16, blocks_max: usize) -> Ring {
-    let stream = PoolConfig { headroom: 16, payload, tailroom: 8, provided_max, blocks_max, prefault: 0 };
+    let provided_usual = provided_max;
+    let stream =
+        PoolConfig { headroom: 16, payload, tailroom: 8, provided_usual, provided_max, blocks_max, prefault: 0 };
     Ring::new(RingConfig { stream, ..RingConfig::small() }).unwrap()
 }
 
