@@ -176,10 +176,11 @@ impl Engine {
     }
 
     /// What bulk streams may receive in this turn: no more than the blocks that will be lent to the kernel. Whom it had none for
-    /// would be chance.
+    /// would be chance. However few those are, it is enough for one stream: else what one link holds would stop all others.
     fn ration_of_turn(&self) -> usize {
         let [stream, ..] = self.ring.pool_stats();
-        let most = stream.lent.saturating_sub(BLOCKS_SPARED) * PoolConfig::STREAM.payload;
+        let blocks = stream.lent - BLOCKS_SPARED.min(stream.lent / 2);
+        let most = (blocks * PoolConfig::STREAM.payload).max(RATION_MIN);
         if self.now < self.interactive_until { most.min(TURN_BYTES_INTERACTIVE) } else { most }
     }
 
@@ -248,11 +249,11 @@ impl Engine {
         }
         // What exceeds the blocks would only be refused again.
         let [_, _, datagram, _] = self.ring.pool_stats();
-        let sockets = self.dirty.starved_sockets.len().min(datagram.lent);
-        for _ in 0..sockets {
-            if let Some(key) = self.dirty.starved_sockets.pop_front() {
-                self.receive_udp(key);
-            }
+        let mut armed = 0;
+        while armed < datagram.lent
+            && let Some(key) = self.dirty.starved_sockets.pop_front()
+        {
+            armed += usize::from(self.receive_udp(key));
         }
         let now = self.dirty.starved.len().min(RETRIES_MAX);
         let later = self.dirty.starved.split_off(now);

@@ -208,12 +208,11 @@ impl Engine {
         self.ring.send_datagrams(&udp.socket, batch, socket.to_bits());
     }
 
-    pub(crate) fn receive_udp(&mut self, key: Key) {
-        if let Some(udp) = self.sockets.get_mut(key)
-            && udp.op.is_none()
-        {
-            udp.op = Some(self.ring.recv_datagrams(&udp.socket, key.to_bits()));
-        }
+    /// Receives on a socket, unless it does already or is gone; whether that was begun.
+    pub(crate) fn receive_udp(&mut self, key: Key) -> bool {
+        let Some(udp) = self.sockets.get_mut(key).filter(|udp| udp.op.is_none()) else { return false };
+        udp.op = Some(self.ring.recv_datagrams(&udp.socket, key.to_bits()));
+        true
     }
 
     pub(crate) fn on_datagrams(

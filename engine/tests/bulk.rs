@@ -14,7 +14,7 @@ use isthmus_proto::Code;
 use isthmus_proto::limits::FRAME_PAYLOAD_MAX;
 use isthmus_proto::link::{LinkConfig, Maintain, Side, Slot, UNSPECIFIED};
 use isthmus_proto::wire::{Frame, OpenFlags, RequestKind};
-use isthmus_ring::{Family, Ring, RingConfig, Socket};
+use isthmus_ring::{Family, PoolConfig, Ring, RingConfig, Socket};
 
 /// A hang is a failure; nothing here takes nearly as long.
 const HANG: Duration = Duration::from_secs(60);
@@ -113,18 +113,28 @@ const SEND_BUFFER: usize = 128 * 1024;
 
 /// An engine with both ends of a link; the caller dials what `via` makes of the listener's address.
 fn linked(via: impl FnOnce(SocketAddr) -> SocketAddr) -> (Engine, Party, Key) {
-    let mut engine = Engine::new(Ring::new(RingConfig::small()).unwrap(), EngineConfig::default());
-    let mut party = Party::default();
+    let (mut engine, mut party) = alone(RingConfig::small());
+    let link = link_up(&mut engine, &mut party, via);
+    (engine, party, link)
+}
+
+fn alone(ring: RingConfig) -> (Engine, Party) {
+    (Engine::new(Ring::new(ring).unwrap(), EngineConfig::default()), Party::default())
+}
+
+/// Both ends of a link; which is the relay's.
+fn link_up(engine: &mut Engine, party: &mut Party, via: impl FnOnce(SocketAddr) -> SocketAddr) -> Key {
+    (party.relay, party.mediator) = (None, None);
     let listener = Socket::tcp_listener("127.0.0.1:0".parse().unwrap(), false, 16).unwrap();
     listener.set_buffers(None, Some(SEND_BUFFER)).unwrap();
     let to = via(listener.local_addr().unwrap());
     engine.add_listener(listener, 0);
     engine.dial_link(Socket::tcp(Family::from(to)).unwrap(), to, Caller::Plaintext);
-    until(&mut engine, &mut party, |party| party.accepted.is_some());
+    until(engine, party, |party| party.accepted.is_some());
     let (socket, peer) = party.accepted.take().unwrap();
     let link = engine.accept_link(socket, peer, None);
-    until(&mut engine, &mut party, |party| party.relay.is_some() && party.mediator.is_some());
-    (engine, party, link)
+    until(engine, party, |party| party.relay.is_some() && party.mediator.is_some());
+    link
 }
 
 /// A visitor whose connection goes through a port of the link to `host`.
@@ -202,15 +212,17 @@ fn gated_path(to: SocketAddr, each: Duration, open: Arc<AtomicBool>) -> SocketAd
     addr
 }
 
-#[test]
-fn small_messages_are_taken_though_the_bulk_of_others_fills_the_links_queue() {
-    let open = Arc::new(AtomicBool::new(true));
-    let (mut engine, mut party, link) = linked(|listener| gated_path(listener, Duration::ZERO, open.clone()));
-    let host = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (mut messages, slot) = visitor(&mut engine, link, host.local_addr().unwrap());
-    let (mut bulk, mut slots): (Vec<_>, Vec<_>) =
-        (0..2 * STREAMS).map(|_| visitor(&mut engine, link, host.local_addr().unwrap())).unzip();
-    until(&mut engine, &mut party, |party| party.connected == 1 + 2 * STREAMS);
+/// Bulk of many visitors, which no longer leaves the link once `open` is not true: until its queue is full.
+fn stall(
+    engine: &mut Engine,
+    party: &mut Party,
+    link: Key,
+    host: SocketAddr,
+    open: &AtomicBool,
+) -> (Vec<TcpStream>, Vec<Slot>) {
+    let before = party.connected;
+    let (mut bulk, slots): (Vec<_>, Vec<_>) = (0..2 * STREAMS).map(|_| visitor(engine, link, host)).unzip();
+    until(engine, party, |party| party.connected == before + 2 * STREAMS);
     open.store(false, Ordering::SeqCst);
     // As much as each may send at first; a socket that is not read takes it.
     for client in &mut bulk {
@@ -220,8 +232,44 @@ fn small_messages_are_taken_though_the_bulk_of_others_fills_the_links_queue() {
     let deadline = Instant::now() + HANG;
     while !engine.link(link).unwrap().is_congested() {
         assert!(Instant::now() < deadline, "the sockets take all of it");
-        engine.turn(&mut party).unwrap();
+        engine.turn(party).unwrap();
     }
+    (bulk, slots)
+}
+
+#[test]
+fn bulk_goes_on_beside_a_link_that_holds_as_many_blocks_as_are_lent() {
+    let small = RingConfig::small();
+    // What a shard has that shares its core with others.
+    let stream = PoolConfig { provided_usual: 16, provided_max: 16, ..small.stream };
+    let (mut engine, mut party) = alone(RingConfig { stream, ..small });
+    let open = Arc::new(AtomicBool::new(true));
+    let stalled = link_up(&mut engine, &mut party, |listener| gated_path(listener, Duration::ZERO, open.clone()));
+    let link = link_up(&mut engine, &mut party, |listener| listener);
+    let host = TcpListener::bind("127.0.0.1:0").unwrap();
+    let _bulk = stall(&mut engine, &mut party, stalled, host.local_addr().unwrap(), &open);
+    assert!(engine.ring().pool_stats()[0].held >= 16);
+    let host = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (mut client, _) = visitor(&mut engine, link, host.local_addr().unwrap());
+    let sender = std::thread::spawn(move || {
+        client.write_all(&vec![1; BYTES]).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
+    });
+    let receiver = std::thread::spawn(move || host.accept().unwrap().0.read_to_end(&mut Vec::new()).unwrap());
+    until(&mut engine, &mut party, |party| party.ended == 2);
+    sender.join().unwrap();
+    assert_eq!(receiver.join().unwrap(), BYTES);
+}
+
+#[test]
+fn small_messages_are_taken_though_the_bulk_of_others_fills_the_links_queue() {
+    let open = Arc::new(AtomicBool::new(true));
+    let (mut engine, mut party, link) = linked(|listener| gated_path(listener, Duration::ZERO, open.clone()));
+    let host = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (mut messages, slot) = visitor(&mut engine, link, host.local_addr().unwrap());
+    until(&mut engine, &mut party, |party| party.connected == 1);
+    let (_bulk, mut slots) = stall(&mut engine, &mut party, link, host.local_addr().unwrap(), &open);
     slots.retain(|&slot| engine.link(link).unwrap().room(slot) > 0);
     assert!(!slots.is_empty(), "there is bulk that has to wait");
     for number in 1..=5 {
