@@ -1,12 +1,14 @@
-//! UDP channels: sealing into open batches, opening, maintain packets, and adopting a changed address.
+//! UDP channels: their life, opening of what they receive, maintain packets, and adopting a changed address.
 
-use std::collections::VecDeque;
+mod doubts;
+mod transmit;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use isthmus_proto::link::{ChannelAction, ChannelClock, Slot};
-use isthmus_proto::rare::{Empty, Rare};
-use isthmus_proto::record::{ChannelKeys, DATAGRAM_OVERHEAD, DatagramError, DatagramHeader, End, UdpSecret};
+use isthmus_proto::link::{ChannelAction, ChannelClock};
+use isthmus_proto::rare::Rare;
+use isthmus_proto::record::{ChannelKeys, DatagramError, DatagramHeader, End, UdpSecret};
 use isthmus_proto::time::Instant;
 use isthmus_proto::wire::{InnerDatagrams, MaintainBody, channel_kind as kind};
 use isthmus_proto::{ChannelId, ShardId};
@@ -20,46 +22,14 @@ use crate::link::CONTEXT_KEPT;
 use crate::samples::Sample;
 use crate::timers::TimerId;
 use crate::udp::{UdpRole, canonical};
+use doubts::Doubts;
+use transmit::Batch;
 
 #[derive(Default)]
 pub(crate) struct Channels {
     table: Chunks<Channel>,
     generation: u8,
     doubts: Doubts,
-}
-
-/// What datagrams cost that nobody has proved to have sent yet. Anybody can send them, under any channel's name.
-#[derive(Default)]
-struct Doubts {
-    /// When the second began of which `made` were made.
-    since: Instant,
-    made: u32,
-    /// Resting channels whose key contexts were built for a forged datagram, the oldest first.
-    built: VecDeque<u32>,
-}
-
-/// Keys of next epochs that a thread makes in a second where only a datagram's word tells that one has begun. Two
-/// derivations each: all of them take a few milliseconds. Whoever really turns goes on sending, and gets in between.
-const DOUBTFUL_EPOCHS_MAX: u32 = 256;
-
-/// Resting channels that may keep what was built for a forged datagram, 1.5 KiB each, until their next maintain packet.
-const DOUBTFUL_CONTEXTS_MAX: usize = 256;
-
-impl Doubts {
-    /// Whether one more epoch's keys may be made.
-    fn may_make(&mut self, now: Instant) -> bool {
-        if now.since(self.since) >= Duration::from_secs(1) {
-            (self.since, self.made) = (now, 0);
-        }
-        self.made += 1;
-        self.made <= DOUBTFUL_EPOCHS_MAX
-    }
-
-    /// A resting channel built for nothing; gives the one that must give that back now.
-    fn built(&mut self, index: u32) -> Option<u32> {
-        self.built.push_back(index);
-        if self.built.len() > DOUBTFUL_CONTEXTS_MAX { self.built.pop_front() } else { None }
-    }
 }
 
 struct Channel {
@@ -81,19 +51,6 @@ struct Channel {
     batch: Rare<Batch>,
 }
 
-/// What goes out next, and what else a channel has that does not rest.
-#[derive(Default)]
-struct Batch {
-    /// Sealed datagrams of one size that go out together.
-    out: Option<Piece>,
-    segment: u16,
-    count: u16,
-    closed: bool,
-    /// When a datagram of a port travelled last.
-    last_payload: Instant,
-    probe: Option<Key>,
-}
-
 /// What a packet is that is no channel's own business.
 enum Other {
     /// Opened: a question or an answer of a spare port.
@@ -101,19 +58,6 @@ enum Other {
     /// Not a channel's at all.
     Stray(Piece),
 }
-
-impl Empty for Batch {
-    const EMPTY: &'static Self =
-        &Self { out: None, segment: 0, count: 0, closed: false, last_payload: Instant::ZERO, probe: None };
-}
-
-/// At most this many datagrams and bytes in one send: UDP_SEGMENT's limits.
-const SEGMENTS_MAX: usize = 64;
-const BATCH_BYTES_MAX: usize = 65_000;
-
-/// Memory of a batch that is not known to become larger. Most have one datagram, and of the pool's blocks, 66 KiB each, there
-/// are too few for all channels of a turn.
-const BATCH_FEW: usize = 2048;
 
 impl Channels {
     /// Frees a place; the link's own list names it.
@@ -161,22 +105,6 @@ impl Channel {
                 self.peer.is_some() && self.last_heard != Instant::ZERO && now.since(self.last_heard) < silence
             }
         }
-    }
-}
-
-impl Batch {
-    fn takes(&self, size: usize) -> bool {
-        self.out.as_ref().is_some_and(|out| {
-            !self.closed
-                && size <= usize::from(self.segment)
-                && usize::from(self.count) < SEGMENTS_MAX
-                && out.len() + size <= BATCH_BYTES_MAX
-        })
-    }
-
-    /// Whether the batch before, whose figures these still are, was a large one.
-    fn was_large(&self) -> bool {
-        usize::from(self.segment) * usize::from(self.count) > BATCH_FEW
     }
 }
 
@@ -272,89 +200,6 @@ impl Engine {
                 self.timers.remove(clock.1);
                 self.remove_udp(channel.socket);
             }
-        }
-    }
-
-    /// Seals a datagram into the open batch of one of the link's working channels: always the same one
-    /// for a port while it works, so that its datagrams keep their order. `false` when none works.
-    pub(crate) fn seal_datagram(&mut self, link: Key, slot: Slot, payload: &[u8], trailer: &[u8]) -> bool {
-        let now = self.now;
-        let Some(io) = self.links.get(link) else { return false };
-        let count = io.channels.len();
-        let first = slot.id().index();
-        let mut indexes = (0..count).map(|n| io.channels[(first + n) % count]);
-        let live = |index: &u32| self.channels.table.get(*index).is_some_and(|c| c.is_live(now));
-        let Some(index) = indexes.find(live) else { return false };
-        self.seal_on(index, kind::DATA, payload, trailer)
-    }
-
-    fn seal_on(&mut self, index: u32, kind: u8, payload: &[u8], trailer: &[u8]) -> bool {
-        let size = DATAGRAM_OVERHEAD + payload.len() + trailer.len();
-        let Some(channel) = self.channels.table.get(index) else { return false };
-        let gso = self.segments_allowed(channel.socket);
-        if channel.batch.out.is_some() && !(gso && channel.batch.takes(size) && self.make_room(index, size)) {
-            self.flush_channel(index);
-        }
-        let Some(channel) = self.channels.table.get_mut(index) else { return false };
-        let batch = &mut *channel.batch;
-        if batch.out.is_none() {
-            let block = if batch.was_large() { self.ring.alloc_datagram() } else { None };
-            batch.out = Some(block.unwrap_or_else(|| Piece::with_capacity(0, size.max(BATCH_FEW))));
-            // A datagram's size, which is below 64 KiB.
-            batch.segment = size as u16;
-            batch.count = 0;
-            batch.closed = false;
-            self.dirty.channels.push(index);
-        }
-        let Some(out) = &mut batch.out else { return false };
-        let header = DatagramHeader { shard: channel.shard, kind, epoch: 0, channel: channel.id, packet: 0 };
-        let before = out.len();
-        match channel.keys.seal_into(header, payload, trailer, out.append(size)) {
-            Ok(_) => {
-                batch.count += 1;
-                batch.closed = size < usize::from(batch.segment);
-                self.counts.channel_datagrams_out += 1;
-                if kind == kind::DATA {
-                    batch.last_payload = self.now;
-                    self.channel_used(index);
-                }
-                true
-            }
-            // Packet numbers are used up: after 2^48 packets the tunnel must be made anew.
-            Err(_) => {
-                out.truncate(before);
-                false
-            }
-        }
-    }
-
-    /// Room for so many bytes more in an open batch, for which it may have to move; `false` where there is none.
-    fn make_room(&mut self, index: u32, size: usize) -> bool {
-        let out = self.channels.table.get_mut(index).and_then(|channel| channel.batch.out.as_mut());
-        let Some(out) = out else { return false };
-        if out.tailroom() >= size {
-            return true;
-        }
-        let Some(mut block) = self.ring.alloc_datagram() else { return false };
-        block.append(out.len()).copy_from_slice(out);
-        *out = block;
-        out.tailroom() >= size
-    }
-
-    pub(crate) fn flush_channel(&mut self, index: u32) {
-        let Some(channel) = self.channels.table.get_mut(index) else { return };
-        let segment = (channel.batch.count > 1).then_some(channel.batch.segment);
-        let Some(out) = channel.batch.out.take() else { return };
-        channel.rest(self.now);
-        if out.is_empty() {
-            return;
-        }
-        if let Some(udp) = self.sockets.get(channel.socket) {
-            let mut batch = self.ring.datagram_batch();
-            batch.set_to(channel.peer);
-            batch.set_segment(segment);
-            batch.push(out);
-            self.ring.send_datagrams_quietly(&udp.socket, batch, channel.socket.to_bits());
         }
     }
 
@@ -572,33 +417,6 @@ impl Engine {
         channels.map(|channel| Duration::from_millis(u64::from(channel.silence_ms))).max()
     }
 
-    /// Sends a probe, or the answer to one, sealed with a channel's keys, by itself.
-    pub(crate) fn send_probe(
-        &mut self,
-        index: u32,
-        socket: Option<Key>,
-        to: Option<SocketAddr>,
-        kind: u8,
-        body: MaintainBody,
-    ) {
-        let Some(channel) = self.channels.table.get_mut(index) else { return };
-        let socket = socket.unwrap_or(channel.socket);
-        let Some(udp) = self.sockets.get(socket) else { return };
-        let header = DatagramHeader { shard: channel.shard, kind, epoch: 0, channel: channel.id, packet: 0 };
-        let body = body.encode();
-        let size = DATAGRAM_OVERHEAD + body.len();
-        let mut out = Piece::with_capacity(0, size);
-        // It fails only where the cipher itself does: the probe is then one that was lost.
-        if channel.keys.seal_into(header, &body, &[], out.append(size)).is_ok() {
-            let mut batch = self.ring.datagram_batch();
-            batch.set_to(to);
-            batch.push(out);
-            self.ring.send_datagrams(&udp.socket, batch, socket.to_bits());
-            self.counts.channel_datagrams_out += 1;
-        }
-        self.rest_channel(index);
-    }
-
     /// A caller's channel's clock.
     pub(crate) fn on_channel_timer(&mut self, control: &mut impl Control, timer: TimerId, socket: Key) {
         let now = self.now;
@@ -625,29 +443,3 @@ impl Engine {
 
 /// There are two and more of them for each of very many tunnels.
 const _: () = assert!(size_of::<Channel>() <= 256);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(ms: u64) -> Instant {
-        Instant(1 + ms * 1_000_000)
-    }
-
-    #[test]
-    fn doubtful_epochs_are_made_up_to_the_limit_in_each_second() {
-        let mut doubts = Doubts::default();
-        for start in [1000, 2000, 9000] {
-            let made = (0..3 * DOUBTFUL_EPOCHS_MAX).filter(|n| doubts.may_make(at(start + u64::from(n % 999)))).count();
-            assert_eq!(made, DOUBTFUL_EPOCHS_MAX as usize);
-        }
-    }
-
-    #[test]
-    fn contexts_built_for_nothing_are_kept_up_to_the_limit_and_the_oldest_goes_first() {
-        let mut doubts = Doubts::default();
-        let limit = DOUBTFUL_CONTEXTS_MAX as u32;
-        assert!((0..limit).all(|index| doubts.built(index).is_none()));
-        assert_eq!([doubts.built(limit), doubts.built(limit + 1)], [Some(0), Some(1)]);
-    }
-}
