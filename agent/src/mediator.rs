@@ -24,6 +24,7 @@ use crate::names::Names;
 use crate::policy::Policy;
 use crate::ports::Ports;
 use crate::resolve::Resolver;
+use crate::session::KnownRelay;
 use crate::signals::{Signals, Wish};
 use crate::token::TokenSource;
 
@@ -125,6 +126,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         timers,
         dialling: false,
         resolved,
+        known: None,
         link: None,
         up: false,
         ports: Ports::default(),
@@ -180,6 +182,7 @@ pub(crate) struct Mediator {
     dialling: bool,
     /// The resolver has an answer.
     resolved: Arc<AtomicBool>,
+    pub(crate) known: Option<KnownRelay>,
     /// The tunnel, established or not.
     pub(crate) link: Option<Key>,
     /// Established.

@@ -11,7 +11,7 @@ use isthmus_proto::Code;
 use isthmus_proto::hello::{self, Hello, Role, Welcome};
 use isthmus_proto::limits::FRAME_PAYLOAD_MAX;
 use isthmus_proto::link::{ChannelClock, Lifetime, LinkConfig, Maintain, Side};
-use isthmus_proto::record::{self, ClientHandshake, UdpSecret};
+use isthmus_proto::record::{self, ClientHandshake, Tickets, UdpSecret};
 use isthmus_proto::wire::Frame;
 use isthmus_ring::{Family, Socket, UdpOptions};
 use rustls::ClientConfig;
@@ -24,6 +24,21 @@ use crate::mediator::Mediator;
 /// The service port's UDP sockets of one session are the relay's single number from several local ones.
 const CHANNEL_BUFFER: usize = 2 << 20;
 
+/// What is kept of a relay between two tunnels, as long as it is known by the same pin or authorities.
+pub(crate) struct KnownRelay {
+    trust: record::Trust,
+    tls: Arc<ClientConfig>,
+    /// With a ticket the next handshake is shorter.
+    tickets: Arc<Tickets>,
+}
+
+impl KnownRelay {
+    fn new(trust: record::Trust) -> anyhow::Result<Self> {
+        let tls = record::client_config(trust.clone()).context("--ca cannot be used")?;
+        Ok(Self { trust, tls, tickets: Arc::default() })
+    }
+}
+
 impl Mediator {
     pub(crate) fn dial(&mut self, engine: &mut Engine, relay: SocketAddr) {
         match self.begin(engine, relay) {
@@ -32,12 +47,23 @@ impl Mediator {
         }
     }
 
-    fn begin(&self, engine: &mut Engine, relay: SocketAddr) -> anyhow::Result<Key> {
+    fn begin(&mut self, engine: &mut Engine, relay: SocketAddr) -> anyhow::Result<Key> {
         let caller = match &self.config.trust {
             Trust::Plaintext => Caller::Plaintext,
-            Trust::Pin(_) | Trust::Ca(_) => {
+            // Its certificate is to be shown each time, and may have been renewed.
+            Trust::Pin(_) | Trust::Ca(_) if self.config.identity.is_some() => {
                 let (tls, name) = tls_config(&self.config)?;
                 Caller::Tls(Box::new(ClientHandshake::new(tls, name)?))
+            }
+            Trust::Pin(_) | Trust::Ca(_) => {
+                let trust = record_trust(&self.config)?;
+                let known = match self.known.take() {
+                    Some(known) if known.trust == trust => known,
+                    _ => KnownRelay::new(trust)?,
+                };
+                let handshake = ClientHandshake::resuming(known.tls.clone(), server_name()?, known.tickets.clone());
+                self.known = Some(known);
+                Caller::Tls(Box::new(handshake))
             }
         };
         let socket = Socket::tcp(Family::from(relay)).context("cannot make a socket")?;
@@ -164,7 +190,18 @@ fn identity(cert: &Path, key: &Path) -> anyhow::Result<record::Identity> {
 /// Files that cannot be read or used. Without TLS there is no such thing.
 pub(crate) fn tls_config(config: &Config) -> anyhow::Result<(Arc<ClientConfig>, ServerName<'static>)> {
     let identity = config.identity.as_ref().map(|(cert, key)| identity(cert, key)).transpose()?;
-    let trust = match &config.trust {
+    let tls = record::client_config_with_identity(record_trust(config)?, identity)
+        .context("--ca, or --cert and --key, cannot be used (do the latter fit together?)")?;
+    Ok((tls, server_name()?))
+}
+
+fn server_name() -> anyhow::Result<ServerName<'static>> {
+    ServerName::try_from(hello::SERVER_NAME).context("a relay's name is not valid")
+}
+
+/// By what the relay is known, read anew.
+fn record_trust(config: &Config) -> anyhow::Result<record::Trust> {
+    Ok(match &config.trust {
         Trust::Plaintext => bail!("there is no TLS with --plaintext"),
         Trust::Pin(pin) => record::Trust::Pin(*pin),
         Trust::Ca(path) => {
@@ -173,10 +210,7 @@ pub(crate) fn tls_config(config: &Config) -> anyhow::Result<(Arc<ClientConfig>, 
                 .collect();
             record::Trust::Ca(authorities.with_context(|| format!("--ca: {} is no PEM file", path.display()))?)
         }
-    };
-    let tls = record::client_config_with_identity(trust, identity)
-        .context("--ca, or --cert and --key, cannot be used (do the latter fit together?)")?;
-    Ok((tls, ServerName::try_from(hello::SERVER_NAME).context("a relay's name is not valid")?))
+    })
 }
 
 fn from_hex(text: &str) -> Option<[u8; 32]> {

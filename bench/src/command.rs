@@ -108,6 +108,9 @@ struct Mediators {
     /// Maintain UDP channels as mediators do that have learned all of their gateways' bindings, instead of as new ones
     #[arg(long)]
     learned: bool,
+    /// Keep none of the relay's tickets: each handshake is a whole one
+    #[arg(long)]
+    no_tickets: bool,
     /// Handshakes at once
     #[arg(long, value_name = "M", default_value_t = 64)]
     connect_at_once: usize,
@@ -285,6 +288,7 @@ fn mediators(args: Mediators) -> anyhow::Result<ExitCode> {
         rings: args.rings.into(),
         udp_channels: args.udp_channels,
         learned: args.learned,
+        tickets: !args.no_tickets,
         at_once: args.connect_at_once,
         answer: match args.answer {
             Answer::Echo => simulate::Answer::Echo,

@@ -33,6 +33,7 @@ fn mediators(relay: SocketAddr, state: &State) {
         rings: 1,
         udp_channels: 0,
         learned: false,
+        tickets: true,
         at_once: 4,
         answer: Answer::Sink,
         patience: PATIENCE,

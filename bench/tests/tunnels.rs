@@ -42,6 +42,7 @@ impl World {
             rings: 1,
             udp_channels: 1,
             learned: false,
+            tickets: true,
             at_once: 4,
             answer,
             patience: PATIENCE,
@@ -135,6 +136,27 @@ fn every_tunnel_answers_a_check_whatever_it_says_to_terminals() {
             thread::yield_now();
         }
         assert_eq!((counter(&world, "checks_asked"), counter(&world, "checks_failed")), (round * COUNT as u64, 0));
+    }
+}
+
+/// Also those whose connection is given to another shard with the ticket still to be sent.
+#[test]
+fn each_mediator_that_comes_back_shows_its_ticket() {
+    for (tickets, resumed) in [(true, COUNT as u64), (false, 0)] {
+        let world = World::new();
+        mediators(Settings { tickets, ..world.settings(Answer::Echo) });
+        assert_eq!(counter(&world, "handshakes_resumed_total"), 0);
+        for name in numbered("m", 0, COUNT).unwrap() {
+            ask(&world, &format!("kill tunnel {name}"));
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while counter(&world, "tunnels_total") < 2 * COUNT as u64 || counter(&world, "tunnels_live") < COUNT as u64 {
+            assert!(Instant::now() < deadline, "not all of them come back");
+            thread::yield_now();
+        }
+        assert_eq!(counter(&world, "handshakes_resumed_total"), resumed);
+        let outcome = operations(&world.terminal(Names::All));
+        assert_eq!((outcome.asked, outcome.answered), (COUNT, COUNT), "{:?}", outcome.failed);
     }
 }
 

@@ -48,6 +48,8 @@ counts! {
     buffers_exhausted,
     /// Stalled payloads moved to memory of their own size, to free shared buffers.
     stalled_bytes_compacted,
+    /// Callers' handshakes with a ticket of an earlier connection.
+    handshakes_resumed,
     /// Key updates received and sent.
     key_updates,
     /// Datagrams from plain sockets.

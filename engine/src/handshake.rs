@@ -47,6 +47,8 @@ pub struct Detached {
     session: Option<Box<Session>>,
     udp_secret: Option<UdpSecret>,
     peer: SocketAddr,
+    /// The handshake's last message, not yet sent.
+    raw: Vec<u8>,
     /// Received, not yet opened.
     partial: Vec<u8>,
 }
@@ -169,12 +171,17 @@ impl Engine {
     fn step_handshake(&mut self, control: &mut impl Control, key: Key) {
         let Some(io) = self.links.get_mut(key) else { return };
         let Phase::Tls(tls) = &mut io.phase else { return };
-        let step = match &mut tls.side {
-            Side::Client(client) => client.feed(&mut tls.input, &mut io.raw),
-            Side::Server(server) => server.feed(&mut tls.input, &mut io.raw),
+        let nothing_waits = io.raw.is_empty();
+        let (step, is_server) = match &mut tls.side {
+            Side::Client(client) => (client.feed(&mut tls.input, &mut io.raw), false),
+            Side::Server(server) => (server.feed(&mut tls.input, &mut io.raw), true),
             Side::Undecided(_) => return,
         };
-        self.touch(key);
+        // What a relay says after the handshake's end is a ticket: it goes with the answer to the greeting, so that the link can
+        // be given to another thread before.
+        if !(is_server && nothing_waits && step == Ok(Step::Done)) {
+            self.touch(key);
+        }
         match step {
             Ok(Step::NeedMore) => {}
             Ok(Step::Done) => self.finish_handshake(control, key),
@@ -191,12 +198,13 @@ impl Engine {
             Side::Undecided(_) => return,
         };
         match established {
-            Ok(Established { session, udp_secret, caller }) => {
+            Ok(Established { session, udp_secret, caller, resumed }) => {
                 if let Some(certificate) = caller {
                     *io.certificate = certificate.to_vec();
                 }
                 io.session = Some(Box::new(session));
                 io.udp_secret = Some(UdpSecret::new(udp_secret.into()));
+                self.counts.handshakes_resumed += u64::from(resumed && io.role == LinkRole::Relay);
             }
             Err(error) => return self.fail_handshake(control, key, &error),
         }
@@ -261,20 +269,21 @@ impl Engine {
     }
 
     /// Takes a greeted link out, to give it to another thread. From within its [`Event::Greeting`] only,
-    /// so that nothing is being received. `None` when something of the handshake is still being sent.
+    /// so that nothing is being received. `None` while something of the handshake is being sent.
     pub fn detach(&mut self, key: Key) -> Option<Detached> {
         let io = self.links.get(key)?;
-        let settled = io.send_op.is_none() && io.receive_op.is_none() && io.raw.is_empty();
+        let settled = io.send_op.is_none() && io.receive_op.is_none();
         if !settled || io.socket.is_direct() || !matches!(io.phase, Phase::Greeting) {
             return None;
         }
-        let io = self.links.remove(key)?;
+        let mut io = self.links.remove(key)?;
         self.timers.remove(io.timer);
         Some(Detached {
             socket: io.socket.into_socket().ok()?,
             session: io.session,
             udp_secret: io.udp_secret,
             peer: io.peer,
+            raw: io.raw.take(),
             partial: io.partial.map(|piece| piece.to_vec()).unwrap_or_default(),
         })
     }
@@ -285,6 +294,9 @@ impl Engine {
         if let Some(io) = self.links.get_mut(key) {
             io.session = detached.session;
             io.udp_secret = detached.udp_secret;
+            if !detached.raw.is_empty() {
+                *io.raw = detached.raw;
+            }
             io.partial = (!detached.partial.is_empty()).then(|| Piece::copy_from(&detached.partial, 0, 0));
         }
         key

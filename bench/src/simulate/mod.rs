@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use ipnet::Ipv4Net;
 use isthmus_engine::{Control, Engine, Event, Key, TimerId};
+use isthmus_proto::record::Tickets;
 use isthmus_proto::time::Instant;
 use isthmus_proto::{Code, MediatorId};
 use isthmus_relay::trust::TokenKey;
@@ -44,6 +45,8 @@ pub struct Settings {
     pub udp_channels: u8,
     /// Whether their UDP channels are maintained as after everything was learned of their gateways, or as at first.
     pub learned: bool,
+    /// Whether they keep the relay's tickets, which make the next handshake shorter.
+    pub tickets: bool,
     /// Handshakes at once.
     pub at_once: usize,
     /// What they say to a request to connect.
@@ -268,6 +271,8 @@ struct Simulator {
     first: usize,
     /// When each was dialled last.
     dialled: Vec<Instant>,
+    /// Of each, the last ticket; none where they keep none.
+    tickets: Vec<Arc<Tickets>>,
     links: HashMap<Key, Tunnel>,
     ports: ports::Ports,
     timers: Timers,

@@ -37,7 +37,11 @@ impl Simulator {
             None => Caller::Plaintext,
             Some(config) => {
                 let name = ServerName::try_from(hello::SERVER_NAME).context("a relay's name is not valid")?;
-                Caller::Tls(Box::new(ClientHandshake::new(config.clone(), name)?))
+                let handshake = match self.tickets.get(index) {
+                    Some(tickets) => ClientHandshake::resuming(config.clone(), name, tickets.clone()),
+                    None => ClientHandshake::new(config.clone(), name)?,
+                };
+                Caller::Tls(Box::new(handshake))
             }
         };
         let socket = Socket::tcp(Family::from(self.settings.relay)).context("cannot make a socket")?;

@@ -194,5 +194,9 @@ fn relay_that_restarts_with_its_keys_is_found_again() {
         // The back-off may have grown meanwhile.
         agent.process.wait_for_line_after(mark, "tunnel up", Duration::from_secs(60));
         world.run_tool(Ns::Public, &["tcp-ping", "198.51.100.1:5001"]).ok();
+        // The mediator showed the ticket of the relay that has gone.
+        let stat = relay.ctl(&world, &keys, &["show", "stat", "json"]).ok().text();
+        let stat: serde_json::Value = serde_json::from_str(&stat).unwrap();
+        assert_eq!(stat["total"]["handshakes_resumed_total"], 1, "{stat:#}");
     }
 }

@@ -7,9 +7,9 @@ use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, Error, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ConfigBuilder, Error, RootCertStore, ServerConfig, WantsVerifier};
 
 use super::verify::{CaVerifier, PinVerifier};
 
@@ -34,8 +34,7 @@ pub struct Identity {
     pub key: PrivateKeyDer<'static>,
 }
 
-/// The relay's side. Callers prove who they are by token, not by certificate. No session tickets:
-/// a tunnel lives for days, and a ticket costs each side memory.
+/// The relay's side. Callers prove who they are by token, not by certificate, and get no tickets.
 ///
 /// # Errors
 /// rustls's, when key and certificate do not fit together.
@@ -43,11 +42,28 @@ pub fn server_config(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 ) -> Result<Arc<ServerConfig>, Error> {
-    server_config_with_callers(chain, key, Vec::new())
+    Ok(Arc::new(server(server_builder()?.with_no_client_auth().with_single_cert(chain, key)?)))
+}
+
+/// [`server_config`], but each caller gets a ticket, with which its next handshake needs neither the relay's signature nor
+/// its check (RFC 8446 2.2; the keys are still agreed anew). `tickets` seals and opens them.
+///
+/// # Errors
+/// rustls's, when key and certificate do not fit together.
+pub fn server_config_with_tickets(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    tickets: Arc<dyn ProducesTickets>,
+) -> Result<Arc<ServerConfig>, Error> {
+    let mut config = server(server_builder()?.with_no_client_auth().with_single_cert(chain, key)?);
+    config.ticketer = tickets;
+    config.send_tls13_tickets = 1;
+    Ok(Arc::new(config))
 }
 
 /// [`server_config`], but a caller may show a certificate that one of `authorities` signed. It need not: without any
-/// it goes on as if none had been asked for. Without authorities none is asked for.
+/// it goes on as if none had been asked for. Without authorities none is asked for. There are no tickets: what they
+/// would spare is the check of that certificate.
 ///
 /// # Errors
 /// rustls's, when key and certificate do not fit together, or an authority's certificate cannot be read.
@@ -56,29 +72,32 @@ pub fn server_config_with_callers(
     key: PrivateKeyDer<'static>,
     authorities: Vec<CertificateDer<'static>>,
 ) -> Result<Arc<ServerConfig>, Error> {
-    let provider = provider();
-    let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13])?;
-    let builder = if authorities.is_empty() {
-        builder.with_no_client_auth()
-    } else {
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authorities)?), provider)
-            .allow_unauthenticated()
-            // Names of authorities would be sent to each caller, and a caller has one certificate anyway.
-            .clear_root_hint_subjects()
-            .build()
-            .map_err(|error| Error::General(error.to_string()))?;
-        builder.with_client_cert_verifier(verifier)
-    };
-    let mut config = builder.with_single_cert(chain, key)?;
+    if authorities.is_empty() {
+        return server_config(chain, key);
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authorities)?), provider())
+        .allow_unauthenticated()
+        // Names of authorities would be sent to each caller, and a caller has one certificate anyway.
+        .clear_root_hint_subjects()
+        .build()
+        .map_err(|error| Error::General(error.to_string()))?;
+    Ok(Arc::new(server(server_builder()?.with_client_cert_verifier(verifier).with_single_cert(chain, key)?)))
+}
+
+fn server_builder() -> Result<ConfigBuilder<ServerConfig, WantsVerifier>, Error> {
+    ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])
+}
+
+fn server(mut config: ServerConfig) -> ServerConfig {
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.ignore_client_order = true;
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.enable_secret_extraction = true;
-    Ok(Arc::new(config))
+    config
 }
 
-/// The side of mediators and terminals.
+/// The side of mediators and terminals. A ticket is kept and shown only by a handshake that is given [`super::Tickets`].
 ///
 /// # Errors
 /// rustls's, when a CA certificate cannot be read or there is none.

@@ -5,17 +5,19 @@
 
 use std::sync::Arc;
 
-use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::client::{ClientConnectionData, Resumption, UnbufferedClientConnection};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, Error, ExtractedSecrets, ServerConfig, SupportedCipherSuite,
+    AlertDescription, CertificateError, ClientConfig, Error, ExtractedSecrets, HandshakeKind, ServerConfig,
+    SupportedCipherSuite,
 };
 
 use super::exporter::Capture;
 use super::secret::TrafficSecret;
 use super::session::Session;
+use super::tickets::Tickets;
 use super::{RECORD_HEADER, RECORD_MAX, RecordError, content_type};
 
 /// Label of the exporter that gives the UDP channels' secret.
@@ -42,6 +44,8 @@ pub struct Established {
     pub udp_secret: [u8; 32],
     /// The caller's certificate, verified, at a relay that takes them and from a caller that has one.
     pub caller: Option<CertificateDer<'static>>,
+    /// Whether the caller showed a ticket of an earlier connection, and the relay took it.
+    pub resumed: bool,
 }
 
 /// Why a handshake failed; each text tells cause and cure.
@@ -166,17 +170,27 @@ impl ServerHandshake {
         self.progress.check_done()?;
         let leaf = self.connection.peer_certificates().and_then(<[_]>::first);
         let caller = leaf.map(|certificate| certificate.clone().into_owned());
+        let resumed = self.connection.handshake_kind() == Some(HandshakeKind::Resumed);
         let (secrets, kernel) = self.connection.dangerous_into_kernel_connection()?;
         let suite = kernel.negotiated_cipher_suite();
-        establish(&secrets, false, suite, &self.capture).map(|established| Established { caller, ..established })
+        let (session, udp_secret) = establish(&secrets, false, suite, &self.capture)?;
+        Ok(Established { session, udp_secret, caller, resumed })
     }
 }
 
 /// The caller's end of a handshake.
 pub struct ClientHandshake {
-    connection: Box<UnbufferedClientConnection>,
+    state: Calling,
     progress: Progress,
     capture: Arc<Capture>,
+    /// Its relay's next ticket is to be kept.
+    keeps_ticket: bool,
+}
+
+enum Calling {
+    /// It says nothing before it is asked to: a ticket is good for one call, and not used up by one that finds nobody.
+    Silent(Box<(Arc<ClientConfig>, ServerName<'static>)>),
+    Begun(Box<UnbufferedClientConnection>),
 }
 
 impl ClientHandshake {
@@ -189,7 +203,20 @@ impl ClientHandshake {
         let mut config = Arc::unwrap_or_clone(config);
         config.key_log = capture.clone();
         let connection = Box::new(UnbufferedClientConnection::new(Arc::new(config), name)?);
-        Ok(Self { connection, progress: Progress::default(), capture })
+        Ok(Self { state: Calling::Begun(connection), progress: Progress::default(), capture, keeps_ticket: false })
+    }
+
+    /// [`ClientHandshake::new`], but it shows the ticket that is in `tickets`, if any, and the session puts there the one
+    /// that the relay gives. Only calls with one and the same `config` understand each other's tickets.
+    ///
+    /// An unusable configuration is told by the first [`ClientHandshake::feed`].
+    pub fn resuming(config: Arc<ClientConfig>, name: ServerName<'static>, tickets: Arc<Tickets>) -> Self {
+        let capture = Capture::new(config.key_log.clone());
+        let mut config = Arc::unwrap_or_clone(config);
+        config.key_log = capture.clone();
+        config.resumption = Resumption::store(tickets);
+        let state = Calling::Silent(Box::new((Arc::new(config), name)));
+        Self { state, progress: Progress::default(), capture, keeps_ticket: true }
     }
 
     /// As [`ServerHandshake::feed`]. The first call, with an empty `input`, starts the handshake.
@@ -197,7 +224,14 @@ impl ClientHandshake {
     /// # Errors
     /// Any [`HandshakeError`]; `output` may then hold an alert that should still be sent.
     pub fn feed(&mut self, input: &mut Vec<u8>, output: &mut Vec<u8>) -> Result<Step, HandshakeError> {
-        self.progress.feed(&mut *self.connection, input, output)
+        if let Calling::Silent(call) = &self.state {
+            let (config, name) = (**call).clone();
+            self.state = Calling::Begun(Box::new(UnbufferedClientConnection::new(config, name)?));
+        }
+        match &mut self.state {
+            Calling::Begun(connection) => self.progress.feed(&mut **connection, input, output),
+            Calling::Silent(_) => Ok(Step::NeedMore),
+        }
     }
 
     /// The established connection.
@@ -206,18 +240,25 @@ impl ClientHandshake {
     /// [`HandshakeError::Other`] before [`Step::Done`].
     pub fn into_session(self) -> Result<Established, HandshakeError> {
         self.progress.check_done()?;
-        let (secrets, kernel) = self.connection.dangerous_into_kernel_connection()?;
+        let Calling::Begun(connection) = self.state else { return Err(not_ended()) };
+        let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
+        let (secrets, kernel) = connection.dangerous_into_kernel_connection()?;
         let suite = kernel.negotiated_cipher_suite();
-        establish(&secrets, true, suite, &self.capture)
+        let (mut session, udp_secret) = establish(&secrets, true, suite, &self.capture)?;
+        if self.keeps_ticket {
+            session.await_ticket(kernel);
+        }
+        Ok(Established { session, udp_secret, caller: None, resumed })
     }
 }
 
+/// The record layer, and the secret of the UDP channels.
 fn establish(
     secrets: &ExtractedSecrets,
     is_client: bool,
     suite: SupportedCipherSuite,
     capture: &Capture,
-) -> Result<Established, HandshakeError> {
+) -> Result<(Session, [u8; 32]), HandshakeError> {
     let udp_secret = suite
         .tls13()
         .and_then(|suite| capture.export(suite, UDP_SECRET_LABEL))
@@ -229,7 +270,7 @@ fn establish(
     let server = TrafficSecret::new(server.as_ref()).map_err(other)?;
     let (ours, theirs) = if is_client { (client, server) } else { (server, client) };
     let session = Session::tls(secrets, ours, theirs, is_client).map_err(other)?;
-    Ok(Established { session, udp_secret, caller: None })
+    Ok((session, udp_secret))
 }
 
 /// What the two ends' connections have in common; rustls has the call on each, but not in a trait.
@@ -361,8 +402,12 @@ impl Progress {
     }
 
     fn check_done(&self) -> Result<(), HandshakeError> {
-        if self.done { Ok(()) } else { Err(HandshakeError::Other("it has not ended yet".into())) }
+        if self.done { Ok(()) } else { Err(not_ended()) }
     }
+}
+
+fn not_ended() -> HandshakeError {
+    HandshakeError::Other("it has not ended yet".into())
 }
 
 /// Appends one record to `output`.

@@ -27,16 +27,19 @@ mod secret;
 mod session;
 #[cfg(test)]
 mod tests;
+mod tickets;
 mod verify;
 
 pub use channel::{ChannelKeys, UdpSecret};
 pub use config::{
     ALPN, Identity, Trust, client_config, client_config_with_identity, server_config, server_config_with_callers,
+    server_config_with_tickets,
 };
 pub use datagram::{DATAGRAM_HEADER, DATAGRAM_OVERHEAD, DatagramError, DatagramHeader, End};
 pub use handshake::{ClientHandshake, Established, HandshakeError, ServerHandshake, Step};
 pub use identity::{BadIdentity, Certified, Holder, Known};
 pub use session::{Opened, Session};
+pub use tickets::Tickets;
 pub use verify::{BadPin, fingerprint, format_pin, parse_pin};
 
 /// Bytes of a record before its plaintext: content type, legacy version, length.

@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::Range;
 
 use rustls::ExtractedSecrets;
+use rustls::client::ClientConnectionData;
+use rustls::kernel::KernelConnection;
 
 use super::keys::TrafficKey;
 use super::open::Opener;
@@ -37,6 +39,8 @@ struct Tls {
     sealing: TrafficSecret,
     opening: TrafficSecret,
     is_client: bool,
+    /// Reads the ticket that may come before any data.
+    ticket: Option<Box<KernelConnection<ClientConnectionData>>>,
 }
 
 /// What [`Session::open`] found.
@@ -77,8 +81,15 @@ impl Session {
     ) -> Result<Self, RecordError> {
         let sealer = Sealer::new(TrafficKey::from_secrets(&secrets.tx.1)?, secrets.tx.0);
         let opener = Opener::new(TrafficKey::from_secrets(&secrets.rx.1)?, secrets.rx.0);
-        let tls = Tls { sealer, opener, sealing, opening, is_client };
+        let tls = Tls { sealer, opener, sealing, opening, is_client, ticket: None };
         Ok(Self { tls: Some(tls), quiet: 0, answer_due: false })
+    }
+
+    /// Has the relay's first ticket kept, if it comes before its data.
+    pub(super) fn await_ticket(&mut self, kernel: KernelConnection<ClientConnectionData>) {
+        if let Some(tls) = &mut self.tls {
+            tls.ticket = Some(Box::new(kernel));
+        }
     }
 
     /// Whether this is a session of plaintext mode.
@@ -213,7 +224,10 @@ impl Tls {
         let (inner_type, content) = self.opener.open(record)?;
         match inner_type {
             content_type::APPLICATION_DATA if content.is_empty() => Ok(Opened::Ignored),
-            content_type::APPLICATION_DATA => Ok(Opened::Data(content)),
+            content_type::APPLICATION_DATA => {
+                self.ticket = None;
+                Ok(Opened::Data(content))
+            }
             content_type::HANDSHAKE => self.on_handshake(&record[content]),
             content_type::ALERT => match record[content] {
                 [_, ALERT_CLOSE_NOTIFY] => Ok(Opened::CloseNotify),
@@ -241,7 +255,12 @@ impl Tls {
                     self.opener = Opener::new(self.opening.advance(self.opener.suite())?, 0);
                     return Ok(Opened::KeyUpdate { respond: request == 1 });
                 }
-                (NEW_SESSION_TICKET, _) if self.is_client => messages = rest,
+                (NEW_SESSION_TICKET, _) if self.is_client => {
+                    if let Some(mut kernel) = self.ticket.take() {
+                        kernel.handle_new_session_ticket(body).map_err(|_| RecordError::Unexpected)?;
+                    }
+                    messages = rest;
+                }
                 _ => return Err(RecordError::Unexpected),
             }
         }

@@ -40,7 +40,12 @@ pub(crate) struct Filled {
 pub(crate) fn pair(tls: bool) -> [End; 2] {
     let [requester, responder] = match tls {
         true => shake_hands(),
-        false => [(); 2].map(|()| Established { session: Session::plaintext(), udp_secret: [7; 32], caller: None }),
+        false => [(); 2].map(|()| Established {
+            session: Session::plaintext(),
+            udp_secret: [7; 32],
+            caller: None,
+            resumed: false,
+        }),
     };
     let relay = Maintain::Relay { silence: SILENCE };
     let caller = Maintain::Caller { interval: INTERVAL, dead: DEAD };

@@ -60,6 +60,7 @@ counters! {
 
     HalfOpen = "half_open", Gauge, "Handshakes going on now";
     HandshakesTotal = "handshakes_total", Total, "Handshakes begun";
+    HandshakesResumed = "handshakes_resumed_total", Total, "Handshakes shortened by a ticket of an earlier connection";
     HandshakesFailedTls = "handshakes_failed_tls", Total, "Handshakes that failed in TLS";
     HandshakesFailedTimeout = "handshakes_failed_timeout", Total, "Handshakes that did not end in time";
     HandshakesFailedToken = "handshakes_failed_token", Total, "Handshakes with a token that is wrong, expired or for something else";

@@ -259,6 +259,7 @@ impl Shard {
             (Counter::BytesToMediators, counts.stream_bytes_in),
             (Counter::BytesFromMediators, counts.stream_bytes_out),
             (Counter::Roamed, counts.channels_roamed),
+            (Counter::HandshakesResumed, counts.handshakes_resumed),
             (Counter::KeyUpdates, counts.key_updates),
             (Counter::BufferExhausted, counts.buffers_exhausted),
             (Counter::RecordsCopied, counts.payloads_copied),

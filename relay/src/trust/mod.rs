@@ -9,6 +9,7 @@ mod revoked;
 mod ring;
 mod set;
 mod state_dir;
+mod tickets;
 mod tls;
 mod token;
 

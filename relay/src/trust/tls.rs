@@ -10,6 +10,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::State;
+use super::tickets::Tickets;
 
 /// The name in the server's certificate. A caller that trusts the relay's own CA (`--ca`) verifies this
 /// name, whatever address it dials: the CA signs nothing else.
@@ -17,7 +18,8 @@ pub use isthmus_proto::hello::SERVER_NAME;
 
 /// The service port's TLS configuration.
 ///
-/// Callers authenticate with tokens inside, so no client certificate is asked for.
+/// Callers authenticate with tokens inside, so no client certificate is asked for, and a ticket proves nothing but that its
+/// holder has met this relay.
 ///
 /// # Errors
 /// The server's key does not fit its certificate.
@@ -25,13 +27,18 @@ pub fn server_config(state: &State) -> anyhow::Result<Arc<ServerConfig>> {
     server_config_with(state, Vec::new())
 }
 
-/// [`server_config`], but callers may show a certificate of one of these authorities.
+/// [`server_config`], but callers may show a certificate of one of these authorities. If there are any, nobody gets a ticket:
+/// a certificate is to be checked each time.
 pub(super) fn server_config_with(
     state: &State,
     authorities: Vec<CertificateDer<'static>>,
 ) -> anyhow::Result<Arc<ServerConfig>> {
-    record::server_config_with_callers(vec![state.certificate().clone()], state.private_key(), authorities)
-        .with_context(|| format!("server.pem and server.key in {} do not fit together", state.path().display()))
+    let (chain, key) = (vec![state.certificate().clone()], state.private_key());
+    let config = match authorities.is_empty() {
+        true => record::server_config_with_tickets(chain, key, Arc::new(Tickets::of(state))),
+        false => record::server_config_with_callers(chain, key, authorities),
+    };
+    config.with_context(|| format!("server.pem and server.key in {} do not fit together", state.path().display()))
 }
 
 /// When the first of a file's certificates (PEM) expires, in seconds since 1970; `None` where none can be read.

@@ -4,6 +4,7 @@ mod callers;
 mod handshake;
 mod interop;
 mod session;
+mod tickets;
 
 use std::sync::Arc;
 
