@@ -63,16 +63,18 @@ impl Pulse {
             Maintain::Caller { interval, dead } => (millis(interval).max(1), millis(dead)),
             Maintain::Relay { silence } => (0, millis(silence)),
         };
+        // A caller's first one waits as well: its greeting has just been on its way.
+        let (last_ping, unasked) = if interval_ms > 0 { (now, ECHO_EACH - 1) } else { (NEVER, 0) };
         Self {
             last_heard: now,
-            last_ping: NEVER,
+            last_ping,
             unanswered: NEVER,
             interval_ms,
             dead_ms,
             rtt_us: 0,
             echo_due: false,
             watched: false,
-            unasked: 0,
+            unasked,
         }
     }
 
@@ -125,7 +127,8 @@ impl Pulse {
     /// Bytes flow: measure the round trip now and then. Never while an echo is missing: on a path longer
     /// than the interval, each ping would make the echo before it worthless.
     pub(super) fn sample(&mut self, now: Instant, control: &mut ControlBuf) {
-        if !self.echo_due && self.last_ping().is_none_or(|sent| now.since(sent) >= SAMPLE_INTERVAL) {
+        let due = self.rtt_us == 0 || self.last_ping().is_none_or(|sent| now.since(sent) >= SAMPLE_INTERVAL);
+        if !self.echo_due && due {
             self.ping(now, control);
         }
     }
@@ -141,8 +144,7 @@ impl Pulse {
     /// Keeps the channel alive: by an unasked echo where acknowledgements tell of a dead path, which costs the other end
     /// no answer; by a ping now and then, since a path may acknowledge what the other end never reads.
     fn maintain_channel(&mut self, now: Instant, control: &mut ControlBuf) {
-        let asks = !self.watched || self.unanswered().is_some() || self.unasked + 1 >= ECHO_EACH;
-        if asks || self.last_ping().is_none() {
+        if !self.watched || self.unanswered().is_some() || self.unasked + 1 >= ECHO_EACH {
             return self.ping(now, control);
         }
         control.push(&Frame::Pong { opaque: UNASKED });
@@ -355,10 +357,11 @@ mod tests {
     fn a_silent_relay_is_dead_after_the_dead_time_and_not_before() {
         let mut control = ControlBuf::default();
         let mut pulse = Pulse::new(Maintain::Caller { interval: INTERVAL, dead: DEAD }, at(0));
-        assert_eq!(pulse.on_deadline(at(0), &mut control), Ok(()));
-        pulse.heard(at(0));
-        assert_eq!(pulse.deadline(), at(8));
+        assert_eq!(pulse.deadline(), at(8), "the greeting has just passed");
+        assert_eq!(pulse.on_deadline(at(7), &mut control), Ok(()));
+        assert!(control.is_empty());
         assert_eq!(pulse.on_deadline(at(8), &mut control), Ok(()));
+        assert!(!control.is_empty());
         assert_eq!(pulse.on_deadline(at(17), &mut control), Ok(()));
         assert_eq!(pulse.on_deadline(at(18), &mut control), Err(Code::Silent));
     }
@@ -368,7 +371,7 @@ mod tests {
         let mut pulse = Pulse::new(Maintain::Caller { interval: INTERVAL, dead: DEAD }, at(0));
         pulse.watch_acknowledgements();
         let mut asked = Vec::new();
-        for ping in 0..7 {
+        for ping in 1..8 {
             let mut control = ControlBuf::default();
             let now = at(8 * ping);
             assert_eq!(pulse.on_deadline(now, &mut control), Ok(()));
@@ -389,9 +392,9 @@ mod tests {
         let mut control = ControlBuf::default();
         let mut pulse = Pulse::new(Maintain::Caller { interval: INTERVAL, dead: DEAD }, at(0));
         pulse.watch_acknowledgements();
-        assert_eq!(pulse.on_deadline(at(0), &mut control), Ok(()));
         assert_eq!(pulse.on_deadline(at(8), &mut control), Ok(()));
-        assert_eq!(pulse.on_deadline(at(10), &mut control), Err(Code::Silent));
+        assert_eq!(pulse.on_deadline(at(16), &mut control), Ok(()));
+        assert_eq!(pulse.on_deadline(at(18), &mut control), Err(Code::Silent));
     }
 
     #[test]

@@ -63,8 +63,11 @@ pub(crate) struct Counts {
 
 impl State {
     pub(crate) fn new(config: LinkConfig, report: Option<Box<Report>>, now: Instant) -> Self {
+        let mut link = Link::new(config, now);
+        // Its owner may ask how long the way is before anything has gone it.
+        link.measure(now);
         Self {
-            link: Link::new(config, now),
+            link,
             entries: Slab::new(),
             ended: None,
             finished: false,
