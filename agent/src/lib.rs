@@ -15,6 +15,7 @@ pub mod resolve;
 pub mod token;
 
 mod bind;
+mod channels;
 mod manager;
 mod mediator;
 mod names;

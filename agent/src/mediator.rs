@@ -18,6 +18,7 @@ use isthmus_service::Notifier;
 
 use crate::asking;
 use crate::audit::Audit;
+use crate::channels::Channels;
 use crate::config::Config;
 use crate::environment::{self, Watch};
 use crate::names::Names;
@@ -43,7 +44,8 @@ const TIMER_ENVIRONMENT: u32 = 1;
 const TIMER_RENEW: u32 = 2;
 const TIMER_LEAVE: u32 = 3;
 const TIMER_ALIVE: u32 = 4;
-pub(crate) const TIMER_CONNECT: u32 = 5;
+const TIMER_CHANNELS: u32 = 5;
+pub(crate) const TIMER_CONNECT: u32 = 6;
 
 const WATCH_ENVIRONMENT: u32 = 0;
 const WATCH_SIGNALS: u32 = 1;
@@ -104,6 +106,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         renew: engine.add_timer(TIMER_RENEW),
         leave: engine.add_timer(TIMER_LEAVE),
         alive: engine.add_timer(TIMER_ALIVE),
+        channels: engine.add_timer(TIMER_CHANNELS),
     };
     engine.set_timer(timers.dial, engine.now());
     let mut mediator = Mediator {
@@ -130,6 +133,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         link: None,
         up: false,
         ports: Ports::default(),
+        channels: Channels::default(),
         names,
     };
     mediator.tell_ready(&mut engine);
@@ -153,6 +157,7 @@ pub(crate) struct Timers {
     renew: TimerId,
     leave: TimerId,
     pub(crate) alive: TimerId,
+    pub(crate) channels: TimerId,
 }
 
 pub(crate) struct Mediator {
@@ -188,6 +193,7 @@ pub(crate) struct Mediator {
     /// Established.
     pub(crate) up: bool,
     pub(crate) ports: Ports,
+    pub(crate) channels: Channels,
     pub(crate) names: Names,
 }
 
@@ -202,6 +208,7 @@ impl Control for Mediator {
             Event::Timer { number: TIMER_RENEW } => self.renew(engine),
             Event::Timer { number: TIMER_LEAVE } => self.gone = true,
             Event::Timer { number: TIMER_ALIVE } => self.keep_telling(engine),
+            Event::Timer { number: TIMER_CHANNELS } => self.on_channels_due(engine),
             Event::Timer { number } => self.ports.on_connect_timeout(engine, number - TIMER_CONNECT),
             Event::Watched { number: WATCH_SIGNALS } => self.on_signals(engine),
             Event::Watched { .. } => {
@@ -226,10 +233,7 @@ impl Control for Mediator {
             Event::Connected { stream, link, slot, result } => self.on_connected(engine, stream, link, slot, result),
             Event::Accepted { tag, socket, peer } => self.on_host(engine, tag, socket, peer),
             Event::PortEnded { owner, .. } => self.ports.forget(owner),
-            Event::ChannelsChanged { link } => {
-                let (all, live) = engine.channels_of(link);
-                tracing::info!(live, all, "UDP channels");
-            }
+            Event::ChannelsChanged { link } => self.on_channels_changed(engine, link),
             Event::Lifetime { proven, period, settled, .. } => {
                 let (proven_s, period_s) = (proven.as_secs_f32(), period.as_secs_f32());
                 tracing::info!(proven_s, period_s, settled, "the gateway's UDP bindings live at least so long");
@@ -305,6 +309,7 @@ impl Mediator {
         }
         self.audit.forget();
         self.ports.clear(engine);
+        self.channels.clear();
         let was_up = std::mem::take(&mut self.up);
         // Another mediator of the same name would be replaced in its turn, and so on without end.
         let retry_after_ms = if code == Code::Replaced { retry_after_ms.max(REPLACED_WAIT_MS) } else { retry_after_ms };

@@ -175,6 +175,20 @@ impl Mediator {
         if let Ask::Open { asker, .. } = ask {
             self.audit.opened(slot, asker);
         }
+        if !self.waits_for_channel(engine, link, slot, owner, request, ask) {
+            self.do_request(engine, link, slot, owner, request, ask);
+        }
+    }
+
+    pub(crate) fn do_request(
+        &mut self,
+        engine: &mut Engine,
+        link: Key,
+        slot: Slot,
+        owner: Key,
+        request: u16,
+        ask: Ask,
+    ) {
         let (to, outcome) = match ask {
             Ask::Open { flags, local, peer, .. } if flags.has(OpenFlags::UDP) => {
                 (RequestKind::Open, self.open_udp(engine, link, slot, flags, local, peer))

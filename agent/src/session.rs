@@ -1,4 +1,4 @@
-//! Dialling the relay, the greeting, and the UDP channels of a new session.
+//! Dialling the relay, and the greeting of a new session.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -10,10 +10,10 @@ use isthmus_engine::{Caller, Engine, Key};
 use isthmus_proto::Code;
 use isthmus_proto::hello::{self, Hello, Role, Welcome};
 use isthmus_proto::limits::FRAME_PAYLOAD_MAX;
-use isthmus_proto::link::{ChannelClock, Lifetime, LinkConfig, Maintain, Side};
-use isthmus_proto::record::{self, ClientHandshake, Tickets, UdpSecret};
+use isthmus_proto::link::{LinkConfig, Maintain, Side};
+use isthmus_proto::record::{self, ClientHandshake, Tickets};
 use isthmus_proto::wire::Frame;
-use isthmus_ring::{Family, Socket, UdpOptions};
+use isthmus_ring::{Family, Socket};
 use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -21,8 +21,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use crate::config::{Config, Trust};
 use crate::mediator::Mediator;
 
-/// The service port's UDP sockets of one session are the relay's single number from several local ones.
-const CHANNEL_BUFFER: usize = 2 << 20;
+/// A time that the relay told; never none.
+pub(crate) fn millis(ms: u32) -> Duration {
+    Duration::from_millis(u64::from(ms.max(1)))
+}
 
 /// What is kept of a relay between two tunnels, as long as it is known by the same pin or authorities.
 pub(crate) struct KnownRelay {
@@ -113,7 +115,6 @@ impl Mediator {
             bail!("the relay speaks version {version}, this mediator version {}", hello::VERSION);
         }
         let welcome: Welcome = serde_json::from_slice(json).context("the relay's welcome is not valid")?;
-        let millis = |ms: u32| Duration::from_millis(u64::from(ms.max(1)));
         let dead = millis(welcome.dead_ms);
         let maintain = Maintain::Caller { interval: millis(welcome.keepalive_tcp_ms), dead };
         engine.establish(link, LinkConfig { side: Side::Responder, ports_max: welcome.ports_max, maintain });
@@ -123,54 +124,16 @@ impl Mediator {
         }
         self.expect_outcomes(welcome.asks_max as usize);
         self.watch_token(engine);
-        tracing::info!(session = welcome.session, observed = %welcome.observed, channels = welcome.channels.len(), "tunnel up");
-        let start = millis(welcome.keepalive_udp_ms);
-        match self.open_channels(engine, link, &welcome, ChannelClock::new(start, dead)) {
-            Ok(()) => self.learn_lifetime(engine, link, start, millis(welcome.keepalive_udp_max_ms)),
-            Err(error) => tracing::warn!("without UDP channels: {error:#}"),
-        }
+        tracing::info!(
+            session = welcome.session,
+            observed = %welcome.observed,
+            channels = welcome.channels.len(),
+            channels_after_ms = welcome.udp_after_ms,
+            "tunnel up"
+        );
+        self.take_channels(engine, link, &welcome);
         Ok(())
     }
-
-    fn open_channels(
-        &self,
-        engine: &mut Engine,
-        link: Key,
-        welcome: &Welcome,
-        clock: ChannelClock,
-    ) -> anyhow::Result<()> {
-        let secret = match (engine.udp_secret(link), &welcome.udp_secret) {
-            (Some(secret), _) => secret,
-            (None, Some(hex)) => UdpSecret::new(from_hex(hex).context("the welcome's UDP secret is not valid")?.into()),
-            (None, None) => return Ok(()),
-        };
-        let relay = engine.link_peer(link).context("the tunnel is gone")?;
-        for &id in &welcome.channels {
-            let socket = channel_socket(relay)?;
-            engine.add_caller_channel(link, socket, welcome.shard, id, &secret, clock)?;
-        }
-        Ok(())
-    }
-
-    /// Begins to ask how long the gateway keeps bindings.
-    fn learn_lifetime(&self, engine: &mut Engine, link: Key, start: Duration, max: Duration) {
-        let Some(relay) = engine.link_peer(link) else { return };
-        let mut random = [0; 8];
-        // Without random bytes, the moment of the welcome spreads as well.
-        let _ = getrandom::fill(&mut random);
-        let lifetime = Lifetime::new(start, max, u64::from_ne_bytes(random) ^ engine.now().0, engine.now());
-        engine.learn_lifetime(link, lifetime, Box::new(move || channel_socket(relay).ok()));
-    }
-}
-
-/// A socket on a local port of its own, connected to the relay's service port.
-fn channel_socket(relay: SocketAddr) -> anyhow::Result<Socket> {
-    let any: SocketAddr = if relay.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
-    let socket =
-        Socket::udp(any, UdpOptions { gro: true, ..UdpOptions::default() }).context("cannot make a UDP socket")?;
-    let _ = socket.set_buffers(Some(CHANNEL_BUFFER), Some(CHANNEL_BUFFER));
-    socket.connect_udp(relay).with_context(|| format!("no route for UDP to {relay}"))?;
-    Ok(socket)
 }
 
 /// The mediator's own certificate, read at each connection, so that it can be renewed in place.
@@ -211,16 +174,4 @@ fn record_trust(config: &Config) -> anyhow::Result<record::Trust> {
             record::Trust::Ca(authorities.with_context(|| format!("--ca: {} is no PEM file", path.display()))?)
         }
     })
-}
-
-fn from_hex(text: &str) -> Option<[u8; 32]> {
-    let mut secret = [0; 32];
-    let bytes = text.as_bytes();
-    if bytes.len() != 64 {
-        return None;
-    }
-    for (byte, pair) in secret.iter_mut().zip(bytes.chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(secret)
 }

@@ -37,6 +37,11 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_none(ms: &u32) -> bool {
+    *ms == 0
+}
+
 /// A caller's role.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -114,6 +119,9 @@ pub struct Welcome {
     pub shard: ShardId,
     /// UDP channels granted.
     pub channels: Vec<ChannelId>,
+    /// Milliseconds that a mediator leaves these channels unopened, unless something needs them: many come at once. Zero: none.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub udp_after_ms: u32,
     /// In plaintext mode only: the secret (64 hex digits) that UDP channels use instead of the TLS exporter's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub udp_secret: Option<String>,

@@ -14,9 +14,9 @@ use super::results::write_page;
 
 #[derive(Debug, Args)]
 pub(super) struct Common {
-    /// Threads of the relay
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u16).range(1..=64))]
-    shards: u16,
+    /// Threads of the relay [default: 1; for storm one for each processor, as is a relay's own]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=64))]
+    shards: Option<u16>,
     /// TCP congestion control on every leg
     #[arg(long, value_name = "NAME", default_value = "cubic", value_parser = ["cubic", "bbr", "reno"])]
     congestion: String,
@@ -129,7 +129,16 @@ pub(super) struct Doors {
 
 impl Common {
     fn settings(&self) -> works::Common {
-        works::Common { shards: self.shards, congestion: self.congestion.clone(), channels: self.udp_channels }
+        self.settings_with(1)
+    }
+
+    /// With so many shards where none are given.
+    fn settings_with(&self, shards: u16) -> works::Common {
+        works::Common {
+            shards: self.shards.unwrap_or(shards),
+            congestion: self.congestion.clone(),
+            channels: self.udp_channels,
+        }
     }
 
     fn finish(&self, report: &Report) -> anyhow::Result<ExitCode> {
@@ -155,7 +164,9 @@ pub(super) fn idle(args: &Idle) -> anyhow::Result<ExitCode> {
 
 pub(super) fn storm(args: &Storm) -> anyhow::Result<ExitCode> {
     let settings = storm::Settings { count: args.count, rounds: args.rounds };
-    args.common.finish(&storm::run(&settings, &args.common.settings())?)
+    // As many as a relay has by itself, at most as may be given.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from).min(64);
+    args.common.finish(&storm::run(&settings, &args.common.settings_with(cores as u16))?)
 }
 
 pub(super) fn mixed(args: &Mixed) -> anyhow::Result<ExitCode> {

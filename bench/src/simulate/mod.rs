@@ -1,6 +1,7 @@
 //! Many mediators in one process, on a few event loops: each is a real tunnel with its own keys and UDP
 //! channels, made by the same engine as the mediator's. What they lend is an echo service.
 
+mod channels;
 mod echo;
 mod part;
 mod ports;
@@ -83,6 +84,10 @@ pub struct Figures {
     pub found_up_after: Option<Duration>,
     /// When the last one was up.
     pub up_at: Option<SystemTime>,
+    /// Welcomes that asked to leave UDP channels for later, since all were up the last time.
+    pub channels_later: u64,
+    /// From when these figures were told until the last of those channels is opened.
+    pub channels_wait: Duration,
     /// Why attempts and tunnels ended.
     pub ended: BTreeMap<&'static str, u64>,
     /// Requests answered.
@@ -104,6 +109,8 @@ impl Figures {
         if let Some(at) = self.up_at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok()) {
             line.add("up_at_s", format_args!("{:.3}", at.as_secs_f64()));
         }
+        line.add("channels_later", self.channels_later);
+        line.add("channels_wait_s", format_args!("{:.3}", self.channels_wait.as_secs_f64()));
         line.add_percentiles("handshake", &self.handshakes);
         line.add("requests", self.requests);
         line.add("refused", self.refused);
@@ -126,6 +133,7 @@ const DESCRIPTORS_BESIDE: u64 = 64;
 
 const TIMER_AGAIN: u32 = 0;
 const TIMER_PHASE: u32 = 1;
+const TIMER_CHANNELS: u32 = 2;
 
 /// Runs them, on a ring and a thread for each [`PER_RING`]. `told` gets the figures each time that all are up: at first,
 /// and again when some had ended in between, since those are made anew as a mediator does. `run` returns the figures at
@@ -157,7 +165,7 @@ pub fn run(settings: Settings, mut told: impl FnMut(&mut Figures)) -> anyhow::Re
         let work = move || {
             let result = part.run();
             // Whoever listened has gone, and with it the need to know.
-            let _ = ended.send(Letter::Ended(number, result));
+            let _ = ended.send(Letter::Ended(number, result.map(Box::new)));
         };
         threads.push(thread::Builder::new().name(format!("mediators-{number}")).spawn(work)?);
     }
@@ -173,7 +181,7 @@ pub fn run(settings: Settings, mut told: impl FnMut(&mut Figures)) -> anyhow::Re
         match letter {
             Some(Letter::Told(_, Told::Begun(waker))) => wakers.push(waker),
             Some(Letter::Told(number, Told::Up(figures))) => {
-                latest[number] = Some(figures);
+                latest[number] = Some(*figures);
                 if latest.iter().all(Option::is_some) {
                     let mut all = Figures::sum(latest.iter().flatten());
                     told(&mut all);
@@ -200,14 +208,14 @@ pub fn run(settings: Settings, mut told: impl FnMut(&mut Figures)) -> anyhow::Re
         Letter::Ended(_, result) => Some(result),
         Letter::Told(..) => None,
     });
-    let figures: Vec<Figures> = ended.collect::<anyhow::Result<_>>()?;
-    Ok(Figures::sum(&figures))
+    let figures: Vec<Box<Figures>> = ended.collect::<anyhow::Result<_>>()?;
+    Ok(Figures::sum(figures.iter().map(|figures| &**figures)))
 }
 
 /// What the parts' threads send.
 enum Letter {
     Told(usize, Told),
-    Ended(usize, anyhow::Result<Figures>),
+    Ended(usize, anyhow::Result<Box<Figures>>),
 }
 
 impl Settings {
@@ -235,6 +243,8 @@ impl Figures {
             sum.all_up_after = sum.all_up_after.max(part.all_up_after);
             sum.found_up_after = sum.found_up_after.max(part.found_up_after);
             sum.up_at = sum.up_at.max(part.up_at);
+            sum.channels_later += part.channels_later;
+            sum.channels_wait = sum.channels_wait.max(part.channels_wait);
             for (&word, count) in &part.ended {
                 *sum.ended.entry(word).or_default() += count;
             }
@@ -248,6 +258,7 @@ impl Figures {
 struct Timers {
     again: TimerId,
     phase: TimerId,
+    channels: TimerId,
 }
 
 /// One mediator's link.
@@ -279,7 +290,12 @@ struct Simulator {
     started: Option<Instant>,
     /// When the first attempt since then was begun that found a relay.
     found: Option<Instant>,
-    /// That all were up.
+    /// UDP channels that are opened later, by when.
+    unopened: channels::Unopened,
+    /// That all were up, and when, is noted.
+    noted: bool,
+    /// It was told ever: at first all of a tunnel has to stand, since what is measured then needs it.
+    told_before: bool,
     told: bool,
     phase_over: bool,
     stop: Arc<AtomicBool>,
@@ -293,6 +309,7 @@ impl Control for Simulator {
                 self.waiting.extend(self.later.drain(..));
                 self.dial_more(engine);
             }
+            Event::Timer { number: TIMER_CHANNELS } => self.open_later_channels(engine),
             Event::Timer { .. } => self.phase_over = true,
             Event::LinkReady { link } => {
                 if let (None, Some(tunnel)) = (self.found, self.links.get(&link)) {
@@ -339,13 +356,21 @@ impl Control for Simulator {
 
     /// What the loop in [`Part::run`] looks for has come: it shall not sleep on it.
     fn has_work(&self) -> bool {
-        self.phase_over || self.stop.load(Ordering::Acquire) || self.all_up() && !self.told
+        self.phase_over || self.stop.load(Ordering::Acquire) || self.is_to_be_noted() || self.is_to_be_told()
     }
 }
 
 impl Simulator {
     fn all_up(&self) -> bool {
         self.figures.up == self.settings.names.len()
+    }
+
+    fn is_to_be_noted(&self) -> bool {
+        self.all_up() && !self.noted
+    }
+
+    fn is_to_be_told(&self) -> bool {
+        self.all_up() && !self.told && (self.told_before || self.unopened.is_empty())
     }
 
     fn dial_more(&mut self, engine: &mut Engine) {
@@ -379,6 +404,7 @@ impl Simulator {
 
     fn on_ended(&mut self, engine: &mut Engine, link: Key, code: Code, text: &str) {
         let Some(tunnel) = self.links.remove(&link) else { return };
+        self.unopened.forget(link);
         tracing::debug!(mediator = %self.settings.names[tunnel.index], reason = code.word(), text, "tunnel ended");
         *self.figures.ended.entry(code.word()).or_default() += 1;
         if tunnel.up {
@@ -386,7 +412,8 @@ impl Simulator {
                 // All are up again later than now.
                 self.started = Some(engine.now());
                 self.found = None;
-                self.told = false;
+                (self.noted, self.told) = (false, false);
+                self.figures.channels_later = 0;
             }
             self.figures.up -= 1;
         } else {

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use isthmus_engine::{Engine, EngineConfig};
 use isthmus_proto::time::Instant;
 use isthmus_ring::{Ring, RingConfig, Waker};
 
-use super::{Figures, Settings, Simulator, TIMER_AGAIN, TIMER_PHASE, Timers, echo, ports, session};
+use super::{
+    Figures, Settings, Simulator, TIMER_AGAIN, TIMER_CHANNELS, TIMER_PHASE, Timers, channels, echo, ports, session,
+};
 
 /// What a part is to do, and how it tells of itself.
 pub(super) struct Part<T> {
@@ -27,7 +29,7 @@ pub(super) enum Told {
     /// Its ring stands.
     Begun(Waker),
     /// All of its tunnels are up: the first time, and again after some had ended.
-    Up(Figures),
+    Up(Box<Figures>),
 }
 
 impl<T: Fn(Told)> Part<T> {
@@ -39,7 +41,11 @@ impl<T: Fn(Told)> Part<T> {
         let Self { settings, number, services, stop, tell } = self;
         let mut engine = Engine::new(Ring::new(RingConfig::default())?, EngineConfig::default());
         tell(Told::Begun(engine.ring().waker()));
-        let timers = Timers { again: engine.add_timer(TIMER_AGAIN), phase: engine.add_timer(TIMER_PHASE) };
+        let timers = Timers {
+            again: engine.add_timer(TIMER_AGAIN),
+            phase: engine.add_timer(TIMER_PHASE),
+            channels: engine.add_timer(TIMER_CHANNELS),
+        };
         let count = settings.names.len();
         let report = session::report()?;
         let mut simulator = Simulator {
@@ -56,6 +62,9 @@ impl<T: Fn(Told)> Part<T> {
             timers,
             started: None,
             found: None,
+            unopened: channels::Unopened::default(),
+            noted: false,
+            told_before: false,
             told: false,
             phase_over: false,
             stop,
@@ -67,14 +76,19 @@ impl<T: Fn(Told)> Part<T> {
         while !simulator.stopped() {
             engine.turn(&mut simulator).context("the ring failed")?;
             anyhow::ensure!(!simulator.phase_over, "not all are up in time: {}", simulator.figures.line());
-            if simulator.all_up() && !simulator.told {
-                simulator.told = true;
+            if simulator.is_to_be_noted() {
+                simulator.noted = true;
                 let started = simulator.started.take();
                 simulator.figures.all_up_after = started.map(|started| engine.now().since(started));
                 simulator.figures.found_up_after = simulator.found.map(|found| engine.now().since(found));
                 simulator.figures.up_at = Some(SystemTime::now());
+            }
+            if simulator.is_to_be_told() {
+                (simulator.told, simulator.told_before) = (true, true);
                 engine.remove_timer(simulator.timers.phase);
-                tell(Told::Up(simulator.figures.clone()));
+                simulator.figures.channels_wait =
+                    simulator.unopened.last().map_or(Duration::ZERO, |at| at.since(engine.now()));
+                tell(Told::Up(Box::new(simulator.figures.clone())));
             }
         }
         Ok(simulator.figures)

@@ -38,6 +38,7 @@ impl Simulator {
     ) {
         let (to, outcome) = match ask {
             Ask::Open { flags, .. } if flags.has(OpenFlags::UDP) => {
+                self.open_channels(engine, link);
                 (RequestKind::Open, self.open_udp(engine, link, slot, flags))
             }
             Ask::Open { .. } => {

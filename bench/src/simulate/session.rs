@@ -10,7 +10,7 @@ use isthmus_proto::hello::{self, Hello, Report, Role, Welcome};
 use isthmus_proto::link::{ChannelClock, LinkConfig, Maintain, Side};
 use isthmus_proto::record::ClientHandshake;
 use isthmus_proto::wire::Frame;
-use isthmus_ring::{BindOptions, Family, Socket, UdpOptions};
+use isthmus_ring::{BindOptions, Family, Socket};
 use rustls::pki_types::ServerName;
 
 use super::Simulator;
@@ -53,7 +53,7 @@ impl Simulator {
     }
 
     /// A mediator's own address, with any port number.
-    fn source(&self, index: usize) -> Option<SocketAddr> {
+    pub(super) fn source(&self, index: usize) -> Option<SocketAddr> {
         let net = self.settings.sources?;
         // The network's own address and the broadcast address at its end are nobody's.
         let hosts = u32::MAX.checked_shr(net.prefix_len().into()).unwrap_or(0).saturating_sub(1).max(1);
@@ -95,10 +95,7 @@ impl Simulator {
             // What a mediator learns behind a gateway that keeps bindings for longer than the relay lets it ask.
             clock.set_period(millis(welcome.keepalive_udp_max_ms) * 4 / 5);
         }
-        if let Err(error) = self.open_channels(engine, link, &welcome, clock) {
-            tracing::warn!("without UDP channels: {error:#}");
-            *self.figures.ended.entry("no-channels").or_default() += 1;
-        }
+        self.take_channels(engine, link, &welcome, clock);
         if let Some(tunnel) = self.links.get_mut(&link) {
             tunnel.up = true;
             self.dialling -= 1;
@@ -107,27 +104,6 @@ impl Simulator {
             self.figures.handshakes.add(engine.now().since(self.dialled[tunnel.index]));
         }
         self.dial_more(engine);
-        Ok(())
-    }
-
-    /// Plaintext mode's channels have their secret in the welcome; nothing here needs them, and none are opened.
-    fn open_channels(
-        &self,
-        engine: &mut Engine,
-        link: Key,
-        welcome: &Welcome,
-        clock: ChannelClock,
-    ) -> anyhow::Result<()> {
-        let Some(secret) = engine.udp_secret(link) else { return Ok(()) };
-        let relay = self.settings.relay;
-        let any: SocketAddr = if relay.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
-        let any = self.links.get(&link).and_then(|tunnel| self.source(tunnel.index)).unwrap_or(any);
-        for &id in &welcome.channels {
-            let options = UdpOptions { gro: true, ..UdpOptions::default() };
-            let socket = Socket::udp(any, options).context("cannot make a UDP socket")?;
-            socket.connect_udp(relay).with_context(|| format!("no route for UDP to {relay}"))?;
-            engine.add_caller_channel(link, socket, welcome.shard, id, &secret, clock)?;
-        }
         Ok(())
     }
 }

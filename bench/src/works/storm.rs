@@ -72,6 +72,9 @@ struct Storm {
     relay_cpu: f64,
     mediators_cpu: f64,
     machine_cpu: f64,
+    /// Mediators that left their UDP channels for later, as the relay asked, and in how many seconds the last ones open them.
+    channels_later: f64,
+    channels_wait: f64,
 }
 
 /// Measures.
@@ -105,8 +108,8 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
         let storm = storm(&mut lab, &mediators)?;
         record(&mut report, WORK, STORM, round, storm.values(&alone));
         record(&mut report, WORK, MEANWHILE, round, Lab::ended(&meanwhile, expected)?);
-        // Before the next crash the machine is to be quiet.
-        std::thread::sleep(Duration::from_secs(1));
+        // Before the next crash all of them have their channels, and the machine is quiet.
+        std::thread::sleep(Duration::from_secs_f64(1.0 + storm.channels_wait));
     }
     report.background = lab.background();
     judge(&mut report, settings.count, cores);
@@ -123,10 +126,13 @@ fn storm(lab: &mut Lab, mediators: &[Process]) -> anyhow::Result<Storm> {
     let runs = killed.elapsed().as_secs_f64();
     let (relay, mediated, machine) = (meter::cpu_s(lab.relay_pid())?, cpu()?, meter::busy_s()?);
     let (mut found, mut back) = (f64::INFINITY, 0.0f64);
+    let (mut channels_later, mut channels_wait) = (0.0, 0.0f64);
     for (process, mark) in mediators.iter().zip(marks) {
         let line = parse(&process.wait_for_after(mark, "back ", PATIENCE)?)?;
         let value = |key: &str| line.get(key).copied().with_context(|| format!("mediators came back without {key}"));
         let at = value("up_at_s")? - clock;
+        channels_later += value("channels_later")?;
+        channels_wait = channels_wait.max(value("channels_wait_s")?);
         (found, back) = (found.min(at - value("found_up_s")?), back.max(at));
     }
     Ok(Storm {
@@ -136,6 +142,8 @@ fn storm(lab: &mut Lab, mediators: &[Process]) -> anyhow::Result<Storm> {
         relay_cpu: meter::cpu_s(lab.relay_pid())? - relay,
         mediators_cpu: cpu()? - mediated,
         machine_cpu: meter::busy_s()? - machine,
+        channels_later,
+        channels_wait,
     })
 }
 
@@ -178,6 +186,8 @@ impl Storm {
             ("relay_us_per_handshake", self.relay_cpu * 1e6 / count),
             ("mediator_us_per_handshake", self.mediators_cpu * 1e6 / count),
             ("machine_us_per_handshake", self.machine_cpu * 1e6 / count),
+            ("channels_later", self.channels_later),
+            ("channels_wait_s", self.channels_wait),
         ])
     }
 }
@@ -209,7 +219,16 @@ mod tests {
     fn storm_is_held_against_the_cost_of_both_ends_over_all_cores() {
         let pure = Pure { server_s: 60e-6, client_s: 140e-6 };
         let alone = Alone { pure, connected_s: 300e-6, count: 10_000, cores: 2 };
-        let storm = Storm { runs: 0.2, found: 0.25, back: 2.05, relay_cpu: 1.2, mediators_cpu: 2.0, machine_cpu: 3.5 };
+        let storm = Storm {
+            runs: 0.2,
+            found: 0.25,
+            back: 2.05,
+            relay_cpu: 1.2,
+            mediators_cpu: 2.0,
+            machine_cpu: 3.5,
+            channels_later: 0.0,
+            channels_wait: 0.0,
+        };
         let values = storm.values(&alone);
         assert!((values["back_s"] - 1.8).abs() < 1e-9);
         assert!((values["back_by_pure_ratio"] - 1.8).abs() < 1e-9);

@@ -5,6 +5,7 @@ mod answers;
 mod asked;
 mod check;
 mod common;
+mod crowd;
 mod doctor;
 mod documents;
 mod environment;

@@ -250,6 +250,7 @@ impl<P: Payload> Link<P> {
             Frame::Datagram { port, remote, more, len } => self.on_datagram(port, remote, more, len),
             Frame::Ping { opaque } => {
                 self.control.push(&Frame::Pong { opaque });
+                self.pulse.measure_once(now, &mut self.control);
                 Ok(Input::None)
             }
             Frame::Pong { opaque } => Ok(self.pulse.pong(opaque, now).map_or(Input::None, Input::RoundTrip)),

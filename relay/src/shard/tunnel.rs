@@ -82,7 +82,10 @@ impl Shard {
         let session = self.welcome(engine, link, Side::Requester, udp_channels, None);
         let observed = engine.link_peer(link).unwrap_or_else(nowhere);
         let now = engine.now();
-        if let Some(machine) = engine.link(link) {
+        // In a storm the first maintain packet measures.
+        if !self.is_crowded()
+            && let Some(machine) = engine.link(link)
+        {
             machine.measure(now);
         }
         tracing::info!(mediator = %id, session, %observed, "tunnel attached");

@@ -67,6 +67,7 @@ impl Party {
             version: "test".into(),
             shard: ShardId(5),
             channels: ids.clone(),
+            udp_after_ms: 0,
             udp_secret: options.plaintext.then(|| "09".repeat(32)),
             keepalive_tcp_ms: 20_000,
             keepalive_udp_ms: 8_000,

@@ -1,0 +1,93 @@
+//! Mediators that come while very many come: what can wait, waits.
+
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use isthmus_e2e::{Keys, Loopback, Process, SOON, program, word_after};
+use isthmus_terminal::{Config, Mediator, OpenOptions, Trust};
+
+/// Connections that begin no handshake: for the relay, callers on their way.
+const CALLERS: usize = 20;
+
+struct Crowd {
+    _relay: Process,
+    keys: Keys,
+    service: String,
+    _callers: Vec<TcpStream>,
+}
+
+impl Crowd {
+    fn gather() -> Self {
+        let keys = Keys::new();
+        let mut command = Command::new(program("isthmus-relay"));
+        command.arg("--state").arg(keys.path()).args(["--listen", "127.0.0.1:0", "--shards", "1"]);
+        command.args(["--handshake-timeout", "1m"]);
+        let relay = Process::spawn("relay", command);
+        let service = word_after(&relay.wait_for_line("relay runs", SOON), "listen=").to_owned();
+        let callers = (0..CALLERS).map(|_| TcpStream::connect(&service).unwrap()).collect();
+        let crowd = Self { _relay: relay, keys, service, _callers: callers };
+        let deadline = Instant::now() + SOON;
+        while crowd.ask("show stat json")["total"]["half_open"] != CALLERS {
+            assert!(Instant::now() < deadline, "not all callers are seen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        crowd
+    }
+
+    fn ask(&self, command: &str) -> serde_json::Value {
+        let mut ctl = Command::new(program("isthmus-relay"));
+        ctl.args(["ctl", "--state"]).arg(self.keys.path()).arg(command);
+        serde_json::from_slice(&ctl.output().unwrap().stdout).unwrap()
+    }
+
+    /// A mediator, and the milliseconds for which it was asked to leave its UDP channels unopened.
+    fn mediator(&self, id: &str) -> (Process, u64) {
+        let command = Loopback::agent_command(&self.keys, &self.service, id, &["--allow", "127.0.0.0/8"]);
+        let agent = Process::spawn(id, command);
+        let line = agent.wait_for_line("tunnel up", SOON);
+        let after = word_after(&line, "channels_after_ms=").parse().unwrap();
+        (agent, after)
+    }
+
+    async fn attach(&self, id: &str) -> Mediator {
+        let token = self.keys.terminal_token("*", &[]);
+        let config = Config::new(&*self.service, Trust::pin(self.keys.pin()).unwrap(), token);
+        Mediator::attach(&config, id.parse().unwrap()).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn udp_channels_of_a_crowd_wait_until_something_needs_them() {
+    let crowd = Crowd::gather();
+    let (agent, after) = crowd.mediator("cpe");
+    assert!((5000..10_000).contains(&after), "{after}");
+    let mediator = crowd.attach("cpe").await;
+    // It allows nothing but UDP, and so waits for the channel that it has opened.
+    let options = OpenOptions::udp().local("127.0.0.1:0".parse().unwrap()).redirect(false);
+    let socket = mediator.open(&options).await.unwrap().udp_socket().unwrap();
+    agent.wait_for_line("UDP channels", SOON);
+    let host = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(b"there", host.local_addr().unwrap()).await.unwrap();
+    let mut buffer = [0; 16];
+    let (len, from) = tokio::time::timeout(SOON, host.recv_from(&mut buffer)).await.unwrap().unwrap();
+    assert_eq!(&buffer[..len], b"there");
+    host.send_to(b"back", from).await.unwrap();
+    let (bytes, _) = tokio::time::timeout(SOON, socket.recv_datagram()).await.unwrap().unwrap();
+    assert_eq!(&bytes[..], b"back");
+}
+
+#[test]
+fn udp_channels_of_a_crowd_are_opened_when_their_time_comes() {
+    let crowd = Crowd::gather();
+    let (agent, after) = crowd.mediator("cpe");
+    assert!(after > 0);
+    agent.wait_for_line("UDP channels", SOON + Duration::from_millis(after));
+}
+
+#[test]
+fn mediator_that_comes_alone_has_its_channels_at_once() {
+    let world = Loopback::start(&[], &[]);
+    let line = world.agent.wait_for_line("tunnel up", SOON);
+    assert_eq!(word_after(&line, "channels_after_ms="), "0");
+}
