@@ -96,7 +96,7 @@ impl Mediator {
     pub(crate) fn on_channels_due(&mut self, engine: &mut Engine) {
         match self.channels.granted {
             Some(_) => self.open_channels(engine),
-            None => self.serve_waiting(engine),
+            None => self.serve_waiting(engine, |_| true),
         }
     }
 
@@ -104,7 +104,7 @@ impl Mediator {
         let (all, live) = engine.channels_of(link);
         tracing::info!(live, all, "UDP channels");
         if live > 0 {
-            self.serve_waiting(engine);
+            self.serve_waiting(engine, |_| true);
         }
     }
 
@@ -118,7 +118,20 @@ impl Mediator {
         request: u16,
         ask: Ask,
     ) -> bool {
-        let (Ask::Open { flags, .. } | Ask::Switch { flags }) = ask else { return false };
+        // What is asked of one port is done in its order.
+        if self.channels.waiting.iter().any(|waiting| waiting.slot == slot) {
+            if ask != Ask::Close && self.channels.waiting.len() < WAITING_MAX {
+                self.channels.waiting.push(Waiting { link, slot, owner, request, ask });
+                return true;
+            }
+            self.serve_waiting(engine, |waiting| waiting.slot == slot);
+            return false;
+        }
+        let flags = match ask {
+            Ask::Open { flags, .. } if flags.has(OpenFlags::UDP) => flags,
+            Ask::Switch { flags } => flags,
+            _ => return false,
+        };
         if !flags.has(OpenFlags::REDIRECT) {
             return false;
         }
@@ -132,9 +145,11 @@ impl Mediator {
         true
     }
 
-    /// Those that waited are looked at again.
-    fn serve_waiting(&mut self, engine: &mut Engine) {
-        for Waiting { link, slot, owner, request, ask } in std::mem::take(&mut self.channels.waiting) {
+    /// Those that waited are done now.
+    fn serve_waiting(&mut self, engine: &mut Engine, which: impl Fn(&Waiting) -> bool) {
+        let (now, later) = std::mem::take(&mut self.channels.waiting).into_iter().partition(which);
+        self.channels.waiting = later;
+        for Waiting { link, slot, owner, request, ask } in now {
             // Its port may have ended meanwhile.
             if engine.link(link).is_some_and(|machine| machine.kind(slot).is_some()) {
                 self.do_request(engine, link, slot, owner, request, ask);

@@ -189,6 +189,8 @@ impl Mediator {
         request: u16,
         ask: Ask,
     ) {
+        // One that waited before it may have given the port an owner.
+        let owner = engine.link(link).and_then(|machine| machine.owner(slot)).map_or(owner, Key::from_bits);
         let (to, outcome) = match ask {
             Ask::Open { flags, local, peer, .. } if flags.has(OpenFlags::UDP) => {
                 (RequestKind::Open, self.open_udp(engine, link, slot, flags, local, peer))

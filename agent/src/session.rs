@@ -63,7 +63,8 @@ impl Mediator {
                     Some(known) if known.trust == trust => known,
                     _ => KnownRelay::new(trust)?,
                 };
-                let handshake = ClientHandshake::resuming(known.tls.clone(), server_name()?, known.tickets.clone());
+                let handshake =
+                    ClientHandshake::resuming(known.tls.clone(), server_name()?, known.tickets.clone(), engine.now());
                 self.known = Some(known);
                 Caller::Tls(Box::new(handshake))
             }

@@ -75,6 +75,9 @@ pub(super) struct PlainHop {
     /// Be the mediator's end, and lead there
     #[arg(long, value_name = "ADDR:PORT")]
     host: Option<SocketAddr>,
+    /// All streams on one connection of the tunnel, as the other end; no datagrams
+    #[arg(long)]
+    mux: bool,
 }
 
 pub(super) fn compare(args: Compare) -> anyhow::Result<ExitCode> {
@@ -113,8 +116,8 @@ pub(super) fn turn_echo(args: &TurnEcho) -> anyhow::Result<ExitCode> {
 pub(super) fn plain_hop(args: &PlainHop) -> anyhow::Result<ExitCode> {
     let ready = || println!("ready");
     match (args.visitors, args.host) {
-        (Some(visitors), _) => plain::relay(args.tunnel, visitors, ready)?,
-        (None, Some(host)) => plain::mediator(args.tunnel, host, ready)?,
+        (Some(visitors), _) => plain::relay(args.tunnel, visitors, args.mux, ready)?,
+        (None, Some(host)) => plain::mediator(args.tunnel, host, args.mux, ready)?,
         (None, None) => anyhow::bail!("give --visitors or --host"),
     }
     Ok(ExitCode::SUCCESS)

@@ -36,9 +36,13 @@ impl Simulator {
         request: u16,
         ask: Ask,
     ) {
+        if let Ask::Open { flags, .. } | Ask::Switch { flags } = ask
+            && flags.has(OpenFlags::REDIRECT)
+        {
+            self.open_channels(engine, link);
+        }
         let (to, outcome) = match ask {
             Ask::Open { flags, .. } if flags.has(OpenFlags::UDP) => {
-                self.open_channels(engine, link);
                 (RequestKind::Open, self.open_udp(engine, link, slot, flags))
             }
             Ask::Open { .. } => {

@@ -38,7 +38,7 @@ impl Simulator {
             Some(config) => {
                 let name = ServerName::try_from(hello::SERVER_NAME).context("a relay's name is not valid")?;
                 let handshake = match self.tickets.get(index) {
-                    Some(tickets) => ClientHandshake::resuming(config.clone(), name, tickets.clone()),
+                    Some(tickets) => ClientHandshake::resuming(config.clone(), name, tickets.clone(), engine.now()),
                     None => ClientHandshake::new(config.clone(), name)?,
                 };
                 Caller::Tls(Box::new(handshake))

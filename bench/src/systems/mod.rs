@@ -8,6 +8,7 @@
 //! | `coturn` | 2 | no | yes | a relayed address, held from behind the NAT by a [`turn`] client that answers by itself |
 //! | `haproxy`, `haproxy-128k`, `nginx` | 1 | yes | no | one plaintext hop on the relay's machine, through a hole in the NAT |
 //! | `plain-hops` | 2 | yes | yes | yardstick: a relay and a mediator that do nothing but receive and send ([`plain`]) |
+//! | `plain-mux` | 2 | yes | no | the same with all streams on one connection, as Isthmus has them |
 //! | `direct` | 0 | yes | yes | ceiling: the mediator's machine to a public sink, through the masquerade |
 //! | `dnat` | 0 | yes | yes | ceiling: the visitor to the host, through a hole in the NAT |
 
@@ -113,7 +114,8 @@ pub fn all() -> Vec<Box<dyn System>> {
         Box::new(haproxy::Haproxy { large_buffers: false }),
         Box::new(haproxy::Haproxy { large_buffers: true }),
         Box::new(nginx::Nginx),
-        Box::new(plain::Plain),
+        Box::new(plain::Plain { muxed: false }),
+        Box::new(plain::Plain { muxed: true }),
         Box::new(kernel::Direct),
         Box::new(kernel::Dnat),
     ]

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use isthmus_proto::hello::SERVER_NAME;
-use isthmus_proto::record::{ClientHandshake, ServerHandshake, Step, Trust, client_config};
+use isthmus_proto::record::{ClientHandshake, Established, ServerHandshake, Step, Tickets, Trust, client_config};
+use isthmus_proto::time::Instant;
 use isthmus_relay::trust::{State, server_config};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use rustix::time::{ClockId, clock_gettime};
@@ -28,6 +29,48 @@ pub struct Pure {
     pub client_s: f64,
 }
 
+/// Which handshakes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Whole ones, of mediators that come for the first time or have no ticket.
+    Whole,
+    /// With a ticket of the one before.
+    Resumed,
+}
+
+/// Both ends' configurations, and the mediator's ticket.
+struct Ends {
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+    tickets: Option<Arc<Tickets>>,
+}
+
+impl Ends {
+    fn new(state: &State, kind: Kind) -> anyhow::Result<Self> {
+        let (server, client) = (server_config(state)?, client_config(Trust::Pin(state.fingerprint().0))?);
+        Ok(Self { server, client, tickets: (kind == Kind::Resumed).then(Arc::default) })
+    }
+
+    fn callee(&self) -> anyhow::Result<ServerHandshake> {
+        Ok(ServerHandshake::new(self.server.clone())?)
+    }
+
+    fn caller(&self) -> anyhow::Result<ClientHandshake> {
+        let name = ServerName::try_from(SERVER_NAME).context("a relay's name is not valid")?;
+        Ok(match &self.tickets {
+            Some(tickets) => ClientHandshake::resuming(self.client.clone(), name, tickets.clone(), Instant::ZERO),
+            None => ClientHandshake::new(self.client.clone(), name)?,
+        })
+    }
+}
+
+/// The caller's session, and what it makes of the ticket.
+fn established(caller: ClientHandshake, ticket: &mut [u8]) -> anyhow::Result<Established> {
+    let mut near = caller.into_session()?;
+    near.session.open(ticket)?;
+    Ok(near)
+}
+
 /// Flights that a handshake may take.
 const FLIGHTS_MAX: usize = 10;
 
@@ -35,15 +78,14 @@ const FLIGHTS_MAX: usize = 10;
 ///
 /// # Errors
 /// The keys of `state` are no good, or a handshake fails.
-pub fn pure(state: &State, count: u32) -> anyhow::Result<Pure> {
-    let server = server_config(state)?;
-    let client = client_config(Trust::Pin(state.fingerprint().0))?;
+pub fn pure(state: &State, kind: Kind, count: u32) -> anyhow::Result<Pure> {
+    let ends = Ends::new(state, kind)?;
     for _ in 0..count.div_ceil(10) {
-        one(&server, &client)?;
+        one(&ends)?;
     }
     let mut sum = Pure::default();
     for _ in 0..count.max(1) {
-        let one = one(&server, &client)?;
+        let one = one(&ends)?;
         sum.server_s += one.server_s;
         sum.client_s += one.client_s;
     }
@@ -71,9 +113,8 @@ const FLIGHT: usize = 16 * 1024;
 ///
 /// # Errors
 /// As [`pure`], or the namespaces are not there or not ours to enter.
-pub fn connected(state: &State, count: u32, path: &Path) -> anyhow::Result<f64> {
-    let server = server_config(state)?;
-    let client = client_config(Trust::Pin(state.fingerprint().0))?;
+pub fn connected(state: &State, kind: Kind, count: u32, path: &Path) -> anyhow::Result<f64> {
+    let ends = Ends::new(state, kind)?;
     // A thread that has entered another namespace is good for nothing else.
     let measure = || -> anyhow::Result<f64> {
         let [relay, mediator] = &path.namespaces;
@@ -82,11 +123,11 @@ pub fn connected(state: &State, count: u32, path: &Path) -> anyhow::Result<f64> 
         let to = listener.local_addr()?;
         enter(mediator)?;
         for _ in 0..count.div_ceil(10) {
-            one_connected(&server, &client, &listener, to)?;
+            one_connected(&ends, &listener, to)?;
         }
         let mut sum = 0.0;
         for _ in 0..count.max(1) {
-            sum += one_connected(&server, &client, &listener, to)?;
+            sum += one_connected(&ends, &listener, to)?;
         }
         Ok(sum / f64::from(count.max(1)))
     };
@@ -102,13 +143,7 @@ fn enter(namespace: &std::path::Path) -> anyhow::Result<()> {
 }
 
 /// CPU time of one, without that of its end.
-fn one_connected(
-    server: &Arc<ServerConfig>,
-    client: &Arc<ClientConfig>,
-    listener: &TcpListener,
-    to: SocketAddr,
-) -> anyhow::Result<f64> {
-    let name = ServerName::try_from(SERVER_NAME).context("a relay's name is not valid")?;
+fn one_connected(ends: &Ends, listener: &TcpListener, to: SocketAddr) -> anyhow::Result<f64> {
     let before = thread_time();
     let mut near = TcpStream::connect_timeout(&to, PATIENCE)?;
     let (mut far, _) = listener.accept()?;
@@ -116,21 +151,21 @@ fn one_connected(
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(PATIENCE))?;
     }
-    let mut callee = ServerHandshake::new(server.clone())?;
-    let mut caller = ClientHandshake::new(client.clone(), name)?;
+    let (mut callee, mut caller) = (ends.callee()?, ends.caller()?);
     let (mut up, mut down, mut out) = (Vec::new(), Vec::new(), Vec::new());
     let mut done = [Step::NeedMore; 2];
     for _ in 0..FLIGHTS_MAX {
         done[0] = caller.feed(&mut down, &mut out)?;
         pass(&mut out, &mut near, &mut far, &mut up)?;
         done[1] = callee.feed(&mut up, &mut out)?;
-        pass(&mut out, &mut far, &mut near, &mut down)?;
         if done == [Step::Done; 2] {
-            let ends = (caller.into_session()?, callee.into_session()?);
+            // The ticket goes with the welcome: it costs no send of its own.
+            let ends = (established(caller, &mut out)?, callee.into_session()?);
             let spent = (thread_time() - before).as_secs_f64();
             drop(ends);
             return Ok(spent);
         }
+        pass(&mut out, &mut far, &mut near, &mut down)?;
     }
     anyhow::bail!("the handshake does not end");
 }
@@ -149,18 +184,17 @@ fn pass(out: &mut Vec<u8>, from: &mut TcpStream, to: &mut TcpStream, input: &mut
     Ok(())
 }
 
-fn one(server: &Arc<ServerConfig>, client: &Arc<ClientConfig>) -> anyhow::Result<Pure> {
+fn one(ends: &Ends) -> anyhow::Result<Pure> {
     let mut pure = Pure::default();
-    let name = ServerName::try_from(SERVER_NAME).context("a relay's name is not valid")?;
-    let mut callee = spend(&mut pure.server_s, || ServerHandshake::new(server.clone()))?;
-    let mut caller = spend(&mut pure.client_s, || ClientHandshake::new(client.clone(), name))?;
+    let mut callee = spend(&mut pure.server_s, || ends.callee())?;
+    let mut caller = spend(&mut pure.client_s, || ends.caller())?;
     let (mut up, mut down) = (Vec::new(), Vec::new());
     let mut done = [Step::NeedMore; 2];
     for _ in 0..FLIGHTS_MAX {
         done[0] = spend(&mut pure.client_s, || caller.feed(&mut down, &mut up))?;
         done[1] = spend(&mut pure.server_s, || callee.feed(&mut up, &mut down))?;
         if done == [Step::Done; 2] {
-            spend(&mut pure.client_s, || caller.into_session())?;
+            spend(&mut pure.client_s, || established(caller, &mut down))?;
             spend(&mut pure.server_s, || callee.into_session())?;
             return Ok(pure);
         }
@@ -190,8 +224,13 @@ mod tests {
     fn both_ends_of_a_handshake_cost_something() {
         let folder = tempfile::tempdir().unwrap();
         let state = State::open(&folder.path().join("state")).unwrap();
-        let pure = pure(&state, 3).unwrap();
-        assert!(pure.server_s > 0.0 && pure.client_s > 0.0, "{pure:?}");
+        for kind in [Kind::Whole, Kind::Resumed] {
+            let pure = pure(&state, kind, 3).unwrap();
+            assert!(pure.server_s > 0.0 && pure.client_s > 0.0, "{pure:?}");
+        }
+        let ends = Ends::new(&state, Kind::Resumed).unwrap();
+        one(&ends).unwrap();
+        assert!(ends.tickets.unwrap().any(), "the next one would be whole");
     }
 
     #[test]
@@ -201,9 +240,9 @@ mod tests {
         let own = PathBuf::from("/proc/self/ns/net");
         let path = Path { namespaces: [own.clone(), own], relay: "127.0.0.1".parse().unwrap() };
         if rustix::process::geteuid().is_root() {
-            assert!(connected(&state, 3, &path).unwrap() > 0.0);
+            assert!(connected(&state, Kind::Resumed, 3, &path).unwrap() > 0.0);
         }
         let nowhere = Path { namespaces: ["/nowhere/a", "/nowhere/b"].map(PathBuf::from), ..path };
-        assert!(connected(&state, 1, &nowhere).unwrap_err().to_string().contains("/nowhere/a"));
+        assert!(connected(&state, Kind::Whole, 1, &nowhere).unwrap_err().to_string().contains("/nowhere/a"));
     }
 }

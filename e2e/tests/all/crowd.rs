@@ -4,11 +4,14 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use isthmus_e2e::{Keys, Loopback, Process, SOON, program, word_after};
+use isthmus_e2e::{Agent, Keys, Loopback, Process, Relay, SOON, Terminal, World, program, word_after};
 use isthmus_terminal::{Config, Mediator, OpenOptions, Trust};
 
 /// Connections that begin no handshake: for the relay, callers on their way.
 const CALLERS: usize = 20;
+
+/// From the welcome until its line in the log is seen, at the most.
+const SLACK: Duration = Duration::from_secs(2);
 
 struct Crowd {
     _relay: Process,
@@ -50,6 +53,11 @@ impl Crowd {
         (agent, after)
     }
 
+    /// The channels of the only mediator that work.
+    fn live(&self) -> u64 {
+        self.ask("show tunnels json")["tunnels"][0]["udp_channels_live"].as_u64().unwrap()
+    }
+
     async fn attach(&self, id: &str) -> Mediator {
         let token = self.keys.terminal_token("*", &[]);
         let config = Config::new(&*self.service, Trust::pin(self.keys.pin()).unwrap(), token);
@@ -63,10 +71,12 @@ async fn udp_channels_of_a_crowd_wait_until_something_needs_them() {
     let (agent, after) = crowd.mediator("cpe");
     assert!((5000..10_000).contains(&after), "{after}");
     let mediator = crowd.attach("cpe").await;
+    assert!(!agent.said_after(0, "UDP channels live="), "they were opened, which nothing needed");
     // It allows nothing but UDP, and so waits for the channel that it has opened.
     let options = OpenOptions::udp().local("127.0.0.1:0".parse().unwrap()).redirect(false);
     let socket = mediator.open(&options).await.unwrap().udp_socket().unwrap();
-    agent.wait_for_line("UDP channels", SOON);
+    agent.wait_for_line("UDP channels live=", SOON);
+    assert!(crowd.live() > 0);
     let host = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(b"there", host.local_addr().unwrap()).await.unwrap();
     let mut buffer = [0; 16];
@@ -81,8 +91,10 @@ async fn udp_channels_of_a_crowd_wait_until_something_needs_them() {
 fn udp_channels_of_a_crowd_are_opened_when_their_time_comes() {
     let crowd = Crowd::gather();
     let (agent, after) = crowd.mediator("cpe");
-    assert!(after > 0);
-    agent.wait_for_line("UDP channels", SOON + Duration::from_millis(after));
+    // The log's line comes after the welcome.
+    let (told, after) = (Instant::now(), Duration::from_millis(after));
+    agent.wait_for_line("UDP channels live=", SOON + after);
+    assert!(told.elapsed() + SLACK >= after, "opened {:?} after the tunnel, not {after:?}", told.elapsed());
 }
 
 #[test]
@@ -90,4 +102,20 @@ fn mediator_that_comes_alone_has_its_channels_at_once() {
     let world = Loopback::start(&[], &[]);
     let line = world.agent.wait_for_line("tunnel up", SOON);
     assert_eq!(word_after(&line, "channels_after_ms="), "0");
+}
+
+#[test]
+fn request_that_allows_udp_alone_is_refused_where_no_channel_answers() {
+    let Some(world) = World::new() else { return };
+    world.drop_udp(true);
+    let keys = Keys::new();
+    let _relay = Relay::start(&world, &keys, &[]);
+    let agent = Agent::start(&world, &keys, "cpe", &[]);
+    let terminal = Terminal::new(&keys);
+    // The first one comes while the channels may still answer, the second one when they have not.
+    for _ in 0..2 {
+        let asked = terminal.run(&world, &["nc", "cpe", "10.77.0.3", "5001", "-u", "--redirect"]).failed();
+        assert!(asked.all().contains("no UDP channel"), "{}", asked.all());
+    }
+    assert!(!agent.process.said_after(0, "UDP channels live="));
 }

@@ -63,8 +63,10 @@ impl Pulse {
             Maintain::Caller { interval, dead } => (millis(interval).max(1), millis(dead)),
             Maintain::Relay { silence } => (0, millis(silence)),
         };
-        // A caller's first one waits as well: its greeting has just been on its way.
-        let (last_ping, unasked) = if interval_ms > 0 { (now, ECHO_EACH - 1) } else { (NEVER, 0) };
+        // A caller's first one waits as well, half as long: its greeting has just been on its way, but the relay's patience
+        // began earlier than here.
+        let before = Instant(now.0.saturating_sub(u64::from(interval_ms) * 500_000));
+        let (last_ping, unasked) = if interval_ms > 0 { (before, ECHO_EACH - 1) } else { (NEVER, 0) };
         Self {
             last_heard: now,
             last_ping,
@@ -363,14 +365,14 @@ mod tests {
     #[test]
     fn a_silent_relay_is_dead_after_the_dead_time_and_not_before() {
         let mut control = ControlBuf::default();
-        let mut pulse = Pulse::new(Maintain::Caller { interval: INTERVAL, dead: DEAD }, at(0));
-        assert_eq!(pulse.deadline(), at(8), "the greeting has just passed");
-        assert_eq!(pulse.on_deadline(at(7), &mut control), Ok(()));
+        let mut pulse = Pulse::new(Maintain::Caller { interval: INTERVAL, dead: DEAD }, at(100));
+        assert_eq!(pulse.deadline(), at(104), "the greeting has just passed");
+        assert_eq!(pulse.on_deadline(at(103), &mut control), Ok(()));
         assert!(control.is_empty());
-        assert_eq!(pulse.on_deadline(at(8), &mut control), Ok(()));
+        assert_eq!(pulse.on_deadline(at(104), &mut control), Ok(()));
         assert!(!control.is_empty());
-        assert_eq!(pulse.on_deadline(at(17), &mut control), Ok(()));
-        assert_eq!(pulse.on_deadline(at(18), &mut control), Err(Code::Silent));
+        assert_eq!(pulse.on_deadline(at(113), &mut control), Ok(()));
+        assert_eq!(pulse.on_deadline(at(114), &mut control), Err(Code::Silent));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::secret::TrafficSecret;
 use super::session::Session;
 use super::tickets::Tickets;
 use super::{RECORD_HEADER, RECORD_MAX, RecordError, content_type};
+use crate::time::Instant;
 
 /// Label of the exporter that gives the UDP channels' secret.
 const UDP_SECRET_LABEL: &[u8] = b"EXPORTER-isthmus-udp";
@@ -183,12 +184,12 @@ pub struct ClientHandshake {
     state: Calling,
     progress: Progress,
     capture: Arc<Capture>,
-    /// Its relay's next ticket is to be kept.
-    keeps_ticket: bool,
+    /// Where its relay's next ticket is to be kept, and when the handshake began.
+    tickets: Option<(Arc<Tickets>, Instant)>,
 }
 
 enum Calling {
-    /// It says nothing before it is asked to: a ticket is good for one call, and not used up by one that finds nobody.
+    /// It says nothing before it is asked to: a call that finds nobody shall not use a ticket up.
     Silent(Box<(Arc<ClientConfig>, ServerName<'static>)>),
     Begun(Box<UnbufferedClientConnection>),
 }
@@ -203,20 +204,22 @@ impl ClientHandshake {
         let mut config = Arc::unwrap_or_clone(config);
         config.key_log = capture.clone();
         let connection = Box::new(UnbufferedClientConnection::new(Arc::new(config), name)?);
-        Ok(Self { state: Calling::Begun(connection), progress: Progress::default(), capture, keeps_ticket: false })
+        Ok(Self { state: Calling::Begun(connection), progress: Progress::default(), capture, tickets: None })
     }
 
     /// [`ClientHandshake::new`], but it shows the ticket that is in `tickets`, if any, and the session puts there the one
-    /// that the relay gives. Only calls with one and the same `config` understand each other's tickets.
+    /// that the relay gives. Only calls with one and the same `config` understand each other's tickets. A relay that is known
+    /// by tickets alone for seven days has to prove again who it is.
     ///
     /// An unusable configuration is told by the first [`ClientHandshake::feed`].
-    pub fn resuming(config: Arc<ClientConfig>, name: ServerName<'static>, tickets: Arc<Tickets>) -> Self {
+    pub fn resuming(config: Arc<ClientConfig>, name: ServerName<'static>, tickets: Arc<Tickets>, now: Instant) -> Self {
+        tickets.begin(now);
         let capture = Capture::new(config.key_log.clone());
         let mut config = Arc::unwrap_or_clone(config);
         config.key_log = capture.clone();
-        config.resumption = Resumption::store(tickets);
+        config.resumption = Resumption::store(tickets.clone());
         let state = Calling::Silent(Box::new((Arc::new(config), name)));
-        Self { state, progress: Progress::default(), capture, keeps_ticket: true }
+        Self { state, progress: Progress::default(), capture, tickets: Some((tickets, now)) }
     }
 
     /// As [`ServerHandshake::feed`]. The first call, with an empty `input`, starts the handshake.
@@ -245,7 +248,10 @@ impl ClientHandshake {
         let (secrets, kernel) = connection.dangerous_into_kernel_connection()?;
         let suite = kernel.negotiated_cipher_suite();
         let (mut session, udp_secret) = establish(&secrets, true, suite, &self.capture)?;
-        if self.keeps_ticket {
+        if let Some((tickets, begun)) = self.tickets {
+            if !resumed {
+                tickets.prove(begun);
+            }
             session.await_ticket(kernel);
         }
         Ok(Established { session, udp_secret, caller: None, resumed })

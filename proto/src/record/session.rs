@@ -11,6 +11,7 @@ use super::keys::TrafficKey;
 use super::open::Opener;
 use super::seal::{REKEY_AFTER, Sealer};
 use super::secret::TrafficSecret;
+use super::tickets::SHOWN_MAX;
 use super::{PLAINTEXT_MAX, RECORD_HEADER, RECORD_TAIL, RecordError, content_type, header, parse_header};
 
 const KEY_UPDATE: u8 = 24;
@@ -257,7 +258,9 @@ impl Tls {
                 }
                 (NEW_SESSION_TICKET, _) if self.is_client => {
                     if let Some(mut kernel) = self.ticket.take() {
-                        kernel.handle_new_session_ticket(body).map_err(|_| RecordError::Unexpected)?;
+                        for _ in 0..SHOWN_MAX {
+                            kernel.handle_new_session_ticket(body).map_err(|_| RecordError::Unexpected)?;
+                        }
                     }
                     messages = rest;
                 }

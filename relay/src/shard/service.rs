@@ -33,8 +33,7 @@ impl Shard {
     /// A connection to the service port.
     pub(super) fn on_caller(&mut self, engine: &mut Engine, socket: Socket, peer: SocketAddr) {
         self.counters.add(Counter::HandshakesTotal, 1);
-        let limit = (self.shared.config.half_open_max as usize).div_ceil(self.peers.len().max(1));
-        if self.stopping || self.half_open as usize >= limit {
+        if self.stopping || self.half_open >= self.half_open_max() {
             self.counters.add(Counter::HandshakesFailedOverload, 1);
             let _ = socket.set_reset_on_close();
             return;
@@ -151,9 +150,14 @@ impl Shard {
         }
     }
 
+    /// This shard's part of the most handshakes at once.
+    fn half_open_max(&self) -> u32 {
+        self.shared.config.half_open_max.div_ceil(self.peers.len().max(1) as u32)
+    }
+
     /// Whether so many are coming at once that what can wait should.
     pub(super) fn is_crowded(&self) -> bool {
-        self.half_open >= CROWD
+        self.half_open >= CROWD.min(self.half_open_max())
     }
 
     /// How long a mediator leaves its UDP channels unopened: they cost about a third of its return.
@@ -185,12 +189,11 @@ impl Shard {
                 None => (None, None),
             },
         };
-        // One that is told to leave its channels for later is not missed until then.
         let udp_after = match side {
             Side::Requester if udp_channels > 0 => self.udp_after(session),
             Side::Requester | Side::Responder => Duration::ZERO,
         };
-        let silence = config.keepalive_udp + config.dead_after + udp_after;
+        let silence = config.keepalive_udp + config.dead_after;
         let channels = (0..udp_channels.min(CHANNELS_MAX))
             .map_while(|_| {
                 // It fails only where the cipher itself does: the link then has fewer channels.

@@ -104,6 +104,16 @@ mod tests {
     }
 
     #[test]
+    fn tickets_are_given_unless_certificates_of_callers_are_to_be_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(&dir.path().join("state")).unwrap();
+        let tickets = |config: Arc<ServerConfig>| (config.send_tls13_tickets, config.ticketer.enabled());
+        assert_eq!(tickets(server_config(&state).unwrap()), (1, true));
+        let ca = CertificateDer::from_pem_file(dir.path().join("state/ca.pem")).unwrap();
+        assert_eq!(tickets(server_config_with(&state, vec![ca]).unwrap()), (0, false));
+    }
+
+    #[test]
     fn key_of_another_certificate_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));

@@ -9,6 +9,7 @@
 //! advance, so nothing needs to be told between the two ends.
 
 mod datagrams;
+mod mux;
 mod streams;
 
 use std::net::SocketAddr;
@@ -20,7 +21,10 @@ use crate::systems::{Carries, Running, Site, System, serve};
 use crate::world::{Proto, Role, SOON};
 
 /// The system.
-pub(super) struct Plain;
+pub(super) struct Plain {
+    /// All streams on one connection of the tunnel ([`mux`]), and no datagrams.
+    pub(super) muxed: bool,
+}
 
 const VISITORS: u16 = 7004;
 const TUNNEL: u16 = 7005;
@@ -30,11 +34,11 @@ const STACK: usize = 64 * 1024;
 
 impl System for Plain {
     fn name(&self) -> &'static str {
-        "plain-hops"
+        if self.muxed { "plain-mux" } else { "plain-hops" }
     }
 
     fn carries(&self) -> Carries {
-        Carries { tcp: true, udp: true, encrypted: false }
+        Carries { tcp: true, udp: !self.muxed, encrypted: false }
     }
 
     fn flows_max(&self) -> usize {
@@ -43,30 +47,39 @@ impl System for Plain {
 
     fn start(&self, site: &Site<'_>) -> anyhow::Result<Running> {
         let (visitors, tunnel) = (site.relay(VISITORS), site.relay(TUNNEL).to_string());
-        let words = ["plain-hop", "--tunnel", &tunnel, "--visitors", &visitors.to_string()];
-        let relay = serve(site, &site.tools.bench, &words, Proto::Tcp, VISITORS)?;
+        let mux = self.muxed.then_some("--mux");
+        let (listen, host) = (visitors.to_string(), site.sink().to_string());
+        let words = ["plain-hop", "--tunnel", &tunnel, "--visitors", &listen].into_iter().chain(mux);
+        let relay = serve(site, &site.tools.bench, &words.collect::<Vec<_>>(), Proto::Tcp, VISITORS)?;
         relay.wait_for("ready", SOON)?;
-        let words = ["plain-hop", "--tunnel", &tunnel, "--host", &site.sink().to_string()];
+        let words = ["plain-hop", "--tunnel", &tunnel, "--host", &host].into_iter().chain(mux);
         let mediator = site.world.start(Role::Private, &site.tools.bench, words)?;
         mediator.wait_for("ready", SOON)?;
-        Ok(Running::at(Some(visitors), Some(visitors)).with("relay", relay).with("agent", mediator))
+        Ok(Running::at(Some(visitors), (!self.muxed).then_some(visitors)).with("relay", relay).with("agent", mediator))
     }
 }
 
-/// Carries what visitors send to `visitors` over what the other end makes to `tunnel`, until the process ends.
+/// Carries what visitors send to `visitors` over what the other end makes to `tunnel`, until the process ends; with `muxed`,
+/// streams only and on one connection.
 ///
 /// # Errors
 /// An address cannot be bound, or a thread cannot be made.
-pub fn relay(tunnel: SocketAddr, visitors: SocketAddr, ready: impl FnOnce()) -> anyhow::Result<()> {
+pub fn relay(tunnel: SocketAddr, visitors: SocketAddr, muxed: bool, ready: impl FnOnce()) -> anyhow::Result<()> {
+    if muxed {
+        return mux::relay(tunnel, visitors, ready);
+    }
     datagrams::relay(tunnel, visitors)?;
     streams::relay(tunnel, visitors, ready)
 }
 
-/// Carries what comes from `tunnel` to `host`, until the process ends or the other end does.
+/// Carries what comes from `tunnel` to `host`, until the process ends or the other end does; `muxed` as the other end.
 ///
 /// # Errors
 /// The other end cannot be reached or has ended, or a thread cannot be made.
-pub fn mediator(tunnel: SocketAddr, host: SocketAddr, ready: impl FnOnce()) -> anyhow::Result<()> {
+pub fn mediator(tunnel: SocketAddr, host: SocketAddr, muxed: bool, ready: impl FnOnce()) -> anyhow::Result<()> {
+    if muxed {
+        return mux::mediator(tunnel, host, ready);
+    }
     datagrams::mediator(tunnel, host)?;
     streams::mediator(tunnel, host, ready)
 }
@@ -99,14 +112,14 @@ mod tests {
         .unwrap()
     }
 
-    fn up(host: SocketAddr) -> SocketAddr {
+    fn up(host: SocketAddr, muxed: bool) -> SocketAddr {
         let [tunnel, visitors] = free();
         let (tell, told) = mpsc::channel();
         let ready = tell.clone();
-        thread::spawn(move || relay(tunnel, visitors, move || ready.send(()).unwrap()).unwrap());
+        thread::spawn(move || relay(tunnel, visitors, muxed, move || ready.send(()).unwrap()).unwrap());
         told.recv_timeout(SOON).unwrap();
         // Ends with the process.
-        thread::spawn(move || mediator(tunnel, host, move || tell.send(()).unwrap()));
+        thread::spawn(move || mediator(tunnel, host, muxed, move || tell.send(()).unwrap()));
         told.recv_timeout(SOON).unwrap();
         visitors
     }
@@ -114,8 +127,8 @@ mod tests {
     #[test]
     fn streams_pass_whole_with_their_ends_both_ways() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let visitors = up(listener.local_addr().unwrap());
-        for length in [1, 1 << 20] {
+        for (muxed, length) in [false, true].into_iter().flat_map(|muxed| [(muxed, 1), (muxed, 1 << 20)]) {
+            let visitors = up(listener.local_addr().unwrap(), muxed);
             let mut visitor = TcpStream::connect(visitors).unwrap();
             let writer = {
                 let mut visitor = visitor.try_clone().unwrap();
@@ -140,7 +153,7 @@ mod tests {
     #[test]
     fn each_flow_of_datagrams_gets_its_own_answers() {
         let host = peer::datagram::spawn("127.0.0.1:0".parse().unwrap()).unwrap();
-        let visitors = up(host);
+        let visitors = up(host, false);
         // More than there are bindings, one after the other: the oldest give way.
         let sockets: Vec<UdpSocket> = (0..datagrams::BINDINGS + 10)
             .map(|number| {

@@ -12,13 +12,12 @@ use super::spawn;
 const WAITING: usize = 300;
 
 /// Bytes of one receive, as many as Isthmus takes.
-const BYTES: usize = 512 * 1024;
+pub(super) const BYTES: usize = 512 * 1024;
 
 /// What the relay's end says when a visitor takes a connection.
 const TAKEN: [u8; 1] = [1];
 
 pub(super) fn relay(tunnel: SocketAddr, visitors: SocketAddr, ready: impl FnOnce()) -> anyhow::Result<()> {
-    let bind = |address| TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"));
     let (tunnel, visitors) = (bind(tunnel)?, bind(visitors)?);
     let (give, take) = mpsc::channel::<TcpStream>();
     spawn("tunnel", move || {
@@ -65,7 +64,11 @@ fn serve(first: TcpStream, tunnel: SocketAddr, host: SocketAddr) -> anyhow::Resu
     }
 }
 
-fn connect(tunnel: SocketAddr) -> anyhow::Result<TcpStream> {
+pub(super) fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))
+}
+
+pub(super) fn connect(tunnel: SocketAddr) -> anyhow::Result<TcpStream> {
     TcpStream::connect(tunnel).with_context(|| format!("cannot connect to {tunnel}"))
 }
 

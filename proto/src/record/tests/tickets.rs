@@ -1,9 +1,13 @@
 //! Handshakes after the first one, with a ticket.
 
+use std::time::Duration;
+
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::ProducesTickets;
 
 use super::*;
+use crate::record::tickets::SHOWN_MAX;
+use crate::time::Instant;
 
 /// A relay that gives tickets, and the pin that leads to it.
 struct Place {
@@ -33,12 +37,13 @@ impl Place {
 }
 
 /// Both ends after a handshake, and what the relay sends first: its ticket.
-fn call(
+fn call_at(
+    now: Instant,
     caller: &Arc<ClientConfig>,
     tickets: &Arc<Tickets>,
     relay: &Arc<ServerConfig>,
 ) -> Result<(Established, Established, Vec<u8>), HandshakeError> {
-    let mut client = ClientHandshake::resuming(caller.clone(), name(), tickets.clone());
+    let mut client = ClientHandshake::resuming(caller.clone(), name(), tickets.clone(), now);
     let mut server = ServerHandshake::new(relay.clone())?;
     let (mut up, mut down) = (Vec::new(), Vec::new());
     loop {
@@ -50,13 +55,25 @@ fn call(
     }
 }
 
+fn call(
+    caller: &Arc<ClientConfig>,
+    tickets: &Arc<Tickets>,
+    relay: &Arc<ServerConfig>,
+) -> Result<(Established, Established, Vec<u8>), HandshakeError> {
+    call_at(Instant::ZERO, caller, tickets, relay)
+}
+
 fn ticketer() -> Arc<dyn ProducesTickets> {
     Ticketer::new().unwrap()
 }
 
 /// A call whose ticket arrives. Whether an earlier one was taken.
 fn resumes(caller: &Arc<ClientConfig>, tickets: &Arc<Tickets>, relay: &Arc<ServerConfig>) -> bool {
-    let (mut near, mut far, mut ticket) = call(caller, tickets, relay).unwrap();
+    resumes_at(Instant::ZERO, caller, tickets, relay)
+}
+
+fn resumes_at(now: Instant, caller: &Arc<ClientConfig>, tickets: &Arc<Tickets>, relay: &Arc<ServerConfig>) -> bool {
+    let (mut near, mut far, mut ticket) = call_at(now, caller, tickets, relay).unwrap();
     assert_eq!(near.resumed, far.resumed);
     assert_eq!(near.udp_secret, far.udp_secret);
     assert_eq!(open_all(&mut near.session, &mut ticket), Ok((Vec::new(), vec![Opened::Ignored])));
@@ -88,15 +105,36 @@ fn each_connection_has_secrets_of_its_own() {
 }
 
 #[test]
-fn ticket_is_shown_once_and_by_a_call_that_reaches_somebody() {
+fn ticket_is_shown_again_only_where_a_call_was_cut_off_and_not_often() {
     let (place, tickets, keys) = (Place::new(), Arc::<Tickets>::default(), ticketer());
     let (caller, relay) = (place.caller(), place.relay(&keys));
     assert!(!resumes(&caller, &tickets, &relay));
-    drop(ClientHandshake::resuming(caller.clone(), name(), tickets.clone()));
-    assert!(tickets.any(), "a call that found nobody used it up");
-    ClientHandshake::resuming(caller.clone(), name(), tickets.clone()).feed(&mut Vec::new(), &mut Vec::new()).unwrap();
+    let begin = || ClientHandshake::resuming(caller.clone(), name(), tickets.clone(), Instant::ZERO);
+    for _ in 0..10 {
+        drop(begin());
+    }
+    let cut_off = || begin().feed(&mut Vec::new(), &mut Vec::new()).unwrap();
+    for _ in 1..SHOWN_MAX {
+        cut_off();
+    }
+    assert!(resumes(&caller, &tickets, &relay), "calls that found nobody used it up");
+    for _ in 0..SHOWN_MAX {
+        assert!(tickets.any());
+        cut_off();
+    }
     assert!(!tickets.any());
     assert!(!resumes(&caller, &tickets, &relay));
+}
+
+#[test]
+fn relay_proves_again_who_it_is_a_week_after_it_did_however_often_it_was_met_since() {
+    let (place, tickets, keys) = (Place::new(), Arc::<Tickets>::default(), ticketer());
+    let (caller, relay) = (place.caller(), place.relay(&keys));
+    let resumed = [0, 3, 6, 7, 9, 13, 14].map(|day: u64| {
+        let now = Instant::ZERO + Duration::from_secs(day * 24 * 60 * 60);
+        resumes_at(now, &caller, &tickets, &relay)
+    });
+    assert_eq!(resumed, [false, true, true, false, true, true, false]);
 }
 
 #[test]
