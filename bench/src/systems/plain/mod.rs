@@ -26,8 +26,8 @@ pub(super) struct Plain {
     pub(super) muxed: bool,
 }
 
-const VISITORS: u16 = 7004;
-const TUNNEL: u16 = 7005;
+/// Port numbers of visitors and tunnel, without and with multiplexing: both may run at a time.
+const PORTS: [(u16, u16); 2] = [(7004, 7005), (7034, 7035)];
 
 /// Stack of a thread: there may be hundreds.
 const STACK: usize = 64 * 1024;
@@ -46,11 +46,12 @@ impl System for Plain {
     }
 
     fn start(&self, site: &Site<'_>) -> anyhow::Result<Running> {
-        let (visitors, tunnel) = (site.relay(VISITORS), site.relay(TUNNEL).to_string());
+        let (visitors_port, tunnel_port) = PORTS[usize::from(self.muxed)];
+        let (visitors, tunnel) = (site.relay(visitors_port), site.relay(tunnel_port).to_string());
         let mux = self.muxed.then_some("--mux");
         let (listen, host) = (visitors.to_string(), site.sink().to_string());
         let words = ["plain-hop", "--tunnel", &tunnel, "--visitors", &listen].into_iter().chain(mux);
-        let relay = serve(site, &site.tools.bench, &words.collect::<Vec<_>>(), Proto::Tcp, VISITORS)?;
+        let relay = serve(site, &site.tools.bench, &words.collect::<Vec<_>>(), Proto::Tcp, visitors_port)?;
         relay.wait_for("ready", SOON)?;
         let words = ["plain-hop", "--tunnel", &tunnel, "--host", &host].into_iter().chain(mux);
         let mediator = site.world.start(Role::Private, &site.tools.bench, words)?;
@@ -147,6 +148,24 @@ mod tests {
             let mut answer = String::new();
             visitor.read_to_string(&mut answer).unwrap();
             assert_eq!(answer, "answer");
+        }
+    }
+
+    #[test]
+    fn host_that_sends_without_end_is_stopped_when_its_visitor_goes() {
+        for muxed in [false, true] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let visitors = up(listener.local_addr().unwrap(), muxed);
+            let mut visitor = TcpStream::connect(visitors).unwrap();
+            visitor.write_all(b"go").unwrap();
+            let (mut host, _) = listener.accept().unwrap();
+            host.set_write_timeout(Some(SOON)).unwrap();
+            drop(visitor);
+            let error = std::iter::repeat_with(|| host.write_all(&[7; 1 << 16])).find_map(Result::err).unwrap();
+            assert!(
+                matches!(error.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset),
+                "{error}"
+            );
         }
     }
 
