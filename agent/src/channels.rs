@@ -38,6 +38,8 @@ pub(crate) struct Channels {
     waiting: Vec<Waiting>,
     /// Until when they do so.
     answer_by: Instant,
+    /// What the log was told last: those that work, and all.
+    told: (usize, usize),
 }
 
 /// What the relay granted.
@@ -96,13 +98,27 @@ impl Mediator {
     pub(crate) fn on_channels_due(&mut self, engine: &mut Engine) {
         match self.channels.granted {
             Some(_) => self.open_channels(engine),
-            None => self.serve_waiting(engine, |_| true),
+            None => {
+                if let Some((0, all @ 1..)) =
+                    self.link.map(|link| engine.channels_of(link)).map(|(all, live)| (live, all))
+                {
+                    tracing::warn!(
+                        all,
+                        "no UDP channel answers: datagrams go over the TCP channel, as far as that is allowed; let UDP to the \
+                         relay's port through"
+                    );
+                }
+                self.serve_waiting(engine, |_| true);
+            }
         }
     }
 
     pub(crate) fn on_channels_changed(&mut self, engine: &mut Engine, link: Key) {
         let (all, live) = engine.channels_of(link);
-        tracing::info!(live, all, "UDP channels");
+        // Several change together.
+        if std::mem::replace(&mut self.channels.told, (live, all)) != (live, all) {
+            tracing::info!(live, all, "UDP channels");
+        }
         if live > 0 {
             self.serve_waiting(engine, |_| true);
         }

@@ -117,5 +117,6 @@ fn request_that_allows_udp_alone_is_refused_where_no_channel_answers() {
         let asked = terminal.run(&world, &["nc", "cpe", "10.77.0.3", "5001", "-u", "--redirect"]).failed();
         assert!(asked.all().contains("no UDP channel"), "{}", asked.all());
     }
+    agent.process.wait_for_line("no UDP channel answers", SOON);
     assert!(!agent.process.said_after(0, "UDP channels live="));
 }

@@ -124,7 +124,7 @@ counters! {
     DatagramsTruncated = "datagrams_dropped_truncated", Total, "Datagrams dropped: larger than what is received at once";
     FlowsLive = "flows_live", Gauge, "UDP flows of visitors now";
     FlowsTotal = "flows_total", Total, "UDP flows of visitors";
-    ChannelsLive = "channels_live", Gauge, "UDP channels now";
+    ChannelsLive = "channels_live", Gauge, "UDP channels of all tunnels now, whether they work or not";
     Roamed = "roamed", Total, "UDP channels whose peer address changed";
     FarewellsCut = "farewells_cut", Total, "Links that ended without telling the other end why: it did not read on, or too many did not";
     StunAnswered = "stun_answered", Total, "Questions about the way to the relay (STUN) answered";
