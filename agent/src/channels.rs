@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use isthmus_engine::{Ask, Engine, Key};
 use isthmus_proto::hello::Welcome;
-use isthmus_proto::link::{ChannelClock, Lifetime, Slot};
+use isthmus_proto::link::{ChannelClock, Lifetime};
 use isthmus_proto::record::UdpSecret;
 use isthmus_proto::time::Instant;
 use isthmus_proto::wire::OpenFlags;
@@ -15,6 +15,7 @@ use isthmus_proto::{ChannelId, ShardId};
 use isthmus_ring::{Socket, UdpOptions};
 
 use crate::mediator::Mediator;
+use crate::ports::Request;
 use crate::session::millis;
 
 /// The service port's UDP sockets of one session are the relay's single number from several local ones.
@@ -35,7 +36,7 @@ pub(crate) struct Channels {
     /// Not opened yet.
     granted: Option<Granted>,
     /// Requests that need a channel that works, since they allow no other way.
-    waiting: Vec<Waiting>,
+    waiting: Vec<Request>,
     /// Until when they do so.
     answer_by: Instant,
     /// What the log was told last: those that work, and all.
@@ -51,15 +52,6 @@ struct Granted {
     /// Between maintain packets at first, and at most.
     period: (Duration, Duration),
     dead: Duration,
-}
-
-/// A request of the relay's.
-struct Waiting {
-    link: Key,
-    slot: Slot,
-    owner: Key,
-    request: u16,
-    ask: Ask,
 }
 
 impl Channels {
@@ -99,9 +91,7 @@ impl Mediator {
         match self.channels.granted {
             Some(_) => self.open_channels(engine),
             None => {
-                if let Some((0, all @ 1..)) =
-                    self.link.map(|link| engine.channels_of(link)).map(|(all, live)| (live, all))
-                {
+                if let Some((all @ 1.., 0)) = self.link.map(|link| engine.channels_of(link)) {
                     tracing::warn!(
                         all,
                         "no UDP channel answers: datagrams go over the TCP channel, as far as that is allowed; let UDP to the \
@@ -125,19 +115,12 @@ impl Mediator {
     }
 
     /// A request may need channels that are not open yet: they are opened. Whether it has to wait until one works.
-    pub(crate) fn waits_for_channel(
-        &mut self,
-        engine: &mut Engine,
-        link: Key,
-        slot: Slot,
-        owner: Key,
-        request: u16,
-        ask: Ask,
-    ) -> bool {
+    pub(crate) fn waits_for_channel(&mut self, engine: &mut Engine, request: Request) -> bool {
+        let Request { link, slot, ask, .. } = request;
         // What is asked of one port is done in its order.
         if self.channels.waiting.iter().any(|waiting| waiting.slot == slot) {
             if ask != Ask::Close && self.channels.waiting.len() < WAITING_MAX {
-                self.channels.waiting.push(Waiting { link, slot, owner, request, ask });
+                self.channels.waiting.push(request);
                 return true;
             }
             self.serve_waiting(engine, |waiting| waiting.slot == slot);
@@ -157,18 +140,18 @@ impl Mediator {
         if flags.has(OpenFlags::FALLBACK) || !may_come || self.channels.waiting.len() >= WAITING_MAX {
             return false;
         }
-        self.channels.waiting.push(Waiting { link, slot, owner, request, ask });
+        self.channels.waiting.push(request);
         true
     }
 
     /// Those that waited are done now.
-    fn serve_waiting(&mut self, engine: &mut Engine, which: impl Fn(&Waiting) -> bool) {
+    fn serve_waiting(&mut self, engine: &mut Engine, which: impl Fn(&Request) -> bool) {
         let (now, later) = std::mem::take(&mut self.channels.waiting).into_iter().partition(which);
         self.channels.waiting = later;
-        for Waiting { link, slot, owner, request, ask } in now {
+        for request in now {
             // Its port may have ended meanwhile.
-            if engine.link(link).is_some_and(|machine| machine.kind(slot).is_some()) {
-                self.do_request(engine, link, slot, owner, request, ask);
+            if engine.link(request.link).is_some_and(|machine| machine.kind(request.slot).is_some()) {
+                self.do_request(engine, request);
             }
         }
     }

@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::environment::{self, Watch};
 use crate::names::Names;
 use crate::policy::Policy;
-use crate::ports::Ports;
+use crate::ports::{Ports, Request};
 use crate::resolve::Resolver;
 use crate::session::KnownRelay;
 use crate::signals::{Signals, Wish};
@@ -225,7 +225,7 @@ impl Control for Mediator {
                 self.on_tunnel_ended(engine, link, code, &text, if others { 0 } else { retry_after_ms });
             }
             Event::Request { link, slot, owner, request, ask } => {
-                self.on_request(engine, link, slot, owner, request, ask);
+                self.on_request(engine, Request { link, slot, owner, number: request, ask });
             }
             Event::RequestName { link, slot, owner, request, to, timeout_ms } => {
                 self.on_connect_name(engine, link, slot, owner, request, to, timeout_ms);

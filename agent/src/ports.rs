@@ -159,36 +159,32 @@ impl Ports {
     }
 }
 
+/// A request of the relay's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    pub(crate) link: Key,
+    pub(crate) slot: Slot,
+    pub(crate) owner: Key,
+    /// Its number, for the answer.
+    pub(crate) number: u16,
+    pub(crate) ask: Ask,
+}
+
 /// What a request comes to at once: an answer, or one that comes later.
 pub(crate) type Outcome = Result<Option<SocketAddr>, Code>;
 
 impl Mediator {
-    pub(crate) fn on_request(
-        &mut self,
-        engine: &mut Engine,
-        link: Key,
-        slot: Slot,
-        owner: Key,
-        request: u16,
-        ask: Ask,
-    ) {
-        if let Ask::Open { asker, .. } = ask {
-            self.audit.opened(slot, asker);
+    pub(crate) fn on_request(&mut self, engine: &mut Engine, request: Request) {
+        if let Ask::Open { asker, .. } = request.ask {
+            self.audit.opened(request.slot, asker);
         }
-        if !self.waits_for_channel(engine, link, slot, owner, request, ask) {
-            self.do_request(engine, link, slot, owner, request, ask);
+        if !self.waits_for_channel(engine, request) {
+            self.do_request(engine, request);
         }
     }
 
-    pub(crate) fn do_request(
-        &mut self,
-        engine: &mut Engine,
-        link: Key,
-        slot: Slot,
-        owner: Key,
-        request: u16,
-        ask: Ask,
-    ) {
+    pub(crate) fn do_request(&mut self, engine: &mut Engine, request: Request) {
+        let Request { link, slot, owner, number: request, ask } = request;
         // One that waited before it may have given the port an owner.
         let owner = engine.link(link).and_then(|machine| machine.owner(slot)).map_or(owner, Key::from_bits);
         let (to, outcome) = match ask {
