@@ -5,12 +5,13 @@ use std::sync::Arc;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
+use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ConfigBuilder, Error, RootCertStore, ServerConfig, WantsVerifier};
 
+use super::suites::cipher_suites;
 use super::verify::{CaVerifier, PinVerifier};
 
 /// The ALPN name of this protocol.
@@ -140,15 +141,10 @@ fn roots(certificates: Vec<CertificateDer<'static>>) -> Result<RootCertStore, Er
     Ok(roots)
 }
 
-/// AES-128-GCM first: it is the fastest, and strong enough. No post-quantum key exchange: it would
-/// add two kilobytes and a third more CPU to each handshake of a reconnect storm.
+/// No post-quantum key exchange: it would add two kilobytes and a third more CPU to each handshake of a reconnect storm.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {
-        cipher_suites: vec![
-            cipher_suite::TLS13_AES_128_GCM_SHA256,
-            cipher_suite::TLS13_AES_256_GCM_SHA384,
-            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-        ],
+        cipher_suites: cipher_suites(),
         kx_groups: vec![kx_group::X25519, kx_group::SECP256R1],
         ..default_provider()
     })

@@ -10,12 +10,13 @@
 
 use std::ops::Range;
 
-use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
+use rustls::crypto::tls13::HkdfExpander;
 use zeroize::Zeroizing;
 
 use super::TAG;
 use super::keys::{Suite, TrafficKey};
 use super::replay::{Replay, ReplayWindow};
+use super::suites::tls13;
 use crate::id::{ChannelId, ShardId};
 
 /// Bytes before the sealed plaintext.
@@ -142,8 +143,10 @@ impl EpochKeys {
     /// # Errors
     /// [`DatagramError::Crypto`].
     pub(super) fn derive(secret: &[u8; 32], channel: ChannelId, epoch: u32, end: End) -> Result<Self, DatagramError> {
-        let from_caller = derive_one(secret, channel, epoch, End::Caller)?;
-        let from_relay = derive_one(secret, channel, epoch, End::Relay)?;
+        let hkdf_sha256 = tls13(Suite::Aes128Gcm).hkdf_provider;
+        let from_secret = hkdf_sha256.extract_from_secret(Some(b"isthmus/1 udp channel"), secret);
+        let from_caller = derive_one(&*from_secret, channel, epoch, End::Caller)?;
+        let from_relay = derive_one(&*from_secret, channel, epoch, End::Relay)?;
         let (sealing, opening) = match end {
             End::Caller => (from_caller, from_relay),
             End::Relay => (from_relay, from_caller),
@@ -248,24 +251,21 @@ impl EpochKeys {
 }
 
 /// The key and IV of the direction that begins at `from`.
-fn derive_one(secret: &[u8; 32], channel: ChannelId, epoch: u32, from: End) -> Result<TrafficKey, DatagramError> {
+fn derive_one(
+    from_secret: &dyn HkdfExpander,
+    channel: ChannelId,
+    epoch: u32,
+    from: End,
+) -> Result<TrafficKey, DatagramError> {
     const KEY: usize = 16;
     const IV: usize = 12;
-    struct Length;
-    impl KeyType for Length {
-        fn len(&self) -> usize {
-            KEY + IV
-        }
-    }
     let direction = match from {
         End::Caller => 0,
         End::Relay => 1,
     };
     let mut okm = Zeroizing::new([0; KEY + IV]);
-    Salt::new(HKDF_SHA256, b"isthmus/1 udp channel")
-        .extract(secret)
-        .expand(&[&channel.0.to_be_bytes(), &epoch.to_be_bytes(), &[direction]], Length)
-        .and_then(|output| output.fill(&mut *okm))
+    from_secret
+        .expand_slice(&[&channel.0.to_be_bytes(), &epoch.to_be_bytes(), &[direction]], &mut *okm)
         .map_err(|_| DatagramError::Crypto)?;
     TrafficKey::new(Suite::Aes128Gcm, &okm[..KEY], &okm[KEY..]).map_err(|_| DatagramError::Crypto)
 }
@@ -286,6 +286,21 @@ mod tests {
         let mut out = vec![0xee; DATAGRAM_OVERHEAD + payload.len() + trailer.len()];
         assert_eq!(keys.seal_into(HEADER, payload, trailer, &mut out), Ok(out.len()));
         out
+    }
+
+    /// HKDF-SHA256 of the secret with the salt "isthmus/1 udp channel", expanded with channel, epoch and direction, as
+    /// another implementation has it.
+    #[test]
+    fn keys_are_those_of_the_protocol() {
+        let wanted = [
+            (End::Caller, 0xc6ef_4470_b39f_ff2b_70ab_60fa_c03a_105c_u128, 0xf649_2fae_cbb0_c22f_418a_b178_u128),
+            (End::Relay, 0x4c66_51c6_8ae6_97dc_b67a_e591_fa72_1913, 0xeac9_074d_eee1_9d68_8600_24f7),
+        ];
+        for (end, key, iv) in wanted {
+            let known = TrafficKey::new(Suite::Aes128Gcm, &key.to_be_bytes(), &iv.to_be_bytes()[4..]).unwrap();
+            let mut known = EpochKeys { sealing: known, ..keys(end) };
+            assert_eq!(sealed(&mut keys(end), b"payload", b"trailer"), sealed(&mut known, b"payload", b"trailer"));
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod replay;
 mod seal;
 mod secret;
 mod session;
+mod suites;
 #[cfg(test)]
 mod tests;
 mod tickets;

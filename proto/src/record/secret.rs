@@ -3,15 +3,14 @@
 //! rustls could derive the next keys itself, but its object for that takes more than half a kilobyte for as long as
 //! the connection lives; the secrets alone take 64 bytes, or 96 with SHA-384.
 
-use rustls::SupportedCipherSuite;
 use rustls::Tls13CipherSuite;
-use rustls::crypto::aws_lc_rs::cipher_suite;
 use rustls::crypto::tls13::OkmBlock;
 use zeroize::Zeroize;
 
 use super::RecordError;
 use super::exporter::expand_label;
 use super::keys::{Suite, TrafficKey};
+use super::suites::tls13;
 
 /// Longest hash of our suites, SHA-384.
 const SECRET_MAX: usize = 48;
@@ -53,7 +52,7 @@ impl TrafficSecret {
     /// # Errors
     /// [`RecordError::Crypto`].
     pub(super) fn advance(&mut self, suite: Suite) -> Result<TrafficKey, RecordError> {
-        let tls = tls13(suite)?;
+        let tls = tls13(suite);
         let mut next = [0; SECRET_MAX];
         let out = next.get_mut(..self.bytes().len()).ok_or(RecordError::Crypto)?;
         self.expand(tls, b"traffic upd", out)?;
@@ -64,7 +63,7 @@ impl TrafficSecret {
 
     /// The present key.
     pub(super) fn key(&self, suite: Suite) -> Result<TrafficKey, RecordError> {
-        let tls = tls13(suite)?;
+        let tls = tls13(suite);
         let (mut key, mut iv) = ([0; 32], [0; 12]);
         let key_out = key.get_mut(..suite.key_len()).ok_or(RecordError::Crypto)?;
         self.expand(tls, b"key", key_out)?;
@@ -84,13 +83,4 @@ impl Drop for TrafficSecret {
     fn drop(&mut self) {
         self.bytes_mut().zeroize();
     }
-}
-
-fn tls13(suite: Suite) -> Result<&'static Tls13CipherSuite, RecordError> {
-    let suite: &'static SupportedCipherSuite = match suite {
-        Suite::Aes128Gcm => &cipher_suite::TLS13_AES_128_GCM_SHA256,
-        Suite::Aes256Gcm => &cipher_suite::TLS13_AES_256_GCM_SHA384,
-        Suite::ChaCha20Poly1305 => &cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-    };
-    suite.tls13().ok_or(RecordError::Crypto)
 }
