@@ -6,8 +6,9 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::answer::{json, table};
-use super::command::{Command, ExposeRow};
+use super::command::Command;
 use super::dispatch::Format;
+use super::rows::ExposeRow;
 use super::serve::Plane;
 use super::show::{answer_of, ask_all};
 use crate::config::Config;

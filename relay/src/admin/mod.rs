@@ -20,6 +20,7 @@ mod naming;
 mod pages;
 mod publishing;
 mod reload;
+pub mod rows;
 mod serve;
 mod session;
 mod show;
@@ -30,13 +31,14 @@ mod tunnels;
 mod web;
 
 pub(crate) use answer::{hidden, phrase};
-pub use command::{
-    Asking, Command, ExposeRow, ExposeState, FlowPage, FlowRow, PoolRow, PortRow, PublishRow, ShardHandle, ShardState,
-    TerminalRow, Told, TunnelDetail, TunnelFilter, TunnelRow, Unpublish, Unpublished,
-};
+pub use command::{Asking, Command, ShardHandle, Told, TunnelFilter, Unpublish, Unpublished};
 pub use counters::{Counter, Counters, ShardCounters};
 pub use histogram::{Histograms, Series};
 pub use level::Level;
 pub use listener::StatsSocket;
+pub use rows::{
+    ExposeRow, ExposeState, FlowPage, FlowRow, PoolRow, PortRow, PublishRow, ShardState, TerminalRow, TunnelDetail,
+    TunnelRow,
+};
 pub use serve::{Admin, Limits, RelayInfo, Stop, serve};
 pub use show::CHECK_ANSWER_MAX;

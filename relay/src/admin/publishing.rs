@@ -12,7 +12,8 @@ use isthmus_proto::policy;
 use tokio::sync::oneshot;
 
 use super::asking;
-use super::command::{Command, PublishRow, Unpublish, Unpublished};
+use super::command::{Command, Unpublish, Unpublished};
+use super::rows::PublishRow;
 use super::serve::Plane;
 use super::show::{answer_of, ask_all};
 use crate::publish::Origin;

@@ -8,10 +8,11 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::asking;
-use super::command::{Command, NotSent, PublishRow, Unpublish};
+use super::command::{Command, NotSent, Unpublish};
 use super::exposing;
 use super::manager;
 use super::publishing::{self, take_away};
+use super::rows::PublishRow;
 use super::serve::Plane;
 use super::show::answer_of;
 use crate::config::{self, Config, Invocation};

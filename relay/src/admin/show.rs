@@ -10,9 +10,10 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::{json, phrase, table, word};
-use super::command::{Command, PublishRow, TunnelDetail};
+use super::command::Command;
 use super::counters::Counter;
 use super::dispatch::Format;
+use super::rows::{PublishRow, TunnelDetail};
 use super::serve::Plane;
 use super::tunnels;
 

@@ -8,10 +8,11 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::answer::{json, table, word};
-use super::command::{Command, FlowRow, ShardState};
+use super::command::Command;
 use super::counters::Counter;
 use super::dispatch::Format;
 use super::metrics::open_descriptors;
+use super::rows::{FlowRow, ShardState};
 use super::serve::Plane;
 use super::show::{answer_of, ask_all, ask_each};
 use crate::publish::Proto;

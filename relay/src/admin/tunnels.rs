@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::answer::{json, phrase, table, word};
-use super::command::{Command, ROWS_MAX, TunnelFilter, TunnelRow};
+use super::command::{Command, ROWS_MAX, TunnelFilter};
 use super::dispatch::Format;
+use super::rows::TunnelRow;
 use super::serve::Plane;
 use super::show::answer_of;
 use crate::trust::Glob;

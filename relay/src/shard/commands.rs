@@ -5,7 +5,7 @@ use isthmus_proto::link::{PortKind, Slot};
 use isthmus_proto::{Code, MediatorId};
 
 use super::{Party, Shard};
-use crate::admin::command::PORT_ROWS_MAX;
+use crate::admin::rows::PORT_ROWS_MAX;
 use crate::admin::{Command, PortRow, TerminalRow, TunnelDetail, TunnelFilter, TunnelRow};
 
 /// Mediators that are told to go come back within this many milliseconds, spread evenly.
