@@ -35,7 +35,7 @@ pub fn is_detail(key: &str) -> bool {
     better(key) == Better::Neither
         || raw_time
         || ends
-        || ["late", "failed", "load_bound", "far_busy_percent"].contains(&key)
+        || ["late", "omitted", "failed", "load_bound", "far_busy_percent"].contains(&key)
         || key.starts_with("far_")
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, value_parser};
 use isthmus_bench::compare::{self, NOISY_PERCENT, cases::Work, table};
-use isthmus_bench::results::Report;
+use isthmus_bench::results::{Bar, Report};
 use isthmus_bench::systems::{plain, turn};
 
 use super::results::write_page;
@@ -49,7 +49,7 @@ pub(super) struct Compare {
     /// Show the bars and their verdicts
     #[arg(long)]
     bars: bool,
-    /// The same, and fail if one is missed
+    /// The same, and fail if one is missed or none was measured
     #[arg(long)]
     check: bool,
 }
@@ -105,8 +105,7 @@ pub(super) fn compare(args: Compare) -> anyhow::Result<ExitCode> {
     if args.bars || args.check {
         print!("\n{}", table::bars(&report.bars));
     }
-    let missed = report.bars.iter().any(|bar| bar.met == Some(false));
-    Ok(if args.check && missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if args.check { verdict(&report) } else { ExitCode::SUCCESS })
 }
 
 pub(super) fn turn_echo(args: &TurnEcho) -> anyhow::Result<ExitCode> {
@@ -121,6 +120,19 @@ pub(super) fn plain_hop(args: &PlainHop) -> anyhow::Result<ExitCode> {
         (None, None) => anyhow::bail!("give --visitors or --host"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `--check` says: failure where a bar is missed, or where none has a verdict, which would be a check of nothing.
+pub(super) fn verdict(report: &Report) -> ExitCode {
+    let open = report.bars.iter().filter(|bar| bar.met.is_none()).count();
+    if open > 0 || report.bars.is_empty() {
+        eprintln!("{open} of {} bars have no verdict", report.bars.len());
+    }
+    if holds(&report.bars) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn holds(bars: &[Bar]) -> bool {
+    bars.iter().all(|bar| bar.met != Some(false)) && bars.iter().any(|bar| bar.met == Some(true))
 }
 
 /// Where this was measured, and how quiet it was.
@@ -140,4 +152,26 @@ pub(super) fn closing(report: &Report) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn check_fails_by_a_missed_bar_and_by_nothing_to_check() {
+        let bar = |met: Option<bool>| Bar {
+            name: "W".into(),
+            bar: "<= 1".into(),
+            limit: 1.0,
+            measured: met.map(|_| 1.0),
+            met,
+            why: None,
+        };
+        for (mets, holding) in
+            [(&[Some(true), None][..], true), (&[Some(true), Some(false)], false), (&[None, None], false), (&[], false)]
+        {
+            assert_eq!(holds(&mets.iter().map(|&met| bar(met)).collect::<Vec<_>>()), holding, "{mets:?}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use isthmus_bench::results::Report;
 use isthmus_bench::works::{self, doors, flows, idle, mixed, share, storm};
 use isthmus_proto::limits::CHANNELS_MAX;
 
-use super::compare::closing;
+use super::compare::{closing, verdict};
 use super::results::write_page;
 
 #[derive(Debug, Args)]
@@ -29,7 +29,7 @@ pub(super) struct Common {
     /// Write them here as a page, too
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Fail if a bar is missed
+    /// Fail if a bar is missed or none was measured
     #[arg(long)]
     check: bool,
 }
@@ -151,8 +151,7 @@ impl Common {
         }
         print!("{}", works::table::text(report));
         println!("{}", closing(report));
-        let missed = report.bars.iter().any(|bar| bar.met == Some(false));
-        Ok(if self.check && missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        Ok(if self.check { verdict(report) } else { ExitCode::SUCCESS })
     }
 }
 

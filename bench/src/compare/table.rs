@@ -52,9 +52,13 @@ fn columns(work: &str) -> Option<(&'static str, &'static [Column])> {
     }
 }
 
+/// Stands behind a system in whose case the load was at its own end in one round or more.
+const BOUND: &str = " *";
+
 /// A table of medians for each work, then what was skipped.
 pub fn results(report: &Report) -> String {
     let mut text = String::new();
+    let mut any_bound = false;
     for work in report.works() {
         let Some((title, columns)) = columns(work) else { continue };
         let header: Vec<String> =
@@ -69,12 +73,18 @@ pub fn results(report: &Report) -> String {
                 let cells: Vec<Option<String>> = cells.collect();
                 if cells.iter().any(Option::is_some) {
                     let cells = cells.into_iter().map(|cell| cell.unwrap_or_else(|| "-".to_owned()));
-                    rows.push([case.to_owned(), system.to_owned()].into_iter().chain(cells).collect());
+                    let bound = report.values(work, case, system, "load_bound").any(|bound| bound > 0.0);
+                    any_bound |= bound;
+                    let system = format!("{system}{}", if bound { BOUND } else { "" });
+                    rows.push([case.to_owned(), system].into_iter().chain(cells).collect());
                 }
             }
         }
         // Writing to a string does not fail.
         let _ = write!(text, "{title}, {}\n{}\n", report.machine.congestion, align(&rows, 2));
+    }
+    if any_bound {
+        text.push_str("* The load was at its own end, or late: the system may do more.\n");
     }
     for skipped in &report.skipped {
         let _ = writeln!(text, "skipped: {} {}: {}", skipped.system, skipped.work, skipped.why);
@@ -138,10 +148,15 @@ mod tests {
         }
         report.skipped.push(Skipped { system: "nginx".into(), work: "all".into(), why: "not installed".into() });
         let text = results(&report);
+        assert!(!text.contains('*'), "{text}");
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines[0], ["Bulk", "TCP,", "cubic"]);
         assert_eq!(lines[2], ["1", "stream", "up", "haproxy", "5.00", "-", "0.500", "-"]);
         assert!(text.contains("skipped: nginx all: not installed"));
+        // Once is enough: a median would hide it.
+        report.results[1].values.insert("load_bound".into(), 1.0);
+        let text = results(&report);
+        assert!(text.contains("haproxy *  ") && text.contains("* The load was at its own end"), "{text}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, ensure};
 use isthmus_ring::{Completion, Family, Piece, Ring, SendBatch, SendMode, Socket};
 
-use crate::load::own::Own;
+use crate::load::own::{Own, prompt_waits};
 use crate::peer::stream::{self, ECHO, no_buffers};
 use crate::report::{Line, Samples};
 use crate::usage::{self, Usage, Watched};
@@ -132,8 +132,7 @@ impl Load {
         ensure!((1..=CONNECTIONS_MAX).contains(connections), "--connections is from 1 to {CONNECTIONS_MAX}");
         ensure!(!matches!(pace, Pace::Open(rate) if !(1..=RATE_MAX).contains(rate)), "--rate is from 1 to {RATE_MAX}");
         usage::raise_descriptors(*connections as u64 + DESCRIPTORS_BESIDE)?;
-        // Waits end when they shall, and not up to 50 us later. Where that is refused, late messages tell.
-        let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
+        prompt_waits();
         let ring = stream::ring()?;
         let mut load = Self { size: *size, ring, connections: Vec::new(), connected: 0, received: Vec::new() };
         for index in 0..*connections {

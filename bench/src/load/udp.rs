@@ -1,4 +1,7 @@
 //! Datagrams at a paced rate, and their echoes: loss, round trips, and CPU time a datagram.
+//!
+//! An open loop: each datagram has its time by the rate alone, and its round trip begins then, however late it is sent. So what
+//! keeps the load from sending is in the figures, too.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -8,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use isthmus_ring::{Completion, Piece, Ring, Socket};
 
-use crate::load::own::Own;
+use crate::load::own::{Own, prompt_waits};
 use crate::peer::datagram::{ring, socket};
 use crate::report::{Line, Samples};
 use crate::usage::{self, Usage, Watched};
@@ -33,13 +36,13 @@ pub struct Settings {
     pub watched: Vec<Watched>,
 }
 
-/// What a datagram begins with: number of the run, nanoseconds since the start.
+/// What a datagram begins with: number of the run, nanoseconds from the start until it was due.
 pub const STAMP: usize = 16;
 
-/// Time between sends: at higher rates more than one datagram goes out at a time.
+/// Time between looks at what is due where that is more than twice as often: several datagrams go out at a time then.
 const TICK: Duration = Duration::from_micros(100);
 
-/// Time behind schedule that is not made up for.
+/// Time behind schedule that is not made up for; what was due in it is counted ([`Outcome::omitted`]).
 const LATE_MAX: Duration = Duration::from_millis(20);
 
 /// How long echoes may take after the last datagram of a run.
@@ -70,9 +73,11 @@ pub struct Outcome {
     pub sent: u64,
     /// Echoes that came back.
     pub echoed: u64,
+    /// Datagrams that were due and not sent, since the load came too late.
+    pub omitted: u64,
     /// Time of sending.
     pub time: Duration,
-    /// Round trips.
+    /// From when a datagram was due until its echo.
     pub round_trips: Samples,
 }
 
@@ -137,6 +142,7 @@ impl Client {
         };
         let flows: Vec<Flow> = (0..settings.flows).map(flow).collect::<anyhow::Result<_>>()?;
         let unarmed = (0..flows.len()).collect();
+        prompt_waits();
         let (ring, start) = (ring(settings.flows)?, Instant::now());
         let mut client = Self { settings, ring, flows, start, run: 0, sends: 0, received: Vec::new(), unarmed };
         client.begin()?;
@@ -151,7 +157,7 @@ impl Client {
             let (missing, to) = (silent.len(), self.settings.to[silent[0] % self.settings.to.len()]);
             ensure!(Instant::now() < deadline, "no echo from {to} within {PATIENCE:?}; {missing} flows are silent");
             let begun = missing.min(BEGUN_AT_ONCE);
-            silent[..begun].iter().for_each(|&flow| self.send(flow, 1));
+            silent[..begun].iter().for_each(|&flow| self.send(flow, 1, Instant::now()));
             let again = Instant::now() + Duration::from_millis(50);
             while Instant::now() < again && silent[..begun].iter().any(|&flow| !self.flows[flow].answered) {
                 self.turn(again.saturating_duration_since(Instant::now()), &mut outcome)?;
@@ -175,6 +181,8 @@ impl Client {
         let mut scheduled_from = started;
         let (mut scheduled, mut next_flow) = (0u64, 0);
         let batch = self.settings.batch as u64;
+        let seconds = |datagrams: u64| Duration::from_secs_f64(datagrams as f64 / rate);
+        let least = if seconds(batch) < TICK / 2 { TICK } else { Duration::ZERO };
         loop {
             let now = Instant::now();
             outcome.time = now - started;
@@ -183,16 +191,18 @@ impl Client {
             }
             let due = ((now - scheduled_from).as_secs_f64() * rate) as u64;
             while scheduled + batch <= due && self.sends < SENDS_MAX {
-                self.send(next_flow, self.settings.batch);
-                next_flow = (next_flow + 1) % self.flows.len();
                 scheduled += batch;
+                self.send(next_flow, self.settings.batch, scheduled_from + seconds(scheduled));
+                next_flow = (next_flow + 1) % self.flows.len();
                 outcome.sent += batch;
             }
             // A pause of ours is not made up for by a burst that no gateway would see otherwise.
             if due.saturating_sub(scheduled) as f64 > (rate * LATE_MAX.as_secs_f64()).max(2.0 * batch as f64) {
+                outcome.omitted += due - scheduled;
                 (scheduled_from, scheduled) = (now, 0);
             }
-            let gap = Duration::from_secs_f64(batch as f64 / rate).max(TICK);
+            let next = scheduled_from + seconds(scheduled + batch);
+            let gap = next.saturating_duration_since(Instant::now()).max(least);
             self.turn(gap.min(time.saturating_sub(outcome.time)), &mut outcome)?;
         }
         let last = Instant::now() + DRAIN;
@@ -216,6 +226,7 @@ impl Client {
             .with("echo_rate", format_args!("{:.0}", outcome.echoed as f64 / outcome.time.as_secs_f64()))
             .with("sent", outcome.sent)
             .with("echoed", outcome.echoed)
+            .with("omitted", outcome.omitted)
             .with("loss_percent", format_args!("{:.3}", outcome.loss() * 100.0))
             .with("seconds", format_args!("{:.3}", outcome.time.as_secs_f64()));
         line.add_percentiles("rtt", &outcome.round_trips);
@@ -225,10 +236,12 @@ impl Client {
         Ok((outcome, line))
     }
 
-    fn send(&mut self, flow: usize, count: usize) {
+    fn send(&mut self, flow: usize, count: usize, due: Instant) {
         let size = self.settings.size;
         let mut piece = Piece::with_capacity(0, size * count);
-        let stamp = [self.run.to_be_bytes(), (self.start.elapsed().as_nanos() as u64).to_be_bytes()].concat();
+        let stamp =
+            [self.run.to_be_bytes(), (due.saturating_duration_since(self.start).as_nanos() as u64).to_be_bytes()]
+                .concat();
         for _ in 0..count {
             piece.append(size)[..STAMP].copy_from_slice(&stamp);
         }
