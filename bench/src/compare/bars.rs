@@ -37,6 +37,14 @@ struct Rule {
 const ENCRYPTED: &str = "isthmus";
 const PLAINTEXT: &str = "isthmus-plaintext";
 const W: &str = "machine_s_per_gb";
+const RATE: &str = "echo_rate";
+
+/// Why datagrams' figures are none.
+struct Lost {
+    /// The system that is judged lost them.
+    ours: bool,
+    why: String,
+}
 
 /// Loss with which the CPU time of a datagram still says something, in percent.
 pub const LOSS_PERCENT_MAX: f64 = LOSS_MAX * 100.0;
@@ -58,30 +66,41 @@ impl Rule {
             Case(other) => format!("{sign} {limit} x '{other}'"),
             Figure(unit) => format!("{sign} {limit} {unit}"),
         };
-        let why = self.lost(report);
-        let measured = measured.filter(|_| why.is_none());
-        let met = measured.map(|measured| match self.limit {
-            AtMost(limit) => measured <= limit,
-            AtLeast(limit) => measured >= limit,
-        });
+        let lost = self.lost(report);
+        let measured = measured.filter(|_| lost.is_none());
+        let met = match &lost {
+            // It carries no rate, which is what is asked for.
+            Some(lost) if lost.ours && self.key == RATE => Some(false),
+            _ => measured.map(|measured| match self.limit {
+                AtMost(limit) => measured <= limit,
+                AtLeast(limit) => measured >= limit,
+            }),
+        };
+        let why = lost.map(|lost| lost.why);
         Bar { name: self.name.to_owned(), bar, limit, measured, met, why }
     }
 
     /// What was lost cost CPU time and counts for no datagram, or cost none where it was lost before it came: either way the
-    /// cost of the others is no figure. Nor is a rate carried at which too much of it is lost; another's only looks too high.
-    fn lost(&self, report: &Report) -> Option<String> {
-        let (costs, rate) = (self.key.ends_with("_us_per_datagram"), self.key == "echo_rate");
-        if self.work != "udp" || !(costs || rate) {
+    /// cost of the others is no figure. Nor is a rate one's highest where too much of it is lost, or where no search found one.
+    fn lost(&self, report: &Report) -> Option<Lost> {
+        if self.work != "udp" || !(self.key.ends_with("_us_per_datagram") || self.key == RATE) {
             return None;
         }
         let sides = self.cases.iter().flat_map(|case| match &self.against {
-            System(other) if costs => vec![(case, self.system), (case, *other)],
+            System(other) => vec![(case, self.system), (case, *other)],
             Case(other) => vec![(case, self.system), (other, self.system)],
-            System(_) | Figure(_) => vec![(case, self.system)],
+            Figure(_) => vec![(case, self.system)],
         });
         sides.into_iter().find_map(|(case, system)| {
             let lost = report.median(self.work, case, system, "loss_percent")?;
-            (lost > LOSS_PERCENT_MAX).then(|| format!("{system} lost {lost:.1} % of '{case}'"))
+            let why = if lost > LOSS_PERCENT_MAX {
+                format!("{system} lost {lost:.1} % of '{case}'")
+            } else if report.median(self.work, case, system, "searched") == Some(0.0) {
+                format!("no rate of '{case}' was found that {system} carries")
+            } else {
+                return None;
+            };
+            Some(Lost { ours: system == self.system, why })
         })
     }
 
@@ -155,8 +174,8 @@ fn rules(congestion: &str) -> Vec<Rule> {
     let relay = "relay_us_per_datagram";
     let coturn = || System("coturn");
     rules.extend([
-        rule("UDP, one flow: echoes a second", "udp", &max, "echo_rate", AtLeast(2.8), coturn()),
-        rule("UDP, one flow: echoes a second", "udp", &max, "echo_rate", AtLeast(1.1), System("direct")),
+        rule("UDP, one flow: echoes a second", "udp", &max, RATE, AtLeast(2.8), coturn()),
+        rule("UDP, one flow: echoes a second", "udp", &max, RATE, AtLeast(1.1), System("direct")),
         rule("UDP, one flow: relay's CPU per datagram", "udp", &max, relay, AtMost(0.3), coturn()),
         rule("UDP, 100 flows: relay's CPU per datagram", "udp", &flows(100, "max"), relay, AtMost(0.45), coturn()),
         rule("UDP at 20,000 a second: p50", "udp", &flows(1, "20000"), "rtt_p50_us", AtMost(1.6), coturn()),
@@ -246,7 +265,7 @@ mod tests {
     #[test]
     fn case_that_lost_datagrams_has_no_verdict() {
         const RELAY: &str = "UDP, 100 flows: relay's CPU per datagram";
-        const RATE: &str = "UDP, one flow: echoes a second";
+        const ECHOES: &str = "UDP, one flow: echoes a second";
         for (lost, met) in [(LOSS_PERCENT_MAX, Some(true)), (LOSS_PERCENT_MAX + 0.1, None)] {
             for loser in ["isthmus", "coturn"] {
                 let mut report = report("cubic", &EVERYBODY, &[]);
@@ -257,9 +276,11 @@ mod tests {
                 let bars = judge(&report);
                 let bar = find(&bars, RELAY, "<= 0.45 x coturn");
                 assert_eq!((bar.met, bar.why.is_some()), (met, met.is_none()), "{lost} {loser}: {bar:?}");
-                // A rate that another one does not carry only makes it look better.
-                let carried = loser == "coturn" || met.is_some();
-                assert_eq!(find(&bars, RATE, ">= 2.8 x coturn").met.is_some(), carried, "{lost} {loser}");
+                // Who loses too much carries no rate: what is judged misses its bar by that.
+                let bar = find(&bars, ECHOES, ">= 2.8 x coturn");
+                let wanted = if loser == "isthmus" { Some(false) } else { None };
+                let wanted = if met.is_some() { Some(false) } else { wanted };
+                assert_eq!((bar.met, bar.why.is_some()), (wanted, met.is_none()), "{lost} {loser}: {bar:?}");
             }
         }
     }

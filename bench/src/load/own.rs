@@ -58,6 +58,9 @@ impl Share {
     }
 }
 
+/// Share of messages that were sent late from which on the figures are the load's own.
+pub(crate) const LATE_SHARE_MAX: f64 = 0.01;
+
 /// This thread's waits end when they shall, and not up to 50 us later. Where that is refused, late messages tell.
 pub(crate) fn prompt_waits() {
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));

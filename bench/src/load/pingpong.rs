@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, ensure};
 use isthmus_ring::{Completion, Family, Piece, Ring, SendBatch, SendMode, Socket};
 
-use crate::load::own::{Own, prompt_waits};
+use crate::load::own::{LATE_SHARE_MAX, Own, prompt_waits};
 use crate::peer::stream::{self, ECHO, no_buffers};
 use crate::report::{Line, Samples};
 use crate::usage::{self, Usage, Watched};
@@ -59,9 +59,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A message that is sent so long after it was due is late by our own fault.
 const LATE: Duration = Duration::from_micros(200);
-
-/// Share of late messages from which on the figures are the load's own.
-const LATE_SHARE_MAX: f64 = 0.01;
 
 /// Descriptors beside the connections' own.
 const DESCRIPTORS_BESIDE: u64 = 64;

@@ -1,7 +1,7 @@
 //! Datagrams at a paced rate, and their echoes: loss, round trips, and CPU time a datagram.
 //!
-//! An open loop: each datagram has its time by the rate alone, and its round trip begins then, however late it is sent. So what
-//! keeps the load from sending is in the figures, too.
+//! An open loop: each datagram has its time by the rate alone, and its round trip begins then, however late it is sent. What
+//! is left out since it came much too late is counted.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use isthmus_ring::{Completion, Piece, Ring, Socket};
 
-use crate::load::own::{Own, prompt_waits};
+use crate::load::own::{LATE_SHARE_MAX, Own, prompt_waits};
 use crate::peer::datagram::{ring, socket};
 use crate::report::{Line, Samples};
 use crate::usage::{self, Usage, Watched};
@@ -41,6 +41,9 @@ pub const STAMP: usize = 16;
 
 /// Time between looks at what is due where that is more than twice as often: several datagrams go out at a time then.
 const TICK: Duration = Duration::from_micros(100);
+
+/// A datagram that is sent so long after it was due is late by our own fault.
+const LATE: Duration = Duration::from_millis(1);
 
 /// Time behind schedule that is not made up for; what was due in it is counted ([`Outcome::omitted`]).
 const LATE_MAX: Duration = Duration::from_millis(20);
@@ -73,6 +76,8 @@ pub struct Outcome {
     pub sent: u64,
     /// Echoes that came back.
     pub echoed: u64,
+    /// Of those sent, how many were late by our own fault.
+    pub late: u64,
     /// Datagrams that were due and not sent, since the load came too late.
     pub omitted: u64,
     /// Time of sending.
@@ -85,6 +90,11 @@ impl Outcome {
     /// Share of the datagrams without an echo, 0 to 1.
     pub fn loss(&self) -> f64 {
         1.0 - self.echoed as f64 / self.sent.max(1) as f64
+    }
+
+    /// Whether more than [`LATE_SHARE_MAX`] of them were late or left out.
+    pub fn is_late(&self) -> bool {
+        (self.late + self.omitted) as f64 > (self.sent + self.omitted) as f64 * LATE_SHARE_MAX
     }
 
     /// Datagrams sent a second.
@@ -185,21 +195,23 @@ impl Client {
         let least = if seconds(batch) < TICK / 2 { TICK } else { Duration::ZERO };
         loop {
             let now = Instant::now();
-            outcome.time = now - started;
-            if outcome.time >= time {
-                break;
-            }
-            let due = ((now - scheduled_from).as_secs_f64() * rate) as u64;
-            while scheduled + batch <= due && self.sends < SENDS_MAX {
-                scheduled += batch;
-                self.send(next_flow, self.settings.batch, scheduled_from + seconds(scheduled));
-                next_flow = (next_flow + 1) % self.flows.len();
-                outcome.sent += batch;
-            }
+            let mut due = ((now - scheduled_from).as_secs_f64() * rate) as u64;
             // A pause of ours is not made up for by a burst that no gateway would see otherwise.
             if due.saturating_sub(scheduled) as f64 > (rate * LATE_MAX.as_secs_f64()).max(2.0 * batch as f64) {
                 outcome.omitted += due - scheduled;
-                (scheduled_from, scheduled) = (now, 0);
+                (scheduled_from, scheduled, due) = (now, 0, 0);
+            }
+            while scheduled + batch <= due && self.sends < SENDS_MAX {
+                scheduled += batch;
+                let due_at = scheduled_from + seconds(scheduled);
+                self.send(next_flow, self.settings.batch, due_at);
+                next_flow = (next_flow + 1) % self.flows.len();
+                outcome.sent += batch;
+                outcome.late += if Instant::now() > due_at + LATE { batch } else { 0 };
+            }
+            outcome.time = now - started;
+            if outcome.time >= time {
+                break;
             }
             let next = scheduled_from + seconds(scheduled + batch);
             let gap = next.saturating_duration_since(Instant::now()).max(least);
@@ -226,11 +238,13 @@ impl Client {
             .with("echo_rate", format_args!("{:.0}", outcome.echoed as f64 / outcome.time.as_secs_f64()))
             .with("sent", outcome.sent)
             .with("echoed", outcome.echoed)
+            .with("late", outcome.late)
             .with("omitted", outcome.omitted)
             .with("loss_percent", format_args!("{:.3}", outcome.loss() * 100.0))
             .with("seconds", format_args!("{:.3}", outcome.time.as_secs_f64()));
         line.add_percentiles("rtt", &outcome.round_trips);
-        share.report(share.saturated(1) || outcome.rate() < rate * SENT_MIN, (&before, &after), &mut line);
+        let bound = share.saturated(1) || outcome.is_late() || outcome.rate() < rate * SENT_MIN;
+        share.report(bound, (&before, &after), &mut line);
         after.report(&before, &watched, &mut line);
         self.settings.watched = watched;
         Ok((outcome, line))

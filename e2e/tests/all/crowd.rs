@@ -1,7 +1,8 @@
 //! Mediators that come while very many come: what can wait, waits.
 
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use isthmus_e2e::{Agent, Keys, Loopback, Process, Relay, SOON, Terminal, World, program, word_after};
@@ -46,7 +47,11 @@ impl Crowd {
 
     /// A mediator, and the milliseconds for which it was asked to leave its UDP channels unopened.
     fn mediator(&self, id: &str) -> (Process, u64) {
-        let command = Loopback::agent_command(&self.keys, &self.service, id, &["--allow", "127.0.0.0/8"]);
+        self.mediator_by(&self.service, id)
+    }
+
+    fn mediator_by(&self, way: &str, id: &str) -> (Process, u64) {
+        let command = Loopback::agent_command(&self.keys, way, id, &["--allow", "127.0.0.0/8"]);
         let agent = Process::spawn(id, command);
         let line = agent.wait_for_line("tunnel up", SOON);
         let after = word_after(&line, "channels_after_ms=").parse().unwrap();
@@ -85,6 +90,44 @@ async fn udp_channels_of_a_crowd_wait_until_something_needs_them() {
     host.send_to(b"back", from).await.unwrap();
     let (bytes, _) = tokio::time::timeout(SOON, socket.recv_datagram()).await.unwrap().unwrap();
     assert_eq!(&bytes[..], b"back");
+}
+
+/// A way to the relay's TCP port alone, by a number at which no UDP datagram is answered.
+fn way_without_udp(service: &str) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let way = listener.local_addr().unwrap().to_string();
+    let service = service.to_owned();
+    std::thread::spawn(move || {
+        for inner in listener.incoming() {
+            let (inner, outer) = (inner.unwrap(), TcpStream::connect(&service).unwrap());
+            for (mut from, mut to) in [(inner.try_clone().unwrap(), outer.try_clone().unwrap()), (outer, inner)] {
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Both);
+                });
+            }
+        }
+    });
+    way
+}
+
+#[tokio::test]
+async fn requests_of_one_port_keep_their_order_while_one_waits_for_a_channel() {
+    let crowd = Crowd::gather();
+    let (_agent, _) = crowd.mediator_by(&way_without_udp(&crowd.service), "cpe");
+    let mediator = crowd.attach("cpe").await;
+    let port = mediator.open(&OpenOptions::udp().local("127.0.0.1:0".parse().unwrap())).await.unwrap();
+    // Waits for the mediator's channels, in vain; the next one of that port goes behind it.
+    let done = Mutex::new(Vec::new());
+    let tell = |what, good| done.lock().unwrap().push((what, good));
+    let there = async { tell("there", port.switch(true, false).await.is_ok()) };
+    let back = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        tell("asked", true);
+        tell("back", port.switch(false, true).await.is_ok());
+    };
+    tokio::time::timeout(SOON, async { tokio::join!(there, back) }).await.unwrap();
+    assert_eq!(*done.lock().unwrap(), [("asked", true), ("there", false), ("back", true)]);
 }
 
 #[test]
