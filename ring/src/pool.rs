@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use crate::block::IdleBlock;
 use crate::piece::Piece;
@@ -95,9 +96,8 @@ pub struct PoolStats {
     pub exhausted: u64,
 }
 
-/// So many times in a row must the ring be entered without a receive that found no block before fewer are lent again: about a
-/// second of a busy thread's.
-const CALM_ENTERS: u32 = 8192;
+/// For so long must no receive have found the ring without a block before fewer are lent again, and again before still fewer are.
+const CALM: Duration = Duration::from_secs(2);
 
 pub(crate) struct Pool {
     config: PoolConfig,
@@ -108,9 +108,9 @@ pub(crate) struct Pool {
     exhausted: Cell<u64>,
     /// What is lent now, unless many are held: between the usual number and the most.
     lending: Cell<usize>,
-    /// Receives that found no block, when the ring was entered last, and how often it was since without one.
+    /// Receives that had found no block when the ring was entered last, and since when no more have, while more than usual is lent.
     exhausted_before: Cell<u64>,
-    calm: Cell<u32>,
+    calm_since: Cell<Option<Instant>>,
 }
 
 impl Pool {
@@ -124,7 +124,7 @@ impl Pool {
             exhausted: Cell::new(0),
             lending: Cell::new(usize::from(config.provided_usual.min(config.provided_max))),
             exhausted_before: Cell::new(0),
-            calm: Cell::new(0),
+            calm_since: Cell::new(None),
         };
         let warm = config.prefault.min(config.blocks_max).min(pool.free_max());
         for _ in 0..warm {
@@ -184,16 +184,18 @@ impl Pool {
     }
 
     /// Lends more after receives that found no block, and fewer after a long time without one; to be called each time the
-    /// ring is entered.
-    pub(crate) fn adapt(&self) {
+    /// ring is entered. The clock is asked while more than usual is lent.
+    pub(crate) fn adapt(&self, now: impl FnOnce() -> Instant) {
         let (lending, usual) = (self.lending.get(), usize::from(self.config.provided_usual));
         if self.exhausted.get() != self.exhausted_before.replace(self.exhausted.get()) {
-            self.calm.set(0);
+            self.calm_since.set(None);
             self.lending.set((lending * 2).min(usize::from(self.config.provided_max)));
         } else if lending > usual {
-            self.calm.set(self.calm.get() + 1);
-            if self.calm.get() == CALM_ENTERS {
-                self.calm.set(0);
+            let now = now();
+            let since = self.calm_since.get().unwrap_or(now);
+            self.calm_since.set(Some(since));
+            if now.saturating_duration_since(since) >= CALM {
+                self.calm_since.set(Some(now));
                 self.lending.set((lending / 2).max(usual));
                 self.trim();
             }
@@ -267,22 +269,27 @@ mod tests {
     #[test]
     fn more_are_lent_after_receives_that_found_none_and_fewer_after_long_calm() {
         let pool = Pool::new(PoolConfig { provided_max: 8, blocks_max: 64, ..SMALL });
-        let lent = |exhausted: u64, enters: u32| {
+        let now = Cell::new(Instant::now());
+        let lent = |exhausted: u64, later: Duration| {
             pool.exhausted.set(pool.exhausted.get() + exhausted);
-            (0..enters).for_each(|_| pool.adapt());
+            now.set(now.get() + later);
+            pool.adapt(|| now.get());
             pool.stats().lent
         };
+        const SOON: Duration = Duration::from_millis(1);
         // However many found none before the ring is entered, it is one reason for more.
-        assert_eq!([lent(0, 1), lent(9, 1), lent(1, 1), lent(1, 1)], [2, 4, 8, 8]);
+        assert_eq!([lent(0, CALM), lent(9, SOON), lent(1, SOON), lent(1, SOON)], [2, 4, 8, 8]);
         // What is held is not lent as well, but for a quarter.
         let hold = |count| (0..count).map_while(|_| pool.take()).map(|b| pool.hand_out(b, 1)).collect::<Vec<_>>();
-        let held = [5, 20].map(|count| (hold(count), lent(0, 1)));
+        let held = [5, 20].map(|count| (hold(count), lent(0, Duration::ZERO)));
         assert_eq!(held.each_ref().map(|(_, lent)| *lent), [3, 2]);
         drop(held);
-        assert_eq!((pool.stats().free, lent(0, CALM_ENTERS - 3)), (16, 8));
+        assert_eq!((pool.stats().free, lent(0, CALM - SOON)), (16, 8));
         // Free blocks beyond twice as many go with them.
-        assert_eq!((lent(0, 1), pool.stats().free, pool.stats().live), (4, 8, 8));
-        assert_eq!([lent(1, 1), lent(0, CALM_ENTERS), lent(0, 3 * CALM_ENTERS)], [8, 4, 2]);
+        assert_eq!((lent(0, SOON), pool.stats().free, pool.stats().live), (4, 8, 8));
+        // One that finds none begins the time anew; each step takes as long, however late the ring is entered.
+        assert_eq!([lent(1, CALM), lent(0, SOON), lent(0, CALM - SOON), lent(0, SOON)], [8, 8, 8, 4]);
+        assert_eq!([lent(0, CALM - SOON), lent(0, 5 * CALM), lent(0, CALM)], [4, 2, 2]);
     }
 
     #[test]

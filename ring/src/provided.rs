@@ -8,6 +8,7 @@ use std::io;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Instant;
 
 use io_uring::Submitter;
 use io_uring::types::BufRingEntry;
@@ -72,7 +73,7 @@ impl ProvidedRing {
     /// Lends blocks to the kernel until it has as many as [`Pool::lent`] says.
     pub(crate) fn top_up(&mut self) {
         let max = self.slots.len();
-        self.pool.adapt();
+        self.pool.adapt(Instant::now);
         let target = self.pool.lent();
         if self.provided >= target {
             return;
