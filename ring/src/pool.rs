@@ -96,6 +96,12 @@ pub struct PoolStats {
     pub exhausted: u64,
 }
 
+/// So often within [`SHORT`] must the ring be entered after receives that found no block before more are lent: where many sockets
+/// receive, each turn, and not a few times in a burst, whose memory would stay in use.
+const STARVED: u32 = 32;
+
+const SHORT: Duration = Duration::from_millis(100);
+
 /// For so long must no receive have found the ring without a block before fewer are lent again, and again before still fewer are.
 const CALM: Duration = Duration::from_secs(2);
 
@@ -108,8 +114,11 @@ pub(crate) struct Pool {
     exhausted: Cell<u64>,
     /// What is lent now, unless many are held: between the usual number and the most.
     lending: Cell<usize>,
-    /// Receives that had found no block when the ring was entered last, and since when no more have, while more than usual is lent.
+    /// Receives that had found no block when the ring was entered last.
     exhausted_before: Cell<u64>,
+    /// How often it was entered after such receives, and since when that is counted.
+    starved: Cell<(u32, Option<Instant>)>,
+    /// Since when it was not, while more than usual is lent.
     calm_since: Cell<Option<Instant>>,
 }
 
@@ -124,6 +133,7 @@ impl Pool {
             exhausted: Cell::new(0),
             lending: Cell::new(usize::from(config.provided_usual.min(config.provided_max))),
             exhausted_before: Cell::new(0),
+            starved: Cell::new((0, None)),
             calm_since: Cell::new(None),
         };
         let warm = config.prefault.min(config.blocks_max).min(pool.free_max());
@@ -183,23 +193,36 @@ impl Pool {
         self.exhausted.set(self.exhausted.get() + 1);
     }
 
-    /// Lends more after receives that found no block, and fewer after a long time without one; to be called each time the
-    /// ring is entered. The clock is asked while more than usual is lent.
+    /// Lends more where receives find no block again and again, and fewer after a long time without; to be called each time
+    /// the ring is entered. The clock is asked after such receives, and while more than usual is lent.
     pub(crate) fn adapt(&self, now: impl FnOnce() -> Instant) {
-        let (lending, usual) = (self.lending.get(), usize::from(self.config.provided_usual));
+        let usual = usize::from(self.config.provided_usual);
         if self.exhausted.get() != self.exhausted_before.replace(self.exhausted.get()) {
-            self.calm_since.set(None);
-            self.lending.set((lending * 2).min(usize::from(self.config.provided_max)));
-        } else if lending > usual {
+            self.on_exhausted(now());
+        } else if self.lending.get() > usual {
             let now = now();
             let since = self.calm_since.get().unwrap_or(now);
             self.calm_since.set(Some(since));
             if now.saturating_duration_since(since) >= CALM {
                 self.calm_since.set(Some(now));
-                self.lending.set((lending / 2).max(usual));
+                self.lending.set((self.lending.get() / 2).max(usual));
                 self.trim();
             }
         }
+    }
+
+    fn on_exhausted(&self, now: Instant) {
+        self.calm_since.set(None);
+        let (times, since) = match self.starved.get() {
+            (times, Some(since)) if now.saturating_duration_since(since) <= SHORT => (times + 1, since),
+            _ => (1, now),
+        };
+        if times < STARVED {
+            self.starved.set((times, Some(since)));
+            return;
+        }
+        self.starved.set((0, None));
+        self.lending.set((self.lending.get() * 2).min(usize::from(self.config.provided_max)));
     }
 
     /// Gives free blocks back to the allocator, down to [`Pool::free_max`].
@@ -277,8 +300,9 @@ mod tests {
             pool.stats().lent
         };
         const SOON: Duration = Duration::from_millis(1);
+        let starve = || (0..STARVED).fold(0, |_, _| lent(1, SOON));
         // However many found none before the ring is entered, it is one reason for more.
-        assert_eq!([lent(0, CALM), lent(9, SOON), lent(1, SOON), lent(1, SOON)], [2, 4, 8, 8]);
+        assert_eq!([lent(0, CALM), lent(9, SOON), starve(), starve(), starve()], [2, 2, 4, 8, 8]);
         // What is held is not lent as well, but for a quarter.
         let hold = |count| (0..count).map_while(|_| pool.take()).map(|b| pool.hand_out(b, 1)).collect::<Vec<_>>();
         let held = [5, 20].map(|count| (hold(count), lent(0, Duration::ZERO)));
@@ -288,8 +312,10 @@ mod tests {
         // Free blocks beyond twice as many go with them.
         assert_eq!((lent(0, SOON), pool.stats().free, pool.stats().live), (4, 8, 8));
         // One that finds none begins the time anew; each step takes as long, however late the ring is entered.
-        assert_eq!([lent(1, CALM), lent(0, SOON), lent(0, CALM - SOON), lent(0, SOON)], [8, 8, 8, 4]);
-        assert_eq!([lent(0, CALM - SOON), lent(0, 5 * CALM), lent(0, CALM)], [4, 2, 2]);
+        assert_eq!([lent(0, CALM - SOON), lent(1, SOON), lent(0, CALM), lent(0, CALM - SOON)], [4; 4]);
+        assert_eq!([lent(0, 5 * CALM), lent(0, CALM)], [2, 2]);
+        // A few now and then are none.
+        assert!((0..10 * STARVED).all(|_| lent(1, SHORT / (STARVED - 2)) == 2));
     }
 
     #[test]
