@@ -366,6 +366,23 @@ mod tests {
     }
 
     #[test]
+    fn load_is_late_by_what_it_sent_late_and_by_what_it_left_out() {
+        let is_late = |sent, late, omitted| Outcome { sent, late, omitted, ..Outcome::default() }.is_late();
+        assert!(!is_late(1000, 10, 0) && is_late(1000, 11, 0));
+        assert!(!is_late(990, 0, 10) && is_late(980, 9, 20) && !is_late(0, 0, 0));
+    }
+
+    /// The load cannot look before all of that is due; only what its patience allows is made up for.
+    #[test]
+    fn pause_of_the_load_is_counted_and_not_made_up_for() {
+        let mut client = Client::new(Settings { batch: 5, ..settings(echo()) }).unwrap();
+        let rate = 1e9;
+        let outcome = client.run(rate, Duration::from_millis(30)).unwrap();
+        assert!(outcome.omitted > outcome.sent && outcome.is_late(), "{outcome:?}");
+        assert!(outcome.sent + outcome.omitted <= (outcome.time.as_secs_f64() * rate) as u64 + 1, "{outcome:?}");
+    }
+
+    #[test]
     fn late_echo_of_an_earlier_run_counts_for_none() {
         let mut outcome = Outcome::default();
         let datagram = [7u64.to_be_bytes(), 0u64.to_be_bytes()].concat();
