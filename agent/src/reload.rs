@@ -66,6 +66,7 @@ impl Mediator {
             }
         }
         let policy = self.policy.clone();
+        self.ports.cut_connects(engine, |to| !policy.borrow().permits(to));
         for (link, slot, local) in self.ports.cut_servers(engine, |local| policy.borrow().forbids_bound(local.ip())) {
             self.audit.record(Operation::Cut, slot, None, Some(local), Code::Denied);
             if let Some(machine) = engine.link(link) {

@@ -16,7 +16,7 @@ use crate::Engine;
 use crate::event::{Control, Event};
 use crate::key::Key;
 use crate::link_receive::ENOBUFS;
-use crate::stream::{Inherited, set_keepalive};
+use crate::stream::Inherited;
 use crate::timers::TimerId;
 
 pub use moved::TakenGuest;
@@ -64,8 +64,6 @@ impl Engine {
     /// Takes a connection, and tells what comes as [`Event::GuestBytes`]. After `timeout` without
     /// [`Engine::admit`], [`Engine::dismiss`] or [`Engine::set_guest_timeout`], it is closed.
     pub fn add_guest(&mut self, socket: Socket, tag: u32, timeout: Duration) -> Key {
-        // It stays with the connection, as a stream and on another thread too.
-        set_keepalive(&socket);
         let key = self.guests.insert(Guest {
             socket: Some(socket),
             tag,

@@ -101,6 +101,7 @@ pub struct Engine {
     partings: usize,
     parted: bool,
     streams: Table<stream::Stream>,
+    young: stream::Young,
     guests: Table<guest::Guest>,
     /// Those of them that were dismissed.
     guests_leaving: usize,
@@ -139,8 +140,8 @@ pub struct Engine {
     samples: samples::Samples,
     /// What is handled now came in a receive of a few small frames, as did what came before it on that link.
     small_receive: bool,
-    /// A listener brought a connection in this turn.
-    accepted: bool,
+    /// In this turn a listener brought a connection, or one with first bytes was made.
+    connected: bool,
     /// Scratch for received pieces.
     received: Vec<Piece>,
     /// What happened, counted.
@@ -159,6 +160,7 @@ impl Engine {
             partings: 0,
             parted: false,
             streams: Table::new(What::Stream),
+            young: stream::Young::default(),
             guests: Table::new(What::Guest),
             guests_leaving: 0,
             listeners: Table::new(What::Listener),
@@ -184,7 +186,7 @@ impl Engine {
             busy: busy::BusyPoll::new(config.busy_poll),
             samples: samples::Samples::default(),
             small_receive: false,
-            accepted: false,
+            connected: false,
             received: Vec::new(),
             counts: Counts::default(),
         }

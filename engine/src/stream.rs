@@ -19,13 +19,10 @@ use crate::timers::TimerId;
 
 mod receive;
 mod send;
+mod young;
 
 pub(crate) use receive::Turn;
-
-/// When a silent plain connection is probed, how often, and how many lost probes end it.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
-const KEEPALIVE_COUNT: u32 = 6;
+pub(crate) use young::Young;
 
 /// Between two looks at a half-closed connection.
 const HALF_CLOSED_INTERVAL: Duration = Duration::from_secs(15);
@@ -37,6 +34,14 @@ enum Incoming {
     Armed(OpId),
     /// Its end was reached and told.
     Ended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Connecting {
+    /// At the turn's end, with what is there to be sent by then.
+    Due(SocketAddr),
+    Begun(OpId),
+    Done,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +57,7 @@ pub(crate) struct Stream {
     link: Key,
     slot: Slot,
     tag: u32,
-    connecting: Option<OpId>,
+    connecting: Connecting,
     incoming: Incoming,
     /// The last receive brought a small message.
     small: bool,
@@ -110,15 +115,9 @@ pub(crate) struct Inherited {
     pub(crate) first: Vec<u8>,
 }
 
-/// A peer that vanished would hold its port for ever. Where it cannot be set, that is all that is lost.
-pub(crate) fn set_keepalive(socket: &Socket) {
-    let _ = socket.set_keepalive(KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT);
-}
-
 impl Engine {
     /// Joins a connected socket to a port, and begins to receive.
     pub fn add_stream(&mut self, socket: Socket, link: Key, slot: Slot, tag: u32) -> Key {
-        set_keepalive(&socket);
         let key = self.insert_stream(socket, link, slot, tag);
         if let Some(link) = self.link(link) {
             link.set_owner(slot, key.to_bits());
@@ -135,8 +134,9 @@ impl Engine {
             link.set_owner(slot, key.to_bits());
         }
         if let Some(stream) = self.streams.get_mut(key) {
-            stream.connecting = Some(self.ring.connect(&stream.socket, to, key.to_bits()));
+            stream.connecting = Connecting::Due(to);
         }
+        self.touch_stream(key);
         key
     }
 
@@ -151,12 +151,12 @@ impl Engine {
     }
 
     fn insert_stream(&mut self, socket: Socket, link: Key, slot: Slot, tag: u32) -> Key {
-        self.streams.insert(Stream {
+        let key = self.streams.insert(Stream {
             socket,
             link,
             slot,
             tag,
-            connecting: None,
+            connecting: Connecting::Done,
             incoming: Incoming::Paused,
             small: false,
             bulk: false,
@@ -174,7 +174,9 @@ impl Engine {
             rationed: false,
             watch: None,
             carried: Carried::default(),
-        })
+        });
+        self.young.add(key, self.now);
+        key
     }
 
     /// A guest's connection becomes a stream, with what is under way on it.
@@ -256,15 +258,17 @@ impl Engine {
 
     /// Gives up a connect that takes too long: [`Event::Connected`] will tell.
     pub fn cancel_connect(&mut self, key: Key) {
-        if let Some(op) = self.streams.get(key).and_then(|stream| stream.connecting) {
+        self.begin_connect(key);
+        if let Some(Connecting::Begun(op)) = self.streams.get(key).map(|stream| stream.connecting) {
             self.ring.cancel(op);
         }
     }
 
     pub(crate) fn on_stream_connected(&mut self, control: &mut impl Control, key: Key, result: std::io::Result<()>) {
         let Some(stream) = self.streams.get_mut(key) else { return };
-        stream.connecting = None;
-        set_keepalive(&stream.socket);
+        stream.connecting = Connecting::Done;
+        // First bytes are on their way.
+        self.connected |= result.is_ok() && stream.send_op.is_some();
         let (link, slot) = (stream.link, stream.slot);
         let failed = result.is_err();
         if failed && let Some(stream) = self.streams.remove(key) {
@@ -347,7 +351,11 @@ impl Engine {
             Incoming::Armed(op) => Some(op),
             Incoming::Paused | Incoming::Ended => None,
         };
-        for op in [armed, stream.send_op, stream.stalled, stream.connecting].into_iter().flatten() {
+        let connecting = match stream.connecting {
+            Connecting::Begun(op) => Some(op),
+            Connecting::Due(_) | Connecting::Done => None,
+        };
+        for op in [armed, stream.send_op, stream.stalled, connecting].into_iter().flatten() {
             self.ring.cancel(op);
         }
         if let Some(timer) = stream.watch {

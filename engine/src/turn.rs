@@ -64,6 +64,8 @@ const COMPLETIONS_FEW: usize = 8;
 pub(crate) struct Dirty {
     pub(crate) links: Vec<Key>,
     pub(crate) streams: Vec<Key>,
+    /// Streams whose outgoing direction ends.
+    pub(crate) finished: Vec<Key>,
     pub(crate) sockets: Vec<Key>,
     pub(crate) flows: Vec<Key>,
     pub(crate) channels: Vec<u32>,
@@ -112,27 +114,31 @@ impl Engine {
         self.counts.turns_short += u64::from(self.now < self.interactive_until);
         // Bulk streams are served in their order, once it is known who there is.
         self.ration = 0;
-        let taken = self.take_completions(control);
-        if std::mem::take(&mut self.accepted) && taken <= COMPLETIONS_FEW {
-            // A connection's first bytes are mostly there before its acceptance is: they travel with the request for its
-            // port then, in one record, one send and one wake-up of the other end. Where much goes on anyway, one record
-            // has the requests of several connections, and entering once more would only part them.
+        let quiet = self.take_completions(control) <= COMPLETIONS_FEW;
+        if std::mem::take(&mut self.connected) && quiet {
+            // A visitor's first bytes are mostly there before its acceptance is told, and a host's reply to first bytes before
+            // the connect's success: they travel with the request for a port or the answer then, in one record, one send and
+            // one wake-up of the other end. Where much goes on anyway, one record has those of several connections, and
+            // entering once more would only part them.
             self.ring.enter(Some(Duration::ZERO), || true)?;
             self.take_completions(control);
         }
         control.on_turn(self);
         self.run_timers(control);
+        self.probe_grown_streams();
         self.ration = self.ration_of_turn();
         self.retry_starved();
         self.serve_rationed();
         self.flush(control);
-        if !self.graveyard.is_empty() {
+        // Where much goes on anyway, nobody gains by one more entry.
+        if !self.graveyard.is_empty() || quiet && !self.dirty.finished.is_empty() {
             self.ring.enter(Some(Duration::ZERO), || true)?;
             for socket in self.graveyard.drain(..) {
                 // One that is gone already has nobody left to be told.
                 let _ = socket.shutdown_both();
             }
         }
+        self.finish_streams();
         self.sample_turn();
         let parted = std::mem::take(&mut self.parted);
         let unserved = !self.dirty.rationed.is_empty() && !self.dirty.starves();
@@ -200,7 +206,7 @@ impl Engine {
             .timers
             .next_deadline()
             .map_or(SLEEP_MAX, |deadline| deadline.since(Instant(self.start.elapsed().as_nanos() as u64 + 1)));
-        until.min(if self.dirty.starves() { RETRY_INTERVAL } else { SLEEP_MAX })
+        until.min(if self.dirty.starves() || self.young.is_due(self.now) { RETRY_INTERVAL } else { SLEEP_MAX })
     }
 
     fn run_timers(&mut self, control: &mut impl Control) {
@@ -373,9 +379,7 @@ impl Engine {
         match result {
             Ok((socket, peer)) => {
                 let peer = crate::udp::canonical(peer);
-                // It fails only on a connection that is gone already, which the first receive tells.
-                let _ = socket.set_nodelay();
-                self.accepted = true;
+                self.connected = true;
                 control.on_event(self, Event::Accepted { tag, socket, peer });
             }
             // Gone before its address could be read.

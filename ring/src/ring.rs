@@ -120,6 +120,8 @@ pub struct Ring {
     waker: Waker,
     /// Sends whose success the kernel does not tell.
     quiet: Quiet,
+    /// To be closed after what is pushed.
+    closing: Vec<Socket>,
     /// How long to poll before sleeping.
     busy_poll: Duration,
     /// The kernel accepts submissions from one thread only.
@@ -155,6 +157,7 @@ impl Ring {
             letters: Shelf::new(),
             waker,
             quiet: Quiet::default(),
+            closing: Vec::new(),
             busy_poll: Duration::ZERO,
             not_send: PhantomData,
         };
@@ -175,12 +178,34 @@ impl Ring {
 
     /// Connects a TCP socket.
     pub fn connect(&mut self, socket: &impl Target, to: SocketAddr, user: u64) -> OpId {
-        let (id, op) = self.ops.insert(user, Op::Connect(Box::new(SockAddr::from(to))));
-        let Op::Connect(name) = op else { unreachable!("just inserted") };
-        let entry = sqe::connect(socket.name(), name.as_ptr().cast(), name.len()).user_data(id.raw());
+        let (id, entry) = self.connect_entry(socket, to, user);
         // SAFETY: the address is in the operation table until the final completion.
         unsafe { self.uring.push(entry) };
         id
+    }
+
+    /// Connects a TCP socket and, once that has succeeded, sends a batch in [`SendMode::TryNow`], without a turn of the
+    /// loop in between. The operations complete in this order; after a failed connect the send tells `ECANCELED`, or
+    /// another error. In rare cases (a full submission queue) it begins early, and tells
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock).
+    pub fn connect_and_send(
+        &mut self,
+        socket: &impl Target,
+        to: SocketAddr,
+        batch: SendBatch,
+        user: u64,
+    ) -> (OpId, OpId) {
+        let (connect, first) = self.connect_entry(socket, to, user);
+        let (send, then) = self.send_entry(socket, batch, SendMode::TryNow, user);
+        // SAFETY: address and batch are in the operation table until their final completions, as in `connect` and `send`.
+        unsafe { self.uring.push_linked(sqe::linked(first), then) };
+        (connect, send)
+    }
+
+    fn connect_entry(&mut self, socket: &impl Target, to: SocketAddr, user: u64) -> (OpId, io_uring::squeue::Entry) {
+        let (id, op) = self.ops.insert(user, Op::Connect(Box::new(SockAddr::from(to))));
+        let Op::Connect(name) = op else { unreachable!("just inserted") };
+        (id, sqe::connect(socket.name(), name.as_ptr().cast(), name.len()).user_data(id.raw()))
     }
 
     /// Sets an option of a connection. `Some` tells what became of it at once; `None`: [`Completion::OptionSet`] will, for
@@ -235,6 +260,20 @@ impl Ring {
 
     /// Sends a batch on a stream. Keep one in flight per socket: two on a full socket overtake each other.
     pub fn send(&mut self, socket: &impl Target, batch: SendBatch, mode: SendMode, user: u64) -> OpId {
+        let (id, entry) = self.send_entry(socket, batch, mode, user);
+        // SAFETY: the batch, whose box holds the header, the vectors and the pieces, stays untouched in the operation table
+        // until the final completion.
+        unsafe { self.uring.push(entry) };
+        id
+    }
+
+    fn send_entry(
+        &mut self,
+        socket: &impl Target,
+        batch: SendBatch,
+        mode: SendMode,
+        user: u64,
+    ) -> (OpId, io_uring::squeue::Entry) {
         let name = socket.name();
         let (id, op) = self.ops.insert(user, Op::Send(batch));
         let Op::Send(batch) = op else { unreachable!("just inserted") };
@@ -242,10 +281,7 @@ impl Ring {
             Prepared::One(bytes, len) => sqe::send(name, bytes, len, mode),
             Prepared::Many(message) => sqe::send_message(name, message, mode),
         };
-        // SAFETY: the batch, whose box holds the header, the vectors and the pieces, stays untouched in the operation table
-        // until the final completion.
-        unsafe { self.uring.push(entry.user_data(id.raw())) };
-        id
+        (id, entry.user_data(id.raw()))
     }
 
     /// Receives datagrams until `more` is false; then, start it again.
@@ -303,11 +339,9 @@ impl Ring {
         }
     }
 
-    /// Closes a socket, after the operations on it that were pushed before have begun.
+    /// Closes a socket at the next [`Ring::enter`], after all that was pushed before: what others wait for goes first.
     pub fn close(&mut self, socket: Socket) {
-        let fd = OwnedFd::from(socket).into_raw_fd();
-        // SAFETY: the entry points to nothing, and the descriptor was given up above.
-        unsafe { self.uring.push(sqe::close(fd).user_data(OpId::NOBODY)) };
+        self.closing.push(socket);
     }
 
     /// An empty batch for [`Ring::send`]; recycled, so that it costs no allocation.
@@ -372,6 +406,11 @@ impl Ring {
     pub fn enter(&mut self, timeout: Option<Duration>, mut has_work: impl FnMut() -> bool) -> io::Result<()> {
         for provided in self.provided.iter_mut() {
             provided.top_up();
+        }
+        for socket in self.closing.drain(..) {
+            let fd = OwnedFd::from(socket).into_raw_fd();
+            // SAFETY: the entry points to nothing, and the descriptor was given up above.
+            unsafe { self.uring.push(sqe::close(fd).user_data(OpId::NOBODY)) };
         }
         let hurried = self.quiet.is_awaited();
         if hurried || self.uring.has_completions() || timeout == Some(Duration::ZERO) {

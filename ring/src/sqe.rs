@@ -27,6 +27,11 @@ pub(crate) fn connect(socket: Name, name: *const libc::sockaddr, len: libc::sock
     on(socket, |fd| opcode::Connect::new(fd, name, len).build())
 }
 
+/// The entry that follows `entry` begins when this has succeeded, and is cancelled if it fails.
+pub(crate) fn linked(entry: squeue::Entry) -> squeue::Entry {
+    entry.flags(squeue::Flags::IO_LINK)
+}
+
 /// An option of TCP; `value` is read when the entry is submitted.
 pub(crate) fn set_tcp_option(socket: Name, number: libc::c_int, value: *const libc::c_uint) -> squeue::Entry {
     let (level, name) = (libc::IPPROTO_TCP as u32, number as u32);

@@ -73,6 +73,22 @@ impl Uring {
         let _ = self.enter(0, None);
     }
 
+    /// Queues an operation and the one that is linked to it, in one submission as far as the queue allows.
+    ///
+    /// # Safety
+    /// As of [`Uring::push`], for both.
+    pub(crate) unsafe fn push_linked(&mut self, first: squeue::Entry, then: squeue::Entry) {
+        if self.sq.capacity() - self.sq.len() < 2 {
+            // As in `push`.
+            let _ = self.enter(0, None);
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.push(first);
+            self.push(then);
+        }
+    }
+
     /// Submits, and waits for `want` completions or `timeout`. Running out of time, a signal, and the kernel's asking
     /// to take completions first, are no errors.
     pub(crate) fn enter(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {

@@ -239,6 +239,8 @@ impl Mediator {
         let local = engine.stream_local_addr(stream);
         let code = match &result {
             Ok(()) => Code::Ok,
+            // The policy has changed since the request.
+            Err(_) if !self.permits(connecting.to) => Code::Denied,
             Err(error) => connect_code(error),
         };
         self.audit.record_connect(slot, connecting.name.as_deref(), Some(connecting.to), local, code);
@@ -246,7 +248,8 @@ impl Mediator {
             // The port stays opened, unless it is an ephemeral one, or bytes came for it: a further connect
             // would begin in their middle.
             let owner = self.ports.insert(Opened { socket: None, local: connecting.local, looking: false });
-            let Connecting { request, others, timeout, name, .. } = connecting;
+            let Connecting { request, mut others, timeout, name, .. } = connecting;
+            others.retain(|&other| self.permits(other));
             let untouched = engine.link(link).is_some_and(|machine| !machine.has_received(slot));
             let target = Target { addresses: others, timeout, name };
             if untouched && self.connect(engine, link, slot, owner, request, target).is_ok() {
@@ -262,7 +265,7 @@ impl Mediator {
             self.forget_ended(engine, link, slot, owner);
         } else if let Some(machine) = engine.link(link) {
             machine.answer(slot, RequestKind::Connect, connecting.request, code, local);
-            // The policy may have changed since the request.
+            // The policy may have changed in this very turn.
             if !self.permits(connecting.to) {
                 self.audit.record(Operation::Cut, slot, Some(connecting.to), local, Code::Denied);
                 engine.cut_stream(self, stream, Code::Denied);

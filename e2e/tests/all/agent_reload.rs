@@ -130,6 +130,24 @@ async fn narrower_allow_list_cuts_what_is_outside_and_keeps_the_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn narrower_allow_list_ends_a_connect_that_is_under_way() {
+    let w = world();
+    let (slow, out) = host("127.0.0.1");
+    // Its queue has room for one, and nobody takes that one from it.
+    rustix::net::listen(&slow, 0).unwrap();
+    let mediator = w.attach().await;
+    let _first = mediator.connect(out).await.unwrap();
+    let connect = tokio::spawn(async move { mediator.connect(out).await.err().and_then(|error| error.code()) });
+    soon("the second connect", || {
+        let sent = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let to = format!("0100007F:{:04X} 02", out.port());
+        sent.lines().any(|line| line.contains(&to))
+    });
+    w.change("127.0.0.2/32", "");
+    assert_eq!(tokio::time::timeout(SOON, connect).await.unwrap().unwrap(), Some(Code::Denied));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn settings_that_cannot_be_used_change_nothing() {
     let w = world();
     let (_host, addr) = host("127.0.0.1");

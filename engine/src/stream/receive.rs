@@ -5,7 +5,7 @@ use isthmus_proto::limits::{FRAME_PAYLOAD_MAX, GATHER_MAX, WINDOW_EARLY};
 use isthmus_proto::wire::{HEADER_LEN, write_data_header};
 use isthmus_ring::{Piece, PoolConfig};
 
-use super::{HALF_CLOSED_INTERVAL, Incoming};
+use super::{Connecting, HALF_CLOSED_INTERVAL, Incoming};
 use crate::Engine;
 use crate::event::Control;
 use crate::key::Key;
@@ -40,7 +40,7 @@ impl Engine {
     pub(crate) fn arm_stream(&mut self, key: Key, turn: Turn) {
         let receive_max = self.stream_share();
         let Some(stream) = self.streams.get_mut(key) else { return };
-        if stream.incoming != Incoming::Paused || stream.connecting.is_some() {
+        if stream.incoming != Incoming::Paused || stream.connecting != Connecting::Done {
             return;
         }
         let Some(io) = self.links.get_mut(stream.link) else { return };

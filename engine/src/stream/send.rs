@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 
 use isthmus_proto::Code;
 use isthmus_proto::limits::GATHER_MAX;
-use isthmus_ring::{Piece, PollEvents, SendBatch, SendMode};
+use isthmus_ring::{Piece, PollEvents, Ring, SendBatch, SendMode};
 
-use super::{Outgoing, Stream};
+use super::{Connecting, Incoming, Outgoing, Stream};
 use crate::Engine;
 use crate::event::Control;
 use crate::key::Key;
@@ -37,12 +37,26 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// What is queued, as far as one send takes it.
+    fn batch(&mut self, ring: &Ring) -> SendBatch {
+        let mut batch = ring.send_batch();
+        while !batch.is_full()
+            && let Some(piece) = self.queue.pop_front()
+        {
+            batch.push(piece);
+        }
+        batch
+    }
+}
+
 impl Engine {
     /// Bytes from the link for the stream's socket; they go out at the turn's end.
     pub(crate) fn write_stream(&mut self, key: Key, piece: Piece) {
         let Some(stream) = self.streams.get_mut(key) else { return };
         self.queued += piece.len();
-        let waits = stream.send_op.is_some() || stream.stalled.is_some() || stream.connecting.is_some();
+        let waits =
+            stream.send_op.is_some() || stream.stalled.is_some() || matches!(stream.connecting, Connecting::Begun(_));
         stream.push(piece, waits);
         self.touch_stream(key);
     }
@@ -68,6 +82,7 @@ impl Engine {
 
     /// Sends what is queued, unless a send is in flight or the socket is full.
     pub(crate) fn flush_stream(&mut self, control: &mut impl Control, key: Key) {
+        self.begin_connect(key);
         let Some(stream) = self.streams.get_mut(key) else { return };
         stream.dirty = false;
         if let Some(op) = stream.send_op {
@@ -76,24 +91,22 @@ impl Engine {
             }
             return;
         }
-        if stream.stalled.is_some() || stream.connecting.is_some() {
+        if stream.stalled.is_some() || stream.connecting != Connecting::Done {
             return;
         }
         if stream.queue.is_empty() {
             if stream.outgoing == Outgoing::Finishing {
                 stream.outgoing = Outgoing::Finished;
-                // An error here is the connection's end, which the receive tells.
-                let _ = stream.socket.shutdown_write();
-                self.end_stream_if_over(control, key);
+                if stream.incoming == Incoming::Ended {
+                    // Closing tells the peer.
+                    self.remove_stream(control, key, Code::Closed);
+                } else {
+                    self.dirty.finished.push(key);
+                }
             }
             return;
         }
-        let mut batch = self.ring.send_batch();
-        while !batch.is_full()
-            && let Some(piece) = stream.queue.pop_front()
-        {
-            batch.push(piece);
-        }
+        let batch = stream.batch(&self.ring);
         // Of what its other end may still send, a send that nothing waits for would tell too late.
         let quiet = batch.bytes() <= QUIET_MAX
             && stream.queue.is_empty()
@@ -107,6 +120,31 @@ impl Engine {
             true => self.ring.send_quietly(&stream.socket, batch, key.to_bits()),
             false => self.ring.send(&stream.socket, batch, SendMode::TryNow, key.to_bits()),
         });
+    }
+
+    /// Connects a stream that is to be; what is there already to be sent goes out as soon as that succeeds.
+    pub(super) fn begin_connect(&mut self, key: Key) {
+        let Some(stream) = self.streams.get_mut(key) else { return };
+        let Connecting::Due(to) = stream.connecting else { return };
+        let op = if stream.queue.is_empty() {
+            self.ring.connect(&stream.socket, to, key.to_bits())
+        } else {
+            let batch = stream.batch(&self.ring);
+            let (connect, send) = self.ring.connect_and_send(&stream.socket, to, batch, key.to_bits());
+            stream.send_op = Some(send);
+            connect
+        };
+        stream.connecting = Connecting::Begun(op);
+    }
+
+    /// The ends of streams that are told after all else of the turn: each is a packet, and the way that it takes.
+    pub(crate) fn finish_streams(&mut self) {
+        for key in self.dirty.finished.drain(..) {
+            if let Some(stream) = self.streams.get(key) {
+                // An error here is the connection's end, which the receive tells.
+                let _ = stream.socket.shutdown_write();
+            }
+        }
     }
 
     pub(crate) fn on_stream_sent(
@@ -175,7 +213,7 @@ impl Engine {
         let keys: Vec<Key> = self.streams.keys().collect();
         for key in keys {
             let Some(stream) = self.streams.get_mut(key) else { continue };
-            if stream.stalled.is_none() && stream.connecting.is_none() {
+            if stream.stalled.is_none() && stream.connecting == Connecting::Done {
                 continue;
             }
             for piece in &mut stream.queue {
