@@ -98,7 +98,8 @@ pub fn bars(bars: &[Bar]) -> String {
     for bar in bars {
         let verdict = match (bar.met, &bar.why) {
             (Some(true), _) => "met".to_owned(),
-            (Some(false), _) => "MISSED".to_owned(),
+            (Some(false), None) => "MISSED".to_owned(),
+            (Some(false), Some(why)) => format!("MISSED: {why}"),
             (None, Some(why)) => format!("no verdict: {why}"),
             (None, None) => "not measured".to_owned(),
         };
@@ -163,11 +164,12 @@ mod tests {
     fn bars_have_a_verdict_in_words() {
         let bar = |measured, met| Bar { name: "W".into(), bar: "<= 1".into(), limit: 1.0, measured, met, why: None };
         let lost = Bar { why: Some("2 % lost".into()), ..bar(None, None) };
-        let text = bars(&[bar(Some(0.5), Some(true)), bar(Some(2.0), Some(false)), bar(None, None), lost]);
+        let slow = Bar { why: Some("3 % lost".into()), ..bar(None, Some(false)) };
+        let text = bars(&[bar(Some(0.5), Some(true)), bar(Some(2.0), Some(false)), bar(None, None), lost, slow]);
         let lines: Vec<&str> = text.lines().skip(1).collect();
         assert!(lines[0].contains(" 0.500 ") && lines[0].ends_with(" met"), "{text}");
         assert!(lines[1].ends_with("MISSED") && lines[2].ends_with("not measured"), "{text}");
-        assert!(lines[3].ends_with("no verdict: 2 % lost"), "{text}");
+        assert!(lines[3].ends_with("no verdict: 2 % lost") && lines[4].ends_with("MISSED: 3 % lost"), "{text}");
     }
 
     #[test]

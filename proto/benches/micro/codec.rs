@@ -46,7 +46,7 @@ fn encode_data_header() -> [u8; HEADER_LEN] {
     header
 }
 
-#[library_benchmark(config = about(9_740))]
+#[library_benchmark(config = about(4_539))]
 #[bench::data(data_frame())]
 fn decode_data_header(frame: Vec<u8>) -> Vec<u8> {
     decode(&frame);
@@ -62,7 +62,7 @@ fn encode_control(mut control: ControlBuf) -> ControlBuf {
     control
 }
 
-#[library_benchmark(config = about(23_140))]
+#[library_benchmark(config = about(30_239))]
 #[bench::answer(answer_frame())]
 fn decode_control(frame: Vec<u8>) -> Vec<u8> {
     decode(&frame);

@@ -112,9 +112,9 @@ fn datagram(len: usize) -> Bridge {
 }
 
 #[library_benchmark]
-#[bench::small_stream(args = (stream(64)), config = about(61_816))]
-#[bench::bulk_stream(args = (stream(16_000)), config = about(72_222))]
-#[bench::datagram(args = (datagram(200)), config = about(68_216))]
+#[bench::small_stream(args = (stream(64)), config = about(74_990))]
+#[bench::bulk_stream(args = (stream(16_000)), config = about(86_035))]
+#[bench::datagram(args = (datagram(200)), config = about(87_490))]
 fn route(mut bridge: Bridge) -> Bridge {
     (0..REPEAT).for_each(|_| bridge.pass());
     bridge
@@ -130,7 +130,7 @@ fn channel_datagram() -> (Bridge, Vec<u8>) {
     (bridge, plaintext)
 }
 
-#[library_benchmark(config = about(29_070))]
+#[library_benchmark(config = about(22_034))]
 #[bench::of_200_bytes(channel_datagram())]
 fn route_channel((mut bridge, plaintext): (Bridge, Vec<u8>)) -> (Bridge, Vec<u8>) {
     for _ in 0..REPEAT {

@@ -34,7 +34,16 @@ impl<'a> Frame<'a> {
     ///
     /// # Errors
     /// [`DecodeError::BadPayload`]; unknown kinds are no error but [`Frame::Unknown`].
+    #[inline]
     pub fn decode(header: Header, payload: &'a [u8]) -> Result<Self, DecodeError> {
+        // Nearly all are of this kind, and pass all others by.
+        if header.kind == Kind::Data as u8 {
+            return Ok(Self::Data { port: header.port, len: payload.len() });
+        }
+        Self::decode_any(header, payload)
+    }
+
+    fn decode_any(header: Header, payload: &'a [u8]) -> Result<Self, DecodeError> {
         let bad = DecodeError::BadPayload(header.kind);
         let Some(kind) = Kind::from_u8(header.kind) else { return Ok(Self::Unknown) };
         Self::of_kind(kind, header, payload).ok_or(bad)
