@@ -101,7 +101,7 @@ impl Ports {
     /// Gives up the connects that are under way to what is `forbidden`: their first bytes must not follow.
     pub(crate) fn cut_connects(&self, engine: &mut Engine, forbidden: impl Fn(SocketAddr) -> bool) {
         for (_, connecting) in self.connecting.iter().filter(|(_, connecting)| forbidden(connecting.to)) {
-            engine.cancel_connect(connecting.stream);
+            engine.forbid_connect(connecting.stream);
         }
     }
 

@@ -16,7 +16,7 @@ use crate::Engine;
 use crate::event::{Control, Event};
 use crate::key::Key;
 use crate::link_receive::ENOBUFS;
-use crate::stream::Inherited;
+use crate::stream::{Inherited, probe};
 use crate::timers::TimerId;
 
 pub use moved::TakenGuest;
@@ -91,10 +91,13 @@ impl Engine {
         let now = self.now;
         let Some(guest) = self.guests.get_mut(key) else { return };
         match (timeout, guest.timer) {
-            (None, None) => {}
-            (None, Some(timer)) => {
-                guest.timer = None;
-                self.timers.remove(timer);
+            (None, timer) => {
+                // It may stay for as long as its peer does.
+                guest.socket.as_ref().inspect(|socket| probe(socket));
+                if let Some(timer) = timer {
+                    guest.timer = None;
+                    self.timers.remove(timer);
+                }
             }
             (Some(timeout), timer) => {
                 let timer = timer.unwrap_or_else(|| self.timers.add(key));
@@ -314,5 +317,29 @@ impl Engine {
         if self.guests.get(key).is_some_and(|guest| guest.receive_op.is_none() && guest.send_op.is_none()) {
             self.guests.remove(key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use isthmus_ring::{Family, Ring, RingConfig};
+    use socket2::SockRef;
+
+    use super::*;
+    use crate::EngineConfig;
+
+    #[test]
+    fn guest_that_may_stay_is_probed() {
+        let mut engine = Engine::new(Ring::new(RingConfig::small()).unwrap(), EngineConfig::default());
+        let key = engine.add_guest(Socket::tcp(Family::V4).unwrap(), 0, Duration::from_secs(1));
+        let probed = |engine: &Engine| {
+            let guest = engine.guests.get(key).unwrap();
+            SockRef::from(guest.socket.as_ref().unwrap()).keepalive().unwrap()
+        };
+        assert!(!probed(&engine));
+        engine.set_guest_timeout(key, Some(Duration::from_secs(2)));
+        assert!(!probed(&engine));
+        engine.set_guest_timeout(key, None);
+        assert!(probed(&engine));
     }
 }

@@ -102,6 +102,8 @@ pub struct Engine {
     parted: bool,
     streams: Table<stream::Stream>,
     young: stream::Young,
+    /// Sockets of removed streams with a send that is linked to their connect: until that has ended.
+    linked: HashMap<Key, isthmus_ring::Socket>,
     guests: Table<guest::Guest>,
     /// Those of them that were dismissed.
     guests_leaving: usize,
@@ -161,6 +163,7 @@ impl Engine {
             parted: false,
             streams: Table::new(What::Stream),
             young: stream::Young::default(),
+            linked: HashMap::new(),
             guests: Table::new(What::Guest),
             guests_leaving: 0,
             listeners: Table::new(What::Listener),

@@ -25,7 +25,7 @@ pub(crate) const QUIET_MAX: usize = 4096;
 /// What a turn receives by so few large receives takes less than [`SEND_TIME`].
 const RECEIVES_FEW: usize = 4;
 
-const ECANCELED: i32 = 125;
+pub(crate) const ECANCELED: i32 = 125;
 
 /// Room for a record around its frames: header before, content type and tag after.
 const ROOM_BEFORE: usize = HEADER_LEN + RECORD_HEADER;

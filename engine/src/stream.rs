@@ -17,12 +17,14 @@ use crate::event::{Control, Event};
 use crate::key::Key;
 use crate::timers::TimerId;
 
+mod connect;
 mod receive;
 mod send;
 mod young;
 
+use connect::Connecting;
 pub(crate) use receive::Turn;
-pub(crate) use young::Young;
+pub(crate) use young::{Young, probe};
 
 /// Between two looks at a half-closed connection.
 const HALF_CLOSED_INTERVAL: Duration = Duration::from_secs(15);
@@ -34,14 +36,6 @@ enum Incoming {
     Armed(OpId),
     /// Its end was reached and told.
     Ended,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Connecting {
-    /// At the turn's end, with what is there to be sent by then.
-    Due(SocketAddr),
-    Begun(OpId),
-    Done,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +69,8 @@ pub(crate) struct Stream {
     /// Of them, the first ones are our own replies: no credit is given for them.
     replies: usize,
     send_op: Option<OpId>,
+    /// That send follows the connect by itself: it may not have begun yet, and looks the socket up by its number when it does.
+    linked: bool,
     /// The socket's buffer is full: waiting for room, with nothing of ours in the kernel's hands.
     stalled: Option<OpId>,
     dirty: bool,
@@ -115,6 +111,22 @@ pub(crate) struct Inherited {
     pub(crate) first: Vec<u8>,
 }
 
+impl Stream {
+    fn armed(&self) -> Option<OpId> {
+        match self.incoming {
+            Incoming::Armed(op) => Some(op),
+            Incoming::Paused | Incoming::Ended => None,
+        }
+    }
+
+    fn connect_op(&self) -> Option<OpId> {
+        match self.connecting {
+            Connecting::Begun(op) => Some(op),
+            Connecting::Due(_) | Connecting::GivenUp | Connecting::Done => None,
+        }
+    }
+}
+
 impl Engine {
     /// Joins a connected socket to a port, and begins to receive.
     pub fn add_stream(&mut self, socket: Socket, link: Key, slot: Slot, tag: u32) -> Key {
@@ -123,20 +135,6 @@ impl Engine {
             link.set_owner(slot, key.to_bits());
         }
         self.receive_stream(key);
-        key
-    }
-
-    /// Joins a socket that is to be connected to a port; [`Event::Connected`] tells the result. Bytes
-    /// may come for it at once.
-    pub fn connect_stream(&mut self, socket: Socket, to: SocketAddr, link: Key, slot: Slot, tag: u32) -> Key {
-        let key = self.insert_stream(socket, link, slot, tag);
-        if let Some(link) = self.link(link) {
-            link.set_owner(slot, key.to_bits());
-        }
-        if let Some(stream) = self.streams.get_mut(key) {
-            stream.connecting = Connecting::Due(to);
-        }
-        self.touch_stream(key);
         key
     }
 
@@ -168,6 +166,7 @@ impl Engine {
             queued: 0,
             replies: 0,
             send_op: None,
+            linked: false,
             stalled: None,
             dirty: false,
             waiting: false,
@@ -256,32 +255,6 @@ impl Engine {
         }
     }
 
-    /// Gives up a connect that takes too long: [`Event::Connected`] will tell.
-    pub fn cancel_connect(&mut self, key: Key) {
-        self.begin_connect(key);
-        if let Some(Connecting::Begun(op)) = self.streams.get(key).map(|stream| stream.connecting) {
-            self.ring.cancel(op);
-        }
-    }
-
-    pub(crate) fn on_stream_connected(&mut self, control: &mut impl Control, key: Key, result: std::io::Result<()>) {
-        let Some(stream) = self.streams.get_mut(key) else { return };
-        stream.connecting = Connecting::Done;
-        // First bytes are on their way.
-        self.connected |= result.is_ok() && stream.send_op.is_some();
-        let (link, slot) = (stream.link, stream.slot);
-        let failed = result.is_err();
-        if failed && let Some(stream) = self.streams.remove(key) {
-            self.queued -= stream.queued;
-            self.ring.close(stream.socket);
-        }
-        control.on_event(self, Event::Connected { stream: key, link, slot, result });
-        if !failed {
-            self.receive_stream(key);
-            self.touch_stream(key);
-        }
-    }
-
     /// A half-closed connection has nothing armed that would tell of a reset, or of a peer that
     /// keepalive found gone, and a poll for just those is ready at once: so it is looked at now and then.
     pub(crate) fn on_stream_timer(&mut self, control: &mut impl Control, key: Key) {
@@ -346,23 +319,8 @@ impl Engine {
 
     fn remove_stream(&mut self, control: &mut impl Control, key: Key, code: Code) {
         let Some(stream) = self.streams.remove(key) else { return };
-        self.queued -= stream.queued;
-        let armed = match stream.incoming {
-            Incoming::Armed(op) => Some(op),
-            Incoming::Paused | Incoming::Ended => None,
-        };
-        let connecting = match stream.connecting {
-            Connecting::Begun(op) => Some(op),
-            Connecting::Due(_) | Connecting::Done => None,
-        };
-        for op in [armed, stream.send_op, stream.stalled, connecting].into_iter().flatten() {
-            self.ring.cancel(op);
-        }
-        if let Some(timer) = stream.watch {
-            self.timers.remove(timer);
-        }
         let (tag, carried) = (stream.tag, stream.carried);
-        self.ring.close(stream.socket);
+        self.release(key, stream);
         control.on_event(self, Event::StreamEnded { stream: key, tag, code, carried });
     }
 }

@@ -275,7 +275,7 @@ impl Engine {
     }
 
     /// Everything that became due goes out. What that queues anew on links (credit) goes out as well.
-    fn flush(&mut self, control: &mut impl Control) {
+    pub(crate) fn flush(&mut self, control: &mut impl Control) {
         self.flush_datagrams();
         loop {
             let mut idle = true;

@@ -97,7 +97,7 @@ pub enum Completion {
         /// Whether the operation goes on; else it has to be started again.
         more: bool,
     },
-    /// Of [`crate::Ring::connect`].
+    /// Of [`crate::Ring::connect`] and [`crate::Ring::connect_and_send`].
     Connect {
         /// As given.
         user: u64,
@@ -129,7 +129,7 @@ pub enum Completion {
         /// Whether the socket had more to read when this completed (a hint: `false` says that waiting is likely).
         nonempty: bool,
     },
-    /// Of [`crate::Ring::send`] and [`crate::Ring::send_quietly`].
+    /// Of [`crate::Ring::send`], [`crate::Ring::send_quietly`] and [`crate::Ring::connect_and_send`].
     Send {
         /// As given.
         user: u64,

@@ -2,17 +2,15 @@
 
 mod busy;
 mod complete;
+mod connect;
 mod quiet;
 
 use std::io;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-
-use socket2::SockAddr;
 
 use crate::batch::{DatagramBatch, Gathered, Letters, Prepared, SendBatch, empty_message};
 use crate::datagram;
@@ -102,7 +100,8 @@ impl RingConfig {
 ///
 /// Operations name a socket by its descriptor and are handed to the kernel at the next `enter`. Close a socket that has
 /// operations queued in this turn by [`Ring::close`], which keeps the order, rather than by dropping it. An armed
-/// operation keeps its connection open: shut it down, or cancel, before closing.
+/// operation keeps its connection open: shut it down, or cancel, before closing. [`Ring::connect_and_send`] has a rule of its
+/// own.
 ///
 /// Dropping the ring cancels what is in flight and waits for it, at most two seconds; what the kernel still has then
 /// is leaked rather than freed. Pieces may outlive the ring.
@@ -174,38 +173,6 @@ impl Ring {
     pub fn accept(&mut self, listener: &Socket, user: u64) -> OpId {
         let entry = sqe::accept(listener.as_raw_fd());
         self.push_plain(user, Op::Accept, entry)
-    }
-
-    /// Connects a TCP socket.
-    pub fn connect(&mut self, socket: &impl Target, to: SocketAddr, user: u64) -> OpId {
-        let (id, entry) = self.connect_entry(socket, to, user);
-        // SAFETY: the address is in the operation table until the final completion.
-        unsafe { self.uring.push(entry) };
-        id
-    }
-
-    /// Connects a TCP socket and, once that has succeeded, sends a batch in [`SendMode::TryNow`], without a turn of the
-    /// loop in between. The operations complete in this order; after a failed connect the send tells `ECANCELED`, or
-    /// another error. In rare cases (a full submission queue) it begins early, and tells
-    /// [`WouldBlock`](io::ErrorKind::WouldBlock).
-    pub fn connect_and_send(
-        &mut self,
-        socket: &impl Target,
-        to: SocketAddr,
-        batch: SendBatch,
-        user: u64,
-    ) -> (OpId, OpId) {
-        let (connect, first) = self.connect_entry(socket, to, user);
-        let (send, then) = self.send_entry(socket, batch, SendMode::TryNow, user);
-        // SAFETY: address and batch are in the operation table until their final completions, as in `connect` and `send`.
-        unsafe { self.uring.push_linked(sqe::linked(first), then) };
-        (connect, send)
-    }
-
-    fn connect_entry(&mut self, socket: &impl Target, to: SocketAddr, user: u64) -> (OpId, io_uring::squeue::Entry) {
-        let (id, op) = self.ops.insert(user, Op::Connect(Box::new(SockAddr::from(to))));
-        let Op::Connect(name) = op else { unreachable!("just inserted") };
-        (id, sqe::connect(socket.name(), name.as_ptr().cast(), name.len()).user_data(id.raw()))
     }
 
     /// Sets an option of a connection. `Some` tells what became of it at once; `None`: [`Completion::OptionSet`] will, for

@@ -196,7 +196,10 @@ fn start(
     }
     let mut entrants = Vec::new();
     for system in systems {
-        let wanted = settings.systems.is_empty() || settings.systems.iter().any(|name| name == system.name());
+        let wanted = match settings.systems.is_empty() {
+            true => !system.only_by_name(),
+            false => settings.systems.iter().any(|name| name == system.name()),
+        };
         if !wanted || !cases.iter().any(|case| carries(&*system, case)) {
             continue;
         }

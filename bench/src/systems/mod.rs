@@ -3,6 +3,7 @@
 //! | system | hops | TCP | UDP | what it shows |
 //! |---|---|---|---|---|
 //! | `isthmus`, `isthmus-plaintext` | 2 | yes | yes | relay and mediator, published ports |
+//! | `isthmus-polling` | 2 | yes | yes | the first with `--busy-poll 50us` at both ends; only by name |
 //! | `rathole`, `rathole-noise`, `rathole-tls` | 2 | yes | over TCP | a tunnel of the same shape |
 //! | `ssh` | 2 | yes | no | `ssh -R` with aes128-gcm |
 //! | `coturn` | 2 | no | yes | a relayed address, held from behind the NAT by a [`turn`] client that answers by itself |
@@ -44,6 +45,11 @@ pub trait System {
     /// Most flows of datagrams at once.
     fn flows_max(&self) -> usize {
         usize::MAX
+    }
+
+    /// Whether it takes part only where it is asked for.
+    fn only_by_name(&self) -> bool {
+        false
     }
 
     /// Starts it, and waits until it carries.
@@ -104,8 +110,9 @@ pub struct Running {
 /// All systems, in the order in which results show them.
 pub fn all() -> Vec<Box<dyn System>> {
     vec![
-        Box::new(isthmus::Isthmus { encrypted: true }),
-        Box::new(isthmus::Isthmus { encrypted: false }),
+        Box::new(isthmus::Isthmus::Usual),
+        Box::new(isthmus::Isthmus::Plaintext),
+        Box::new(isthmus::Isthmus::Polling),
         Box::new(rathole::Rathole(rathole::Transport::Plain)),
         Box::new(rathole::Rathole(rathole::Transport::Noise)),
         Box::new(rathole::Rathole(rathole::Transport::Tls)),

@@ -39,7 +39,7 @@ impl Stream {
 
 impl Stream {
     /// What is queued, as far as one send takes it.
-    fn batch(&mut self, ring: &Ring) -> SendBatch {
+    pub(super) fn batch(&mut self, ring: &Ring) -> SendBatch {
         let mut batch = ring.send_batch();
         while !batch.is_full()
             && let Some(piece) = self.queue.pop_front()
@@ -82,7 +82,7 @@ impl Engine {
 
     /// Sends what is queued, unless a send is in flight or the socket is full.
     pub(crate) fn flush_stream(&mut self, control: &mut impl Control, key: Key) {
-        self.begin_connect(key);
+        self.begin_connect(control, key);
         let Some(stream) = self.streams.get_mut(key) else { return };
         stream.dirty = false;
         if let Some(op) = stream.send_op {
@@ -122,22 +122,8 @@ impl Engine {
         });
     }
 
-    /// Connects a stream that is to be; what is there already to be sent goes out as soon as that succeeds.
-    pub(super) fn begin_connect(&mut self, key: Key) {
-        let Some(stream) = self.streams.get_mut(key) else { return };
-        let Connecting::Due(to) = stream.connecting else { return };
-        let op = if stream.queue.is_empty() {
-            self.ring.connect(&stream.socket, to, key.to_bits())
-        } else {
-            let batch = stream.batch(&self.ring);
-            let (connect, send) = self.ring.connect_and_send(&stream.socket, to, batch, key.to_bits());
-            stream.send_op = Some(send);
-            connect
-        };
-        stream.connecting = Connecting::Begun(op);
-    }
-
-    /// The ends of streams that are told after all else of the turn: each is a packet, and the way that it takes.
+    /// The ends of streams: after the turn's sends have been submitted, where little goes on. Each is a packet, and the way that
+    /// it takes.
     pub(crate) fn finish_streams(&mut self) {
         for key in self.dirty.finished.drain(..) {
             if let Some(stream) = self.streams.get(key) {
@@ -154,8 +140,9 @@ impl Engine {
         mut batch: SendBatch,
         result: std::io::Result<usize>,
     ) {
-        let Some(stream) = self.streams.get_mut(key) else { return };
+        let Some(stream) = self.streams.get_mut(key) else { return self.close_linked(key) };
         stream.send_op = None;
+        stream.linked = false;
         let sent = match result {
             Ok(sent) => sent,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => 0,
