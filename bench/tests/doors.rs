@@ -15,7 +15,7 @@ use isthmus_bench::simulate::{self, Answer, Settings};
 use isthmus_proto::record::{Trust, client_config};
 use isthmus_relay::trust::State;
 
-const SHORT: Duration = Duration::from_millis(100);
+const SHORT: Duration = Duration::from_millis(400);
 
 /// A port number that nobody has now.
 fn free() -> SocketAddr {

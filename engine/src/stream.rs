@@ -251,6 +251,10 @@ impl Engine {
         if let Some(stream) = self.streams.get(key) {
             // Where the socket is gone already there is nobody left to be told.
             let _ = stream.socket.set_reset_on_close();
+            if stream.linked {
+                // First bytes that follow by themselves find no way any more, at the price of an end before the reset.
+                let _ = stream.socket.shutdown_both();
+            }
             self.reset_stream(control, key, code);
         }
     }

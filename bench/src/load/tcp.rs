@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     fn settings(to: SocketAddr, up: bool) -> Settings {
-        let time = Duration::from_millis(50);
+        let time = Duration::from_millis(300);
         Settings { to: vec![to.into()], streams: 3, measured: time, warm_up: time, up, watched: Vec::new() }
     }
 

@@ -270,6 +270,7 @@ mod tests {
         w.engine.flush(&mut w.told);
         w.engine.forbid_connect(key);
         w.turns(6);
+        assert!(!w.engine.streams.keys().any(|stream| stream == key));
         assert_eq!(w.told.connected.len(), 1);
         w.is_at_rest();
         w.host.set_nonblocking(true).unwrap();
