@@ -122,6 +122,8 @@ fn udp_rebinding_is_adopted_without_losing_the_session() {
         it.world.rebind_udp();
         // Until the next maintain packet the relay cannot know; from then on every datagram arrives.
         it.world.run_tool(Ns::Public, &["udp-ping", "--retries", "20", "--timeout-ms", "300", UDP]).ok();
+        // Of each channel, and that was one.
+        silence(Duration::from_secs(2));
         it.datagrams_pass_at_once();
         it.stream_passes();
     }
