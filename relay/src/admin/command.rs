@@ -71,6 +71,8 @@ pub enum Command {
     },
     /// Ask every tunnel for an operation, bit by bit; the counters tell how it goes.
     Check {
+        /// How long each may take.
+        within: Duration,
         /// Takes the number of tunnels; `None` while the round before goes on.
         reply: oneshot::Sender<Option<usize>>,
     },

@@ -1,5 +1,6 @@
 //! What the words of a command mean.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use isthmus_proto::MediatorId;
@@ -43,7 +44,7 @@ name NAME=MEDIATOR/HOST:PORT                               lead visitors of a na
 unname NAME                                                lead them no more; visitors stay
 reload                                                     read configuration and keys again, as SIGHUP does
 set log FILTER                                             log level or filter, until the next reload
-check tunnels                                              an operation through each; says how many answered
+check tunnels [within=TIME]                                an operation through each; says how many answered in 10 s or this time
 show trust [json]                                          token keys, issuers, authorities, revocations
 reload trust                                               read them again; sessions that they do not cover end
 revoke token JTI                                           end what that token let in
@@ -120,7 +121,7 @@ pub(super) enum Request {
     Kill(MediatorId),
     Drain(Duration),
     Undrain,
-    Check,
+    Check(Duration),
 }
 
 impl Request {
@@ -133,7 +134,7 @@ impl Request {
             Self::Config(_) => Level::User,
             Self::Trust(_) | Self::Asks(_) | Self::Exposes(_) | Self::Names(_) => Level::User,
             Self::Publish { .. } | Self::Unpublish { .. } | Self::Expose(_) | Self::Unexpose { .. } => Level::Operator,
-            Self::Name(_) | Self::Unname(_) | Self::SetLog(_) | Self::Kill(_) | Self::Check => Level::Operator,
+            Self::Name(_) | Self::Unname(_) | Self::SetLog(_) | Self::Kill(_) | Self::Check(_) => Level::Operator,
             Self::Drain(_) | Self::Undrain => Level::Operator,
             Self::Reload | Self::ReloadTrust | Self::Revoke(..) => Level::Admin,
         }
@@ -254,7 +255,7 @@ pub(super) fn parse(command: &str) -> Result<Request, String> {
         ["set", ..] => Err("write: set log FILTER".to_owned()),
         ["drain", rest @ ..] => drain(rest).map(Request::Drain),
         ["undrain"] => Ok(Request::Undrain),
-        ["check", "tunnels"] => Ok(Request::Check),
+        ["check", "tunnels", rest @ ..] => check(rest).map(Request::Check),
         ["kill", "tunnel", ..] => Err("write: kill tunnel ID".to_owned()),
         _ => Err(unknown(command)),
     }
@@ -285,15 +286,32 @@ fn format_only(words: &[&str]) -> Result<Format, String> {
 const DRAIN_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 const DRAIN_DEFAULT: Duration = Duration::from_secs(60);
 
+/// How long a mediator may take to answer a check.
+const CHECK_DEFAULT: Duration = Duration::from_secs(10);
+
 fn drain(words: &[&str]) -> Result<Duration, String> {
     let bad = |word: &str| format!("'{}': write drain, or drain over=TIME such as 5m, of at most a day", phrase(word));
+    time(words, "over=", Duration::ZERO..=DRAIN_MAX).map(|time| time.unwrap_or(DRAIN_DEFAULT)).map_err(bad)
+}
+
+/// What a mediator may take at the least and at the most to answer a check.
+const CHECK_WITHIN: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
+
+fn check(words: &[&str]) -> Result<Duration, String> {
+    let bad =
+        |word: &str| format!("'{}': write check tunnels, or check tunnels within=TIME, of 1s to 60s", phrase(word));
+    time(words, "within=", CHECK_WITHIN).map(|time| time.unwrap_or(CHECK_DEFAULT)).map_err(bad)
+}
+
+/// The time of the one optional word; the word that is none.
+fn time<'a>(words: &[&'a str], prefix: &str, range: RangeInclusive<Duration>) -> Result<Option<Duration>, &'a str> {
     match words {
-        [] => Ok(DRAIN_DEFAULT),
+        [] => Ok(None),
         [word] => {
-            let time = word.strip_prefix("over=").and_then(|text| humantime::parse_duration(text).ok());
-            time.filter(|&time| time <= DRAIN_MAX).ok_or_else(|| bad(word))
+            let time = word.strip_prefix(prefix).and_then(|text| humantime::parse_duration(text).ok());
+            time.filter(|time| range.contains(time)).map(Some).ok_or(word)
         }
-        [_, word, ..] => Err(bad(word)),
+        [_, word, ..] => Err(word),
     }
 }
 
@@ -394,7 +412,7 @@ mod tests {
                 .replace("JTI", "00ff")
                 .replace("NAME", "desk")
                 .replace("=N", "=5")
-                .replace("TIME", "5m")
+                .replace("TIME", "30s")
                 .replace("COLUMN", "age_s")
                 .replace("A,B", "id,ports")
                 .replace(">N", ">5");

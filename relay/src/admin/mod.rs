@@ -41,4 +41,3 @@ pub use rows::{
     TunnelRow,
 };
 pub use serve::{Admin, Limits, RelayInfo, Stop, serve};
-pub use show::CHECK_ANSWER_MAX;

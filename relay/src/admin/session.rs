@@ -161,7 +161,7 @@ async fn execute(plane: &Plane, request: Request) -> Result<String, String> {
         Request::Unname(pattern) => naming::remove(plane, &pattern).await,
         Request::Reload => reload::reload(plane).await,
         Request::SetLog(filter) => reload::set_log(plane, &filter),
-        Request::Check => show::check(plane).await,
+        Request::Check(within) => show::check(plane, within).await,
         Request::Trust(format) => trust::show(plane, format),
         Request::ReloadTrust => trust::reload(plane).await,
         Request::Revoke(target, until) => trust::revoke(plane, target, until).await,

@@ -116,9 +116,6 @@ pub(super) async fn undrain(plane: &Plane) -> Result<String, String> {
     Ok("mediators are let in again\n".to_owned())
 }
 
-/// How long a mediator may take to answer a check.
-pub const CHECK_ANSWER_MAX: Duration = Duration::from_secs(10);
-
 /// How long `check tunnels` waits for a round's end: less than whoever asked waits for us.
 const CHECK_MAX: Duration = Duration::from_secs(20);
 
@@ -129,8 +126,8 @@ const CHECK_LOOK: Duration = Duration::from_millis(50);
 const CHECK_ENDS: [Counter; 4] =
     [Counter::ChecksAnswered, Counter::ChecksFailed, Counter::ChecksUnanswered, Counter::ChecksSkipped];
 
-/// Begins a round of checks on every shard, and waits for its end.
-pub(super) async fn check(plane: &Plane) -> Result<String, String> {
+/// Begins a round of checks on every shard, and waits for its end. Each mediator may take `within` to answer.
+pub(super) async fn check(plane: &Plane, within: Duration) -> Result<String, String> {
     let end = Instant::now() + CHECK_MAX;
     let deadline = plane.reply_deadline();
     let counts = || CHECK_ENDS.map(|counter| plane.shards.iter().map(|shard| shard.counters.get(counter)).sum::<u64>());
@@ -138,7 +135,7 @@ pub(super) async fn check(plane: &Plane) -> Result<String, String> {
     let (mut count, mut busy) = (0, 0);
     for shard in 0..plane.shards.len() {
         let (reply, answer) = oneshot::channel();
-        plane.send(shard, Command::Check { reply })?;
+        plane.send(shard, Command::Check { within, reply })?;
         match answer_of(plane, shard, answer, deadline).await? {
             Some(tunnels) => count += tunnels as u64,
             None => busy += 1,
@@ -158,7 +155,7 @@ pub(super) async fn check(plane: &Plane) -> Result<String, String> {
         let mut text = format!("{count} tunnels are asked: {answered} answered");
         for (number, what) in [
             (failed, "refused or ended".to_owned()),
-            (unanswered, format!("did not answer within {CHECK_ANSWER_MAX:?}")),
+            (unanswered, format!("did not answer within {within:?}")),
             (skipped, "were not asked in time".to_owned()),
             (open, "still to come, which 'show stat' counts".to_owned()),
         ] {

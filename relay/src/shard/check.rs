@@ -11,7 +11,7 @@ use isthmus_proto::time::Instant;
 use isthmus_proto::wire::{OpenFlags, RequestKind};
 
 use super::Shard;
-use crate::admin::{CHECK_ANSWER_MAX, Counter};
+use crate::admin::Counter;
 
 /// The ports' owner: of all ports of the relay, these alone belong to the shard itself.
 const OWNER: Key = Key::control(1);
@@ -31,6 +31,8 @@ pub(super) struct Checks {
     left: Vec<Key>,
     /// Those that have not answered, in the order of asking: each has a port, and a time by which to answer.
     waiting: VecDeque<(Instant, Key, Slot)>,
+    /// How long each may take to answer.
+    within: Duration,
     /// When the round ends at the latest.
     end: Instant,
     timer: TimerId,
@@ -41,7 +43,14 @@ pub(super) struct Checks {
 impl Checks {
     pub(super) fn new(engine: &mut Engine) -> Self {
         let timer = engine.add_timer(TIMER_CHECKS);
-        Self { left: Vec::new(), waiting: VecDeque::new(), end: Instant::ZERO, timer, news: false }
+        Self {
+            left: Vec::new(),
+            waiting: VecDeque::new(),
+            within: Duration::ZERO,
+            end: Instant::ZERO,
+            timer,
+            news: false,
+        }
     }
 
     /// Whether the next turn has to come at once.
@@ -56,11 +65,12 @@ impl Checks {
 
 impl Shard {
     /// Begins a round, unless one goes on; gives the number of tunnels that it is about.
-    pub(super) fn begin_checks(&mut self, engine: &mut Engine) -> Option<usize> {
+    pub(super) fn begin_checks(&mut self, engine: &mut Engine, within: Duration) -> Option<usize> {
         if !self.checks.left.is_empty() || !self.checks.waiting.is_empty() {
             return None;
         }
         self.checks.left = self.mediators.values().copied().collect();
+        self.checks.within = within;
         self.checks.end = engine.now() + ROUND_MAX;
         Some(self.checks.left.len())
     }
@@ -69,7 +79,7 @@ impl Shard {
     pub(super) fn go_on_checking(&mut self, engine: &mut Engine) {
         self.checks.news = false;
         let now = engine.now();
-        let deadline = now + CHECK_ANSWER_MAX;
+        let deadline = now + self.checks.within;
         let idle = self.checks.waiting.is_empty();
         while self.checks.may_ask() {
             let Some(link) = self.checks.left.pop() else { break };

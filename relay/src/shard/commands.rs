@@ -67,8 +67,8 @@ impl Shard {
             Command::Undrain { reply } => {
                 let _ = reply.send(self.undrain());
             }
-            Command::Check { reply } => {
-                let _ = reply.send(self.begin_checks(engine));
+            Command::Check { within, reply } => {
+                let _ = reply.send(self.begin_checks(engine, within));
             }
             Command::Trust { trust, reply } => {
                 let _ = reply.send(self.take_trust(engine, trust));

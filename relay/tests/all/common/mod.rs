@@ -133,7 +133,7 @@ pub(crate) fn fake_shard(me: ShardId, mut rows: Vec<TunnelRow>, commands: Receiv
                     let _ = reply.send((Vec::new(), false));
                 }
                 Command::Outcomes(_) => {}
-                Command::Check { reply } => {
+                Command::Check { reply, .. } => {
                     let _ = reply.send(Some(0));
                 }
                 Command::Publishes { reply } => {
