@@ -282,6 +282,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn stream_that_is_cut_as_its_connect_succeeds_sends_nothing() {
+        for _ in 0..20 {
+            let mut w = world();
+            w.told.cuts = true;
+            let key = w.connect(b"secret");
+            w.turns(6);
+            assert_eq!((&w.told.connected[..], &w.told.ended[..]), (&[(key, true)][..], &[key][..]));
+            w.is_at_rest();
+            assert_eq!(w.heard(), b"");
+        }
+    }
+
     /// The number of a stream's socket, which is removed with its first bytes under way, is not given to another connection
     /// before these have gone, or not.
     #[test]
