@@ -105,6 +105,9 @@ fn byte(stream: usize, at: usize) -> u8 {
     (at / 7 + at / 65_536 + stream * 31) as u8
 }
 
+/// How long a visitor does not read: without sleeping, tens of thousands of turns.
+const LATE: Duration = Duration::from_millis(500);
+
 /// Over a slow path.
 const SLOW_BYTES: usize = 1_000_003;
 
@@ -181,6 +184,38 @@ fn many_bulk_streams_arrive_whole_in_full_frames_and_make_no_turn_short() {
     assert_eq!(counts.turns_short, 0, "bulk is taken for small messages");
     let full = (STREAMS * BYTES / FRAME_PAYLOAD_MAX) as u64;
     assert!(counts.records_opened < full * 5 / 4, "{} records where {full} would do", counts.records_opened);
+}
+
+/// What a visitor's download costs in turns who says that its request is whole, or does not, and reads late.
+fn turns_of_download(ends_request: bool) -> u64 {
+    let (mut engine, mut party, link) = linked(|listener| listener);
+    let host = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (mut client, _) = visitor(&mut engine, link, host.local_addr().unwrap());
+    let sender = std::thread::spawn(move || {
+        let (mut host, _) = host.accept().unwrap();
+        host.read_exact(&mut [0; 7]).unwrap();
+        host.write_all(&(0..4 * BYTES).map(|at| byte(2, at)).collect::<Vec<_>>()).unwrap();
+    });
+    let receiver = std::thread::spawn(move || {
+        client.write_all(b"request").unwrap();
+        if ends_request {
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        std::thread::sleep(LATE);
+        let mut received = Vec::new();
+        client.read_to_end(&mut received).unwrap();
+        assert!(received.len() == 4 * BYTES && received.iter().enumerate().all(|(at, &got)| got == byte(2, at)));
+    });
+    until(&mut engine, &mut party, |party| party.ended == 2);
+    sender.join().unwrap();
+    receiver.join().unwrap();
+    engine.counts.turns
+}
+
+#[test]
+fn visitor_who_sends_no_more_and_does_not_read_is_waited_for_as_any_other() {
+    let [open, ended] = [false, true].map(turns_of_download);
+    assert!(ended < 4 * open + 1000, "{ended} turns instead of {open}");
 }
 
 /// A path to `to`, on which each 4 KiB from there take so long, and nothing comes any more once `open` is no longer true.

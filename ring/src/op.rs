@@ -10,6 +10,7 @@ use socket2::SockAddr;
 
 use crate::batch::{DatagramBatch, SendBatch};
 use crate::datagram::Datagrams;
+use crate::direct::Name;
 use crate::socket::{ConnectionOption, Socket};
 
 /// Names an operation in flight; stale ones are harmless.
@@ -53,6 +54,12 @@ impl PollEvents {
     pub const ERROR: Self = Self(libc::POLLERR as u32);
     /// Both directions are closed, always reported: `POLLHUP`.
     pub const HANGUP: Self = Self(libc::POLLHUP as u32);
+
+    /// Whether a wait for these has come to its end with `found`. Where the kernel is asked through io_uring, it always
+    /// reports `PEER_CLOSED` too (its `IO_POLL_UNMASK`), which is none to whoever waits for room only.
+    pub(crate) fn are_met(self, found: Self) -> bool {
+        found.intersects(self | Self::ERROR | Self::HANGUP | Self(libc::POLLNVAL as u32))
+    }
 
     /// Whether any bit of `other` is set.
     pub fn intersects(self, other: Self) -> bool {
@@ -166,7 +173,7 @@ pub(crate) enum Op {
     Connect(Box<SockAddr>),
     /// The option's value.
     SetOption(ConnectionOption, Box<libc::c_uint>),
-    Poll,
+    Poll(Poll),
     RecvStream,
     RecvBulk,
     RecvSmall,
@@ -176,6 +183,15 @@ pub(crate) enum Op {
     /// Of this place in the ring's table.
     CloseDirect(u32),
     Wake(Box<u64>),
+}
+
+/// A wait for events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Poll {
+    pub(crate) on: Name,
+    pub(crate) events: PollEvents,
+    /// It is to end, whatever it finds.
+    pub(crate) cancelled: bool,
 }
 
 struct Entry {
@@ -206,6 +222,15 @@ impl OpTable {
     pub(crate) fn get(&self, id: OpId) -> Option<(u64, &Op)> {
         let entry = self.entries.get(id.index())?;
         (OpId::new(id.index(), entry.generation) == id).then_some((entry.user, &entry.op))
+    }
+
+    /// Takes note that an operation is to end: where it is begun again and again, it is not any more.
+    pub(crate) fn cancel(&mut self, id: OpId) {
+        if self.get(id).is_some()
+            && let Some(Entry { op: Op::Poll(poll), .. }) = self.entries.get_mut(id.index())
+        {
+            poll.cancelled = true;
+        }
     }
 
     pub(crate) fn remove(&mut self, id: OpId) -> Option<(u64, Op)> {
@@ -240,8 +265,8 @@ mod tests {
     #[test]
     fn stale_identifiers_name_nothing() {
         let mut table = OpTable::default();
-        let first = table.insert(7, Op::Poll).0;
-        assert!(matches!(table.remove(first), Some((7, Op::Poll))));
+        let first = table.insert(7, Op::RecvSmall).0;
+        assert!(matches!(table.remove(first), Some((7, Op::RecvSmall))));
         let second = table.insert(8, Op::Accept).0;
         assert_eq!(first.index(), second.index());
         assert!(table.get(first).is_none() && table.remove(first).is_none());

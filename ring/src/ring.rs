@@ -16,7 +16,7 @@ use crate::batch::{DatagramBatch, Gathered, Letters, Prepared, SendBatch, empty_
 use crate::datagram;
 use crate::direct::{Connection, Held, Places, Target};
 use crate::error::RingError;
-use crate::op::{Completion, Op, OpId, OpTable, PollEvents, SendMode, Told};
+use crate::op::{Completion, Op, OpId, OpTable, Poll, PollEvents, SendMode, Told};
 use crate::piece::Piece;
 use crate::pool::{Pool, PoolConfig, PoolStats};
 use crate::provided::ProvidedRing;
@@ -195,9 +195,10 @@ impl Ring {
     }
 
     /// Waits once for any of `events`, an error or a hang-up. The cheapest way to wait on an idle socket: no buffer.
+    /// Cancel it before the socket is closed.
     pub fn poll(&mut self, socket: &impl Target, events: PollEvents, user: u64) -> OpId {
-        let entry = sqe::poll(socket.name(), events);
-        self.push_plain(user, Op::Poll, entry)
+        let on = socket.name();
+        self.push_plain(user, Op::Poll(Poll { on, events, cancelled: false }), sqe::poll(on, events))
     }
 
     /// Receives once, into as many stream blocks as there is data for, of at most `len_max` bytes together (0: no limit
@@ -277,6 +278,7 @@ impl Ring {
 
     /// Asks for an operation to end. It still completes: with `ECANCELED`, or with what it had reached.
     pub fn cancel(&mut self, id: OpId) {
+        self.ops.cancel(id);
         // SAFETY: the entry points to nothing.
         unsafe { self.uring.push(sqe::cancel(id.raw()).user_data(OpId::NOBODY)) };
     }

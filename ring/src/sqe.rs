@@ -42,6 +42,11 @@ pub(crate) fn poll(socket: Name, events: PollEvents) -> squeue::Entry {
     on(socket, |fd| opcode::PollAdd::new(fd, events.0).build())
 }
 
+/// The same again and again, each time that something changes.
+pub(crate) fn poll_changes(socket: Name, events: PollEvents) -> squeue::Entry {
+    on(socket, |fd| opcode::PollAdd::new(fd, events.0).multi(true).build())
+}
+
 /// Receives into a bundle of provided buffers, of at most `len_max` bytes together; 0 is no limit.
 pub(crate) fn recv_bundle(socket: Name, group: u16, len_max: u32, poll_first: bool) -> squeue::Entry {
     recv(socket, group, len_max, BUNDLE | if poll_first { POLL_FIRST } else { 0 })

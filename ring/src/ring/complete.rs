@@ -7,9 +7,10 @@ use io_uring::cqueue;
 
 use super::{BULK, DATAGRAM, Ring, SMALL, STREAM};
 use crate::datagram::Datagrams;
-use crate::op::{Completion, Op, OpId, PollEvents};
+use crate::op::{Completion, Op, OpId, Poll, PollEvents};
 use crate::piece::Piece;
 use crate::socket::Socket;
+use crate::sqe;
 
 impl Ring {
     /// The next entry of the kernel's, after those that were taken ahead.
@@ -20,10 +21,21 @@ impl Ring {
     /// What `entry` means to the caller; `None` for the ring's own operations and for stale entries.
     pub(super) fn complete(&mut self, entry: &cqueue::Entry, received: &mut Vec<Piece>) -> Option<Completion> {
         let id = OpId::from_raw(entry.user_data());
+        if let Some(&(_, &Op::Poll(poll))) = self.ops.get(id).as_ref()
+            && !self.is_over(id, poll, entry)
+        {
+            return None;
+        }
         if cqueue::more(entry.flags()) {
             return match self.ops.get(id)? {
                 (user, Op::Accept) => Some(accepted(user, entry, true)),
                 (user, Op::RecvDatagrams) => Some(self.datagrams(user, entry, true)),
+                (user, Op::Poll(_)) => {
+                    // What the kernel still tells of it is stale.
+                    self.cancel(id);
+                    self.ops.remove(id);
+                    Some(Completion::Poll { user, result: found(entry) })
+                }
                 _ => None,
             };
         }
@@ -32,7 +44,7 @@ impl Ring {
             Op::Accept => accepted(user, entry, false),
             Op::Connect(_) => Completion::Connect { user, result: outcome(entry).map(drop) },
             Op::SetOption(option, _) => Completion::OptionSet { user, option, result: outcome(entry).map(drop) },
-            Op::Poll => Completion::Poll { user, result: outcome(entry).map(|bits| PollEvents(bits as u32)) },
+            Op::Poll(_) => Completion::Poll { user, result: found(entry) },
             Op::RecvStream => self.received(user, entry, STREAM, received),
             Op::RecvBulk => self.received(user, entry, BULK, received),
             Op::RecvSmall => self.received(user, entry, SMALL, received),
@@ -48,6 +60,17 @@ impl Ring {
                 return None;
             }
         })
+    }
+
+    /// Whether what a poll found is what was asked for. Else it goes on: a socket whose peer sends no more is reported as long as
+    /// it is looked at anew, so only what changes is looked at from then on.
+    fn is_over(&mut self, id: OpId, poll: Poll, entry: &cqueue::Entry) -> bool {
+        let over = poll.cancelled || found(entry).map_or(true, |found| poll.events.are_met(found));
+        if !over && !cqueue::more(entry.flags()) {
+            // SAFETY: the entry points to nothing.
+            unsafe { self.uring.push(sqe::poll_changes(poll.on, poll.events).user_data(id.raw())) };
+        }
+        over
     }
 
     fn received(&mut self, user: u64, entry: &cqueue::Entry, kind: usize, received: &mut Vec<Piece>) -> Completion {
@@ -82,6 +105,10 @@ impl Ring {
         }
         outcome
     }
+}
+
+fn found(entry: &cqueue::Entry) -> io::Result<PollEvents> {
+    outcome(entry).map(|bits| PollEvents(bits as u32))
 }
 
 fn outcome(entry: &cqueue::Entry) -> io::Result<usize> {
