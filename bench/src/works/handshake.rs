@@ -1,5 +1,8 @@
 //! What a handshake costs in pure CPU: both ends in one thread, with the same machines as relay and mediator use, first
 //! without sockets, then over a connection between their machines of the world.
+//!
+//! As many threads as there are processors do so at the same time: what a storm keeps busy are all of them, and on a machine
+//! whose processors share a core, its caches or its power, each is slower then than alone.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -74,23 +77,39 @@ fn established(caller: ClientHandshake, ticket: &mut [u8]) -> anyhow::Result<Est
 /// Flights that a handshake may take.
 const FLIGHTS_MAX: usize = 10;
 
-/// The mean over `count` handshakes, from 1, after some that are not counted.
+/// The mean over `count` handshakes, from 1, in each of so many threads, after some that are not counted.
 ///
 /// # Errors
 /// The keys of `state` are no good, or a handshake fails.
-pub fn pure(state: &State, kind: Kind, count: u32) -> anyhow::Result<Pure> {
-    let ends = Ends::new(state, kind)?;
-    for _ in 0..count.div_ceil(10) {
-        one(&ends)?;
-    }
-    let mut sum = Pure::default();
-    for _ in 0..count.max(1) {
-        let one = one(&ends)?;
-        sum.server_s += one.server_s;
-        sum.client_s += one.client_s;
-    }
-    let count = f64::from(count.max(1));
-    Ok(Pure { server_s: sum.server_s / count, client_s: sum.client_s / count })
+pub fn pure(state: &State, kind: Kind, count: u32, threads: usize) -> anyhow::Result<Pure> {
+    let measure = || -> anyhow::Result<Pure> {
+        let ends = Ends::new(state, kind)?;
+        for _ in 0..count.div_ceil(10) {
+            one(&ends)?;
+        }
+        let mut sum = Pure::default();
+        for _ in 0..count.max(1) {
+            let one = one(&ends)?;
+            sum.server_s += one.server_s;
+            sum.client_s += one.client_s;
+        }
+        Ok(sum)
+    };
+    let sums = at_once(threads, measure)?;
+    let all = f64::from(count.max(1)) * sums.len() as f64;
+    let mean = |of: fn(&Pure) -> f64| sums.iter().map(of).sum::<f64>() / all;
+    Ok(Pure { server_s: mean(|pure| pure.server_s), client_s: mean(|pure| pure.client_s) })
+}
+
+/// What so many threads, at least one, find at the same time.
+fn at_once<T: Send>(threads: usize, measure: impl Fn() -> anyhow::Result<T> + Send + Sync) -> anyhow::Result<Vec<T>> {
+    thread::scope(|scope| {
+        let begun: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(&measure)).collect();
+        let ended = |thread: thread::ScopedJoinHandle<'_, _>| {
+            thread.join().map_err(|_| anyhow::anyhow!("a thread that measures panicked"))?
+        };
+        begun.into_iter().map(ended).collect()
+    })
 }
 
 /// Where the two ends of a connection are.
@@ -108,13 +127,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of one read: more than a flight has.
 const FLIGHT: usize = 16 * 1024;
 
-/// The mean CPU time of both ends of `count` handshakes, from 1, with sockets, connect and accept; one after the other, so
-/// that nothing waits for a processor and nothing is gathered. In seconds.
+/// The mean CPU time of both ends of `count` handshakes, from 1, with sockets, connect and accept, in each of so many threads;
+/// one after the other there, so that nothing waits for a processor and nothing is gathered. In seconds.
 ///
 /// # Errors
 /// As [`pure`], or the namespaces are not there or not ours to enter.
-pub fn connected(state: &State, kind: Kind, count: u32, path: &Path) -> anyhow::Result<f64> {
-    let ends = Ends::new(state, kind)?;
+pub fn connected(state: &State, kind: Kind, count: u32, threads: usize, path: &Path) -> anyhow::Result<f64> {
     // A thread that has entered another namespace is good for nothing else.
     let measure = || -> anyhow::Result<f64> {
         let [relay, mediator] = &path.namespaces;
@@ -122,6 +140,7 @@ pub fn connected(state: &State, kind: Kind, count: u32, path: &Path) -> anyhow::
         let listener = TcpListener::bind((path.relay, 0)).context("cannot listen on the relay's machine")?;
         let to = listener.local_addr()?;
         enter(mediator)?;
+        let ends = Ends::new(state, kind)?;
         for _ in 0..count.div_ceil(10) {
             one_connected(&ends, &listener, to)?;
         }
@@ -131,9 +150,8 @@ pub fn connected(state: &State, kind: Kind, count: u32, path: &Path) -> anyhow::
         }
         Ok(sum / f64::from(count.max(1)))
     };
-    thread::scope(|scope| {
-        scope.spawn(measure).join().map_err(|_| anyhow::anyhow!("the thread that measures panicked"))?
-    })
+    let means = at_once(threads, measure)?;
+    Ok(means.iter().sum::<f64>() / means.len() as f64)
 }
 
 fn enter(namespace: &std::path::Path) -> anyhow::Result<()> {
@@ -225,7 +243,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = State::open(&folder.path().join("state")).unwrap();
         for kind in [Kind::Whole, Kind::Resumed] {
-            let pure = pure(&state, kind, 3).unwrap();
+            let pure = pure(&state, kind, 3, 2).unwrap();
             assert!(pure.server_s > 0.0 && pure.client_s > 0.0, "{pure:?}");
         }
         let ends = Ends::new(&state, Kind::Resumed).unwrap();
@@ -240,9 +258,9 @@ mod tests {
         let own = PathBuf::from("/proc/self/ns/net");
         let path = Path { namespaces: [own.clone(), own], relay: "127.0.0.1".parse().unwrap() };
         if rustix::process::geteuid().is_root() {
-            assert!(connected(&state, Kind::Resumed, 3, &path).unwrap() > 0.0);
+            assert!(connected(&state, Kind::Resumed, 3, 2, &path).unwrap() > 0.0);
         }
         let nowhere = Path { namespaces: ["/nowhere/a", "/nowhere/b"].map(PathBuf::from), ..path };
-        assert!(connected(&state, Kind::Whole, 1, &nowhere).unwrap_err().to_string().contains("/nowhere/a"));
+        assert!(connected(&state, Kind::Whole, 1, 1, &nowhere).unwrap_err().to_string().contains("/nowhere/a"));
     }
 }

@@ -97,9 +97,9 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
         lab.look()?;
         // Each round's own: what a handshake costs differs from one minute to the next by a quarter and more.
         let alone = Alone {
-            pure: handshake::pure(&state, Kind::Whole, HANDSHAKES)?,
-            connected_s: handshake::connected(&state, Kind::Whole, HANDSHAKES, &lab.path())?,
-            resumed_s: handshake::connected(&state, Kind::Resumed, HANDSHAKES, &lab.path())?,
+            pure: handshake::pure(&state, Kind::Whole, HANDSHAKES, cores)?,
+            connected_s: handshake::connected(&state, Kind::Whole, HANDSHAKES, cores, &lab.path())?,
+            resumed_s: handshake::connected(&state, Kind::Resumed, HANDSHAKES, cores, &lab.path())?,
             count: settings.count,
             cores,
         };
