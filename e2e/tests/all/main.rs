@@ -26,6 +26,7 @@ mod redirect;
 mod requests;
 mod security;
 mod socks;
+mod stalled;
 mod stats;
 mod terminal;
 mod top;
