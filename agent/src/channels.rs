@@ -15,7 +15,7 @@ use isthmus_proto::{ChannelId, ShardId};
 use isthmus_ring::{Socket, UdpOptions};
 
 use crate::mediator::Mediator;
-use crate::ports::Request;
+use crate::ports::{Asked, Request};
 use crate::session::millis;
 
 /// The service port's UDP sockets of one session are the relay's single number from several local ones.
@@ -116,14 +116,14 @@ impl Mediator {
 
     /// A request may need channels that are not open yet: they are opened. Whether it has to wait until one works.
     pub(crate) fn waits_for_channel(&mut self, engine: &mut Engine, request: Request) -> bool {
-        let Request { link, slot, ask, .. } = request;
+        let Request { asked: Asked { link, slot, .. }, ask } = request;
         // What is asked of one port is done in its order.
-        if self.channels.waiting.iter().any(|waiting| waiting.slot == slot) {
+        if self.channels.waiting.iter().any(|waiting| waiting.asked.slot == slot) {
             if ask != Ask::Close && self.channels.waiting.len() < WAITING_MAX {
                 self.channels.waiting.push(request);
                 return true;
             }
-            self.serve_waiting(engine, |waiting| waiting.slot == slot);
+            self.serve_waiting(engine, |waiting| waiting.asked.slot == slot);
             return false;
         }
         let flags = match ask {
@@ -150,7 +150,7 @@ impl Mediator {
         self.channels.waiting = later;
         for request in now {
             // Its port may have ended meanwhile.
-            if engine.link(request.link).is_some_and(|machine| machine.kind(request.slot).is_some()) {
+            if engine.link(request.asked.link).is_some_and(|machine| machine.kind(request.asked.slot).is_some()) {
                 self.do_request(engine, request);
             }
         }

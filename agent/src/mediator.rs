@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::environment::{self, Watch};
 use crate::names::Names;
 use crate::policy::Policy;
-use crate::ports::{Ports, Request};
+use crate::ports::{Asked, Ports, Request};
 use crate::resolve::Resolver;
 use crate::session::KnownRelay;
 use crate::signals::{Signals, Wish};
@@ -225,10 +225,10 @@ impl Control for Mediator {
                 self.on_tunnel_ended(engine, link, code, &text, if others { 0 } else { retry_after_ms });
             }
             Event::Request { link, slot, owner, request, ask } => {
-                self.on_request(engine, Request { link, slot, owner, number: request, ask });
+                self.on_request(engine, Request { asked: Asked { link, slot, owner, number: request }, ask });
             }
             Event::RequestName { link, slot, owner, request, to, timeout_ms } => {
-                self.on_connect_name(engine, link, slot, owner, request, to, timeout_ms);
+                self.on_connect_name(engine, Asked { link, slot, owner, number: request }, to, timeout_ms);
             }
             Event::Connected { stream, link, slot, result } => self.on_connected(engine, stream, link, slot, result),
             Event::Accepted { tag, socket, peer } => self.on_host(engine, tag, socket, peer),

@@ -9,15 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use isthmus_engine::{Engine, Key};
+use isthmus_engine::Engine;
 use isthmus_proto::Code;
-use isthmus_proto::link::Slot;
 use isthmus_proto::policy::{self, AllowRule};
 use isthmus_proto::wire::{NamedTarget, RequestKind};
 use isthmus_ring::Waker;
 
 use crate::mediator::Mediator;
-use crate::ports::{Target, connect_timeout};
+use crate::ports::{Asked, Target, connect_timeout};
 use crate::resolve::ADDRESSES_MAX;
 
 /// Threads that look names up: so many silent name servers' questions do not hold up another one.
@@ -40,10 +39,7 @@ pub(crate) struct Names {
 /// Which port waits.
 struct Waiting {
     name: Box<str>,
-    link: Key,
-    slot: Slot,
-    owner: Key,
-    request: u16,
+    asked: Asked,
     timeout_ms: u32,
     rules: Vec<AllowRule>,
 }
@@ -113,29 +109,19 @@ fn look_up(name: &str, port: u16) -> Result<Vec<SocketAddr>, Code> {
 
 impl Mediator {
     /// Asked to connect a port to a host by its name.
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) fn on_connect_name(
-        &mut self,
-        engine: &mut Engine,
-        link: Key,
-        slot: Slot,
-        owner: Key,
-        request: u16,
-        to: NamedTarget<'_>,
-        timeout_ms: u32,
-    ) {
-        let waiting = Waiting { name: to.name.into(), link, slot, owner, request, timeout_ms, rules: rules(to.rules) };
-        let asked = self.ports.begin_look(owner).and_then(|()| {
+    pub(crate) fn on_connect_name(&mut self, engine: &mut Engine, asked: Asked, to: NamedTarget<'_>, timeout_ms: u32) {
+        let waiting = Waiting { name: to.name.into(), asked, timeout_ms, rules: rules(to.rules) };
+        let looked = self.ports.begin_look(asked.owner).and_then(|()| {
             let question = Question { port: to.port, waiting };
-            let asked = self.names.ask(question);
-            if asked.is_err() {
-                self.ports.end_look(owner);
+            let looked = self.names.ask(question);
+            if looked.is_err() {
+                self.ports.end_look(asked.owner);
             }
-            asked
+            looked
         });
-        if let Err(code) = asked {
-            self.audit.record_connect(slot, Some(to.name), None, None, code);
-            self.answer(engine, link, slot, owner, RequestKind::Connect, request, Err(code));
+        if let Err(code) = looked {
+            self.audit.record_connect(asked.slot, Some(to.name), None, None, code);
+            self.answer(engine, asked, RequestKind::Connect, Err(code));
         }
     }
 
@@ -145,7 +131,7 @@ impl Mediator {
             return;
         }
         while let Ok(Answer { found, waiting }) = self.names.answers.try_recv() {
-            let Waiting { link, slot, owner, request, .. } = waiting;
+            let Asked { link, slot, owner, .. } = waiting.asked;
             // The port may be gone meanwhile, or the tunnel.
             if engine.link(link).is_none_or(|machine| machine.owner(slot) != Some(owner.to_bits())) {
                 if self.link == Some(link) {
@@ -156,12 +142,12 @@ impl Mediator {
             self.ports.end_look(owner);
             let connecting = found.and_then(|addresses| {
                 let target = self.target_of(addresses, &waiting)?;
-                self.connect(engine, link, slot, owner, request, target)
+                self.connect(engine, waiting.asked, target)
             });
             // What was begun is written down when it ends, with the address.
             if let Err(code) = connecting {
                 self.audit.record_connect(slot, Some(&waiting.name), None, None, code);
-                self.answer(engine, link, slot, owner, RequestKind::Connect, request, Err(code));
+                self.answer(engine, waiting.asked, RequestKind::Connect, Err(code));
             }
         }
     }

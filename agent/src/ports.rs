@@ -12,7 +12,7 @@ use isthmus_proto::link::Slot;
 use isthmus_ring::Socket;
 use slab::Slab;
 
-pub(crate) use requests::{Request, connect_timeout};
+pub(crate) use requests::{Asked, Request, connect_timeout};
 
 /// What the mediator keeps of its ports beside the engine.
 #[derive(Default)]
@@ -37,7 +37,8 @@ struct Opened {
 
 struct Connecting {
     stream: Key,
-    request: u16,
+    /// The request's.
+    number: u16,
     timer: TimerId,
     to: SocketAddr,
     /// To be bound again if the connect fails and the port stays.

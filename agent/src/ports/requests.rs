@@ -22,14 +22,21 @@ const BACKLOG: u32 = 1024;
 /// Longest wait that a request may ask for.
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(120);
 
-/// A request of the relay's.
+/// Which request of the relay's it is.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Request {
+pub(crate) struct Asked {
     pub(crate) link: Key,
     pub(crate) slot: Slot,
+    /// Who has the port here.
     pub(crate) owner: Key,
     /// Its number, for the answer.
     pub(crate) number: u16,
+}
+
+/// A request of the relay's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    pub(crate) asked: Asked,
     pub(crate) ask: Ask,
 }
 
@@ -39,7 +46,7 @@ pub(crate) type Outcome = Result<Option<SocketAddr>, Code>;
 impl Mediator {
     pub(crate) fn on_request(&mut self, engine: &mut Engine, request: Request) {
         if let Ask::Open { asker, .. } = request.ask {
-            self.audit.opened(request.slot, asker);
+            self.audit.opened(request.asked.slot, asker);
         }
         if !self.waits_for_channel(engine, request) {
             self.do_request(engine, request);
@@ -47,43 +54,33 @@ impl Mediator {
     }
 
     pub(crate) fn do_request(&mut self, engine: &mut Engine, request: Request) {
-        let Request { link, slot, owner, number: request, ask } = request;
+        let Request { asked: Asked { link, slot, owner, number }, ask } = request;
         // One that waited before it may have given the port an owner.
         let owner = engine.link(link).and_then(|machine| machine.owner(slot)).map_or(owner, Key::from_bits);
+        let asked = Asked { link, slot, owner, number };
         let (to, outcome) = match ask {
             Ask::Open { flags, local, peer, .. } if flags.has(OpenFlags::UDP) => {
                 (RequestKind::Open, self.open_udp(engine, link, slot, flags, local, peer))
             }
             Ask::Open { flags, local, .. } => (RequestKind::Open, self.open_tcp(engine, link, slot, flags, local)),
-            Ask::Connect { to, timeout_ms } => {
-                match self.connect_address(engine, link, slot, owner, request, to, timeout_ms) {
-                    Ok(()) => return,
-                    Err(code) => (RequestKind::Connect, Err(code)),
-                }
-            }
+            Ask::Connect { to, timeout_ms } => match self.connect_address(engine, asked, to, timeout_ms) {
+                Ok(()) => return,
+                Err(code) => (RequestKind::Connect, Err(code)),
+            },
             Ask::Serve => (RequestKind::Serve, self.serve(engine, link, slot, owner)),
             Ask::Close => (RequestKind::Close, self.close(engine, owner)),
             Ask::Switch { flags } => (RequestKind::Switch, self.switch(engine, link, owner, flags)),
         };
         self.write_down(slot, &ask, outcome);
-        self.answer(engine, link, slot, owner, to, request, outcome);
+        self.answer(engine, asked, to, outcome);
     }
 
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) fn answer(
-        &mut self,
-        engine: &mut Engine,
-        link: Key,
-        slot: Slot,
-        owner: Key,
-        to: RequestKind,
-        request: u16,
-        outcome: Outcome,
-    ) {
+    pub(crate) fn answer(&mut self, engine: &mut Engine, asked: Asked, to: RequestKind, outcome: Outcome) {
+        let Asked { link, slot, owner, number } = asked;
         if let Some(machine) = engine.link(link) {
             match outcome {
-                Ok(local) => machine.answer(slot, to, request, Code::Ok, local),
-                Err(code) => machine.answer(slot, to, request, code, None),
+                Ok(local) => machine.answer(slot, to, number, Code::Ok, local),
+                Err(code) => machine.answer(slot, to, number, code, None),
             }
             engine.touch(link);
         }
@@ -169,35 +166,24 @@ impl Mediator {
         Ok(route)
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn connect_address(
         &mut self,
         engine: &mut Engine,
-        link: Key,
-        slot: Slot,
-        owner: Key,
-        request: u16,
+        asked: Asked,
         to: SocketAddr,
         timeout_ms: u32,
     ) -> Result<(), Code> {
-        self.ports.opened_mut(owner).filter(|opened| !opened.looking).ok_or(Code::Dedicated)?;
+        self.ports.opened_mut(asked.owner).filter(|opened| !opened.looking).ok_or(Code::Dedicated)?;
         if !self.policy.borrow().permits(to) {
             return Err(Code::Denied);
         }
         let target = Target { addresses: vec![to], timeout: connect_timeout(timeout_ms), name: None };
-        self.connect(engine, link, slot, owner, request, target)
+        self.connect(engine, asked, target)
     }
 
     /// Connects an opened port to the first of permitted addresses that takes it.
-    pub(crate) fn connect(
-        &mut self,
-        engine: &mut Engine,
-        link: Key,
-        slot: Slot,
-        owner: Key,
-        request: u16,
-        mut target: Target,
-    ) -> Result<(), Code> {
+    pub(crate) fn connect(&mut self, engine: &mut Engine, asked: Asked, mut target: Target) -> Result<(), Code> {
+        let Asked { link, slot, owner, number } = asked;
         let Some(to) = target.addresses.pop() else { return Err(Code::NameNotFound) };
         let congestion = self.config.congestion.clone();
         let opened = self.ports.opened_mut(owner).ok_or(Code::Dedicated)?;
@@ -220,7 +206,7 @@ impl Mediator {
         let timer = engine.add_timer(TIMER_CONNECT + place as u32);
         let Target { addresses: others, timeout, name } = target;
         engine.set_timer(timer, engine.now() + timeout);
-        self.ports.connecting.insert(Connecting { stream, request, timer, to: address, local, others, timeout, name });
+        self.ports.connecting.insert(Connecting { stream, number, timer, to: address, local, others, timeout, name });
         self.ports.by_stream.insert(stream, place);
         Ok(())
     }
@@ -248,23 +234,23 @@ impl Mediator {
             // The port stays opened, unless it is an ephemeral one, or bytes came for it: a further connect
             // would begin in their middle.
             let owner = self.ports.insert(Opened { socket: None, local: connecting.local, looking: false });
-            let Connecting { request, mut others, timeout, name, .. } = connecting;
+            let Connecting { number, mut others, timeout, name, .. } = connecting;
             others.retain(|&other| self.permits(other));
             let untouched = engine.link(link).is_some_and(|machine| !machine.has_received(slot));
             let target = Target { addresses: others, timeout, name };
-            if untouched && self.connect(engine, link, slot, owner, request, target).is_ok() {
+            if untouched && self.connect(engine, Asked { link, slot, owner, number }, target).is_ok() {
                 return;
             }
             if let Some(machine) = engine.link(link) {
                 machine.set_owner(slot, owner.to_bits());
-                machine.answer(slot, RequestKind::Connect, request, code, None);
+                machine.answer(slot, RequestKind::Connect, number, code, None);
                 if machine.has_received(slot) {
                     machine.reset(slot, code);
                 }
             }
             self.forget_ended(engine, link, slot, owner);
         } else if let Some(machine) = engine.link(link) {
-            machine.answer(slot, RequestKind::Connect, connecting.request, code, local);
+            machine.answer(slot, RequestKind::Connect, connecting.number, code, local);
             // The policy may have changed in this very turn.
             if !self.permits(connecting.to) {
                 self.audit.record(Operation::Cut, slot, Some(connecting.to), local, Code::Denied);
