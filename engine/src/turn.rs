@@ -314,10 +314,10 @@ impl Engine {
             }
             // A kernel that cannot do it sends as it always did.
             Completion::OptionSet { option: ConnectionOption::UnsentMax(_), .. } => {}
-            Completion::Poll { user, result } => match Key::from_bits(user) {
+            Completion::Poll { user, .. } => match Key::from_bits(user) {
                 key if key.what() == What::Watch => self.on_watched(control, key),
                 key if key.what() == What::Link => self.on_link_polled(control, key),
-                key => self.on_stream_polled(control, key, result),
+                key => self.on_stream_polled(control, key),
             },
             Completion::Accept { user, result, more } => self.on_accept(control, Key::from_bits(user), result, more),
             Completion::Datagrams { user, result, more } => {

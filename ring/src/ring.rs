@@ -284,7 +284,8 @@ impl Ring {
     }
 
     /// Moves a connection into the ring's own table, if there is room: it takes no descriptor of the process from then
-    /// on. Operations that name the descriptor, which is closed here, must have been submitted before.
+    /// on. Operations that name the descriptor, which is closed here, must have been submitted before, and no poll on it be in
+    /// flight: it may be begun anew.
     pub fn make_direct(&mut self, connection: &mut Connection) {
         self.places.take(self.uring.submitter(), connection);
     }
@@ -452,6 +453,8 @@ impl Ring {
             }
             while self.next_quiet().is_some() {}
             if self.ops.len() == 0 {
+                // Cancels of what is over let go of its socket; if that fails, the end of the ring does.
+                let _ = self.enter_without_wait();
                 return true;
             }
             if Instant::now() >= deadline {

@@ -424,8 +424,20 @@ fn a_peers_half_close_and_reset_are_told_apart() {
     assert_eq!(errno(&take_recv(&mut ring, 5).0), Some(libc::ECONNRESET));
 }
 
-/// As much as a socket takes while nobody reads.
+/// As much as a socket takes while nobody reads: all buffers on the way have grown as far as they do.
 fn fill(ring: &mut Ring, near: &impl Target) -> usize {
+    let mut filled = 0;
+    loop {
+        let more = fill_now(ring, near);
+        filled += more;
+        if more == 0 {
+            return filled;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn fill_now(ring: &mut Ring, near: &impl Target) -> usize {
     let mut filled = 0;
     loop {
         let mut batch = ring.send_batch();
@@ -502,6 +514,53 @@ fn room_is_waited_for_though_the_peer_sends_no_more() {
         assert!(
             matches!(seen[..], [Completion::Poll { user: 5, result: Ok(found) }] if found.intersects(PollEvents::ERROR))
         );
+    }
+}
+
+#[test]
+fn wait_for_room_that_is_over_keeps_no_socket_open() {
+    for (direct, cancelled) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut ring = Ring::new(RingConfig::small()).unwrap();
+        let (near, mut far) = std_pair();
+        let mut near = Connection::from(socket(near));
+        if direct {
+            ring.make_direct(&mut near);
+        }
+        let filled = fill(&mut ring, &near);
+        far.shutdown(Shutdown::Write).unwrap();
+        let id = ring.poll(&near, PollEvents::WRITABLE, 2);
+        assert!(within(&mut ring, Duration::from_millis(50)).0.is_empty());
+        match cancelled {
+            true => ring.cancel(id),
+            false => far.read_exact(&mut vec![0; filled]).unwrap(),
+        }
+        assert_eq!(within(&mut ring, Duration::from_millis(50)).0.len(), 1);
+        if let Some(socket) = ring.close_connection(near) {
+            ring.close(socket);
+        }
+        ring.enter(Some(Duration::ZERO), || false).unwrap();
+        far.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let end = std::io::copy(&mut far, &mut std::io::sink());
+        assert!(end.is_ok(), "direct {direct}, cancelled {cancelled}: {end:?}");
+    }
+}
+
+#[test]
+fn ring_is_dropped_at_once_whatever_a_wait_for_room_has_come_to() {
+    for enters in 0..4 {
+        let mut ring = Ring::new(RingConfig::small()).unwrap();
+        let (near, far) = std_pair();
+        let near = socket(near);
+        fill(&mut ring, &near);
+        far.shutdown(Shutdown::Write).unwrap();
+        ring.poll(&near, PollEvents::WRITABLE, 2);
+        for _ in 0..enters {
+            ring.enter(Some(Duration::from_millis(20)), || false).unwrap();
+            assert!(ring.next(&mut Vec::new()).is_none());
+        }
+        let before = Instant::now();
+        drop(ring);
+        assert!(before.elapsed() < Duration::from_secs(1), "after {enters} enters");
     }
 }
 

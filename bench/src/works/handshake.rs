@@ -108,7 +108,9 @@ fn at_once<T: Send>(threads: usize, measure: impl Fn() -> anyhow::Result<T> + Se
         let ended = |thread: thread::ScopedJoinHandle<'_, _>| {
             thread.join().map_err(|_| anyhow::anyhow!("a thread that measures panicked"))?
         };
-        begun.into_iter().map(ended).collect()
+        // All have ended before the first error is looked at.
+        let found: Vec<_> = begun.into_iter().map(ended).collect();
+        found.into_iter().collect()
     })
 }
 

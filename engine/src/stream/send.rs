@@ -180,18 +180,11 @@ impl Engine {
     }
 
     /// The socket has room again, or has failed.
-    pub(crate) fn on_stream_polled(
-        &mut self,
-        control: &mut impl Control,
-        key: Key,
-        result: std::io::Result<PollEvents>,
-    ) {
+    pub(crate) fn on_stream_polled(&mut self, control: &mut impl Control, key: Key) {
         let Some(stream) = self.streams.get_mut(key) else { return };
-        if result.is_ok() {
-            // Of a failure the send tells.
-            stream.stalled = None;
-            self.flush_stream(control, key);
-        }
+        // Of a failure the send tells.
+        stream.stalled = None;
+        self.flush_stream(control, key);
     }
 
     /// Moves what stalled sockets hold of the shared receive buffers into memory of its own size.
