@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::port::{Port, PortKind, Slot};
 use super::{Link, Payload};
-use crate::limits::{FRAME_PAYLOAD_MAX, LINK_WINDOW_SUM_MAX, WINDOW_EARLY, WINDOW_MAX, WINDOW_START};
+use crate::limits::{FRAME_PAYLOAD_MAX, GATHER_MAX, LINK_WINDOW_SUM_MAX, WINDOW_EARLY, WINDOW_MAX, WINDOW_START};
 use crate::time::Instant;
 use crate::wire::Frame;
 
@@ -22,6 +22,13 @@ const RTT_FLOOR: Duration = Duration::from_millis(2);
 
 /// A window shrinks to no less because of a queue.
 const QUEUED_MIN: u64 = 256 * 1024;
+
+/// What bulk may have ahead, all of it together, on a link that it shares with ports that have a little now and then, unless the
+/// path's own round trip needs more: each byte of it that waits at the receiver is a delay for them.
+const SHARED_MAX: u64 = 1024 * 1024;
+
+/// A link counts as shared for so long after a little.
+const SHARED_FOR: Duration = Duration::from_millis(100);
 
 /// Less left of a link's budget is too little for all.
 const SCARCE: u64 = LINK_WINDOW_SUM_MAX as u64 / 8;
@@ -53,20 +60,32 @@ impl<P: Payload> Link<P> {
         if port.kind != PortKind::Tcp {
             return;
         }
+        if n <= GATHER_MAX && port.window <= WINDOW_START {
+            self.shared_until = now + SHARED_FOR;
+        }
         if port.fin_received {
             return self.charge(slot);
         }
         let elapsed = now.since(port.epoch);
         if elapsed >= rtt {
             let bytes = port.consumed - port.epoch_consumed;
-            let per_rtt = (u128::from(bytes) * rtt.as_nanos() / elapsed.as_nanos().max(1)) as u64;
+            let per = |time: Duration| (u128::from(bytes) * time.as_nanos() / elapsed.as_nanos().max(1)) as u64;
             port.epoch = now;
             port.epoch_consumed = port.consumed;
             let window = u64::from(port.window);
             let queued = std::mem::replace(&mut port.epoch_empty, self.empty) == self.empty && self.backlog;
-            let wanted = match queued {
-                true => window.min(QUEUED_MIN.max(window - window / 8)),
-                false => (per_rtt * 2).clamp(window, u64::from(WINDOW_MAX).max(window)),
+            let most = if now < self.shared_until {
+                let share = SHARED_MAX / u64::from(self.windows_wanted.max(1));
+                let path = per(self.pulse.rtt_min().unwrap_or(rtt)) * 2;
+                share.max(path).clamp(QUEUED_MIN, u64::from(WINDOW_MAX))
+            } else {
+                u64::from(WINDOW_MAX)
+            };
+            let wanted = if queued || window > most {
+                let least = if queued { QUEUED_MIN } else { most };
+                window.min(least.max(window - window / 8))
+            } else {
+                (per(rtt) * 2).clamp(window, most)
             };
             // Where the budget runs out, who came first does not keep what others could use: windows beyond an equal share
             // shrink to it as they are used.

@@ -33,6 +33,8 @@ const ECHO_EACH: u8 = 3;
 /// What a maintain packet carries that asks for nothing: no ping's time, so that nobody takes it for an echo.
 const UNASKED: u64 = u64::MAX;
 
+const MICROSECOND: Duration = Duration::from_micros(1);
+
 /// No time at which anything is sent.
 const NEVER: Instant = Instant(u64::MAX);
 
@@ -48,6 +50,8 @@ pub(super) struct Pulse {
     dead_ms: u32,
     /// Smoothed, in microseconds; zero before it was measured.
     rtt_us: u32,
+    /// About the smallest of late, likewise: the path's own, without what waits on it.
+    rtt_min_us: u32,
     /// Whether the last ping's own echo is missing.
     echo_due: bool,
     /// Whether what is sent and stays unacknowledged for the dead time ends the connection.
@@ -74,6 +78,7 @@ impl Pulse {
             interval_ms,
             dead_ms,
             rtt_us: 0,
+            rtt_min_us: 0,
             echo_due: false,
             watched: false,
             unasked,
@@ -104,6 +109,10 @@ impl Pulse {
         (self.rtt_us > 0).then(|| Duration::from_micros(u64::from(self.rtt_us)))
     }
 
+    pub(super) fn rtt_min(&self) -> Option<Duration> {
+        (self.rtt_min_us > 0).then(|| Duration::from_micros(u64::from(self.rtt_min_us)))
+    }
+
     pub(super) fn last_heard(&self) -> Instant {
         self.last_heard
     }
@@ -118,9 +127,11 @@ impl Pulse {
         if self.echo_due && self.last_ping().is_some_and(|sent| sent.0 == opaque) {
             self.echo_due = false;
             let sample = now.since(Instant(opaque));
-            // RFC 6298's gain; the smallest recent value would be better for windows but sticks.
-            let rtt = self.rtt().map_or(sample, |rtt| (rtt * 7 + sample) / 8);
-            self.rtt_us = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX).max(1);
+            let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX).max(1);
+            // RFC 6298's gain.
+            self.rtt_us = micros(self.rtt().map_or(sample, |rtt| (rtt * 7 + sample) / 8));
+            // A path that has become longer is found so after a while.
+            self.rtt_min_us = micros(self.rtt_min().map_or(sample, |min| sample.min(min + min / 8 + MICROSECOND)));
             return Some(sample);
         }
         None

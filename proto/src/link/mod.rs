@@ -100,6 +100,8 @@ pub struct Link<P> {
     /// More had come than the last receive took, and how often it had not, modulo 2^32.
     backlog: bool,
     empty: u32,
+    /// Until when bulk shares the link with ports that have a little now and then.
+    shared_until: Instant,
     /// Ports whose window has grown, or would if the budget allowed it.
     windows_wanted: u32,
     pulse: Pulse,
@@ -122,6 +124,7 @@ impl<P: Payload> Link<P> {
             window_sum: 0,
             backlog: false,
             empty: 0,
+            shared_until: Instant::ZERO,
             windows_wanted: 0,
             pulse: Pulse::new(config.maintain, now),
             stats: LinkStats::default(),

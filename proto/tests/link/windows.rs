@@ -49,7 +49,11 @@ impl Stream {
 
 /// A round trip in which each reader reads up to `bytes`.
 fn round(pair: &mut Pair, streams: &mut [Stream], bytes: usize) {
-    pair.wait(Duration::from_millis(50));
+    round_of(pair, streams, bytes, Duration::from_millis(50));
+}
+
+fn round_of(pair: &mut Pair, streams: &mut [Stream], bytes: usize, time: Duration) {
+    pair.wait(time);
     for stream in &mut *streams {
         stream.fill(pair, usize::MAX);
     }
@@ -103,6 +107,32 @@ fn window_shrinks_while_more_waits_than_is_received_and_grows_again_when_all_is(
         round(&mut pair, &mut streams, usize::MAX);
     }
     assert!(streams[0].ahead(&pair) > grown / 4 * 3, "{}", streams[0].ahead(&pair));
+}
+
+#[test]
+fn bulk_has_less_ahead_while_another_port_has_a_little_unless_the_path_needs_more() {
+    for (time, count, bytes, shared) in [(2, 300, 300_000, 1_048_576), (50, 40, 4_000_000, WINDOW_MAX as usize)] {
+        let mut pair = Pair::new();
+        let mut streams = Stream::all(&mut pair, 1);
+        let mut little = Stream::all(&mut pair, 1).remove(0);
+        for _ in 0..12 {
+            round(&mut pair, &mut streams, usize::MAX);
+        }
+        let mut rounds = |messages: bool| {
+            for number in 0..count {
+                if messages && (time > 20 || number % 10 == 0) {
+                    little.fill(&mut pair, little.sent + 64);
+                    little.consume(&mut pair, 64);
+                }
+                round_of(&mut pair, &mut streams, bytes, Duration::from_millis(time));
+            }
+            streams[0].ahead(&pair)
+        };
+        let alone = rounds(false);
+        assert!(alone > WINDOW_MAX as usize / 4 * 3, "{alone}");
+        let beside = rounds(true);
+        assert!((shared / 4 * 3..=shared * 5 / 4).contains(&beside), "{time} ms: {beside} instead of {shared}");
+    }
 }
 
 #[test]
