@@ -60,7 +60,7 @@ impl<P: Payload> Link<P> {
         if port.kind != PortKind::Tcp {
             return;
         }
-        if n <= GATHER_MAX && port.window <= WINDOW_START {
+        if (1..=GATHER_MAX).contains(&n) && port.window <= WINDOW_START {
             self.shared_until = now + SHARED_FOR;
         }
         if port.fin_received {

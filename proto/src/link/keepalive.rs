@@ -33,8 +33,6 @@ const ECHO_EACH: u8 = 3;
 /// What a maintain packet carries that asks for nothing: no ping's time, so that nobody takes it for an echo.
 const UNASKED: u64 = u64::MAX;
 
-const MICROSECOND: Duration = Duration::from_micros(1);
-
 /// No time at which anything is sent.
 const NEVER: Instant = Instant(u64::MAX);
 
@@ -131,7 +129,10 @@ impl Pulse {
             // RFC 6298's gain.
             self.rtt_us = micros(self.rtt().map_or(sample, |rtt| (rtt * 7 + sample) / 8));
             // A path that has become longer is found so after a while.
-            self.rtt_min_us = micros(self.rtt_min().map_or(sample, |min| sample.min(min + min / 8 + MICROSECOND)));
+            self.rtt_min_us = match self.rtt_min_us {
+                0 => micros(sample),
+                min => micros(sample).min(min.saturating_add(min / 8 + 1)),
+            };
             return Some(sample);
         }
         None
