@@ -137,6 +137,7 @@ impl Engine {
         clock: ChannelClock,
     ) -> Result<(), DatagramError> {
         let keys = ChannelKeys::derive_shared(secret, id, 0, End::Caller)?;
+        self.replace_spent();
         let index = self.channels.table.vacant();
         let socket = self.add_udp(socket, UdpRole::Channel(index));
         self.insert_channel(link, socket, shard, id, keys, Duration::ZERO);
@@ -198,7 +199,7 @@ impl Engine {
             }
             if let Some(clock) = channel.clock {
                 self.timers.remove(clock.1);
-                self.remove_udp(channel.socket);
+                self.spend_udp(channel.socket);
             }
         }
     }

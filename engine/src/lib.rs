@@ -109,6 +109,7 @@ pub struct Engine {
     guests_leaving: usize,
     listeners: Table<turn::Listener>,
     sockets: Table<udp::UdpSocket>,
+    spent: udp::Spent,
     flows: Table<flow::Flow>,
     associations: HashMap<Key, association::Association>,
     /// By their numbers.
@@ -168,6 +169,7 @@ impl Engine {
             guests_leaving: 0,
             listeners: Table::new(What::Listener),
             sockets: Table::new(What::Udp),
+            spent: udp::Spent::default(),
             flows: Table::new(What::Flow),
             associations: HashMap::new(),
             outlets: HashMap::new(),

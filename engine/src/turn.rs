@@ -126,6 +126,7 @@ impl Engine {
         control.on_turn(self);
         self.run_timers(control);
         self.probe_grown_streams();
+        self.close_spent();
         self.ration = self.ration_of_turn();
         self.retry_starved();
         self.serve_rationed();
@@ -206,7 +207,8 @@ impl Engine {
             .timers
             .next_deadline()
             .map_or(SLEEP_MAX, |deadline| deadline.since(Instant(self.start.elapsed().as_nanos() as u64 + 1)));
-        until.min(if self.dirty.starves() || self.young.is_due(self.now) { RETRY_INTERVAL } else { SLEEP_MAX })
+        let soon = self.dirty.starves() || self.young.is_due(self.now) || self.spent.is_due(self.now);
+        until.min(if soon { RETRY_INTERVAL } else { SLEEP_MAX })
     }
 
     fn run_timers(&mut self, control: &mut impl Control) {

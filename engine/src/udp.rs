@@ -1,6 +1,7 @@
 //! UDP sockets: the service port's, a caller's channels', published ones, and a mediator's ports.
 
 mod outgoing;
+mod spent;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use crate::key::Key;
 use crate::link_receive::ENOBUFS;
 
 pub(crate) use outgoing::OutBatch;
+pub(crate) use spent::Spent;
 
 /// How a mediator's UDP port reaches the relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,16 +132,20 @@ impl Engine {
     /// Closes a UDP socket.
     pub fn remove_udp(&mut self, key: Key) {
         if let Some(udp) = self.sockets.remove(key) {
-            if let Some(op) = udp.op {
-                self.ring.cancel(op);
-            }
             if udp.role == UdpRole::Association
                 && let Some(association) = self.associations.remove(&key)
             {
                 self.timers.remove(association.timer);
             }
-            self.ring.close(udp.socket);
+            self.close_udp(udp);
         }
+    }
+
+    fn close_udp(&mut self, udp: UdpSocket) {
+        if let Some(op) = udp.op {
+            self.ring.cancel(op);
+        }
+        self.ring.close(udp.socket);
     }
 
     /// Takes a socket away without closing it; its flows should have ended.

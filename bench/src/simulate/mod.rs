@@ -282,6 +282,8 @@ struct Simulator {
     first: usize,
     /// When each was dialled last.
     dialled: Vec<Instant>,
+    /// Of each, the token, which a mediator has in a file: made when it is needed first.
+    tokens: Vec<Option<Box<str>>>,
     /// Of each, the last ticket; none where they keep none.
     tickets: Vec<Arc<Tickets>>,
     links: HashMap<Key, Tunnel>,

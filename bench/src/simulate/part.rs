@@ -56,6 +56,7 @@ impl<T: Fn(Told)> Part<T> {
             dialling: 0,
             first: number * count,
             dialled: vec![Instant::ZERO; count],
+            tokens: vec![None; count],
             tickets: (0..if settings.tickets { count } else { 0 }).map(|_| Arc::default()).collect(),
             links: Default::default(),
             ports: ports::Ports::default(),

@@ -13,7 +13,7 @@ use isthmus_proto::wire::Frame;
 use isthmus_ring::{BindOptions, Family, Socket};
 use rustls::pki_types::ServerName;
 
-use super::Simulator;
+use super::{Simulator, Tunnel};
 
 /// Life of a token: longer than any run.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -62,11 +62,10 @@ impl Simulator {
     }
 
     pub(super) fn say_hello(&mut self, engine: &mut Engine, link: Key) {
-        let Some(tunnel) = self.links.get(&link) else { return };
-        let id = self.settings.names[tunnel.index].clone();
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let token = match self.settings.tokens.issue_mediator(&id, TOKEN_TTL, now) {
-            Ok(token) => token,
+        let Some(&Tunnel { index, .. }) = self.links.get(&link) else { return };
+        let id = self.settings.names[index].clone();
+        let token = match self.token(index) {
+            Ok(token) => token.into(),
             Err(error) => return engine.farewell(link, Code::BadToken, 0, &format!("{error:#}")),
         };
         let report = Report { hostname: id.to_string(), ..self.report.clone() };
@@ -75,6 +74,16 @@ impl Simulator {
         // Plain data: it always serialises.
         let json = serde_json::to_vec(&hello).unwrap_or_default();
         engine.greet(link, &Frame::Hello { version: hello::VERSION, json: &json });
+    }
+
+    fn token(&mut self, index: usize) -> anyhow::Result<&str> {
+        Ok(match &mut self.tokens[index] {
+            Some(token) => token,
+            none => {
+                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+                none.insert(self.settings.tokens.issue_mediator(&self.settings.names[index], TOKEN_TTL, now)?.into())
+            }
+        })
     }
 
     pub(super) fn on_welcome(&mut self, engine: &mut Engine, link: Key, frame: Frame<'_>) {

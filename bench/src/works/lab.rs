@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use rustix::process::{Resource, getrlimit};
@@ -17,7 +17,7 @@ use crate::results::{Background, middle};
 use crate::simulate::PER_RING;
 use crate::systems::Tools;
 use crate::usage::FAR;
-use crate::world::{Process, Role, SOON, World};
+use crate::world::{Process, Role, SOON, World, meter};
 
 /// What all works are told.
 #[derive(Clone, Debug)]
@@ -140,12 +140,17 @@ impl Lab {
         self.relay.process.wait_for("relay runs", SOON).map(drop)
     }
 
-    /// Looks at what others use of the machine, while nothing is measured.
+    /// Looks at what others use of the machine, while nothing is measured: what our own use is the keeping of idle tunnels.
     ///
     /// # Errors
     /// There is no `/proc`.
     pub(super) fn look(&self) -> anyhow::Result<()> {
-        self.looks.borrow_mut().push(background()?);
+        let own_s =
+            || meter::family(std::process::id()).into_iter().filter_map(|pid| meter::cpu_s(pid).ok()).sum::<f64>();
+        let (before, started) = (own_s(), Instant::now());
+        let all = background()?;
+        let own = (own_s() - before) / started.elapsed().as_secs_f64() * 100.0;
+        self.looks.borrow_mut().push((all - own).max(0.0));
         Ok(())
     }
 

@@ -61,6 +61,9 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
                     }
                 };
                 let _ = started.send(Ok(ring.waker()));
+                // A thread's first random bytes take some 20 ms, in which the library gathers entropy for them: no caller shall
+                // wait for that. Where it fails, so does the first handshake, which says so.
+                let _ = aws_lc_rs::rand::fill(&mut [0]);
                 let Ok(peers) = peers.recv() else { return Ok(()) };
                 run_shard(seat, shared, mail, peers, ring, tcp, udp, mine, names, clients)
             })

@@ -1,0 +1,116 @@
+//! Sockets of channels that have ended. To close one tells nobody anything, and costs more than most of what a turn does (the
+//! receive that is armed on it has to be found among all others), so it waits until a return has passed: when a relay restarts,
+//! all of a process's channels end at once, just as all are on their way back.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use isthmus_proto::time::Instant;
+
+use super::UdpSocket;
+use crate::Engine;
+use crate::key::Key;
+
+/// How long such a socket is kept, unless a new channel comes sooner: then the oldest one goes for it.
+const SPENT_FOR: Duration = Duration::from_secs(10);
+
+/// Those that are closed in one turn.
+const CLOSED_MAX: usize = 32;
+
+/// In the order of their end.
+#[derive(Default)]
+pub(crate) struct Spent(VecDeque<(Instant, UdpSocket)>);
+
+impl Spent {
+    fn next(&mut self) -> Option<UdpSocket> {
+        let (_, udp) = self.0.pop_front()?;
+        if self.0.is_empty() {
+            self.0 = VecDeque::new();
+        }
+        Some(udp)
+    }
+
+    /// Whether one is to be closed.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.0.front().is_some_and(|&(until, _)| until <= now)
+    }
+}
+
+impl Engine {
+    /// Nobody reads from the socket any more, nor sends: it is closed later.
+    pub(crate) fn spend_udp(&mut self, key: Key) {
+        if let Some(udp) = self.sockets.remove(key) {
+            self.spent.0.push_back((self.now + SPENT_FOR, udp));
+        }
+    }
+
+    /// Closes the oldest one, so that there are never more of them and of new ones than there were.
+    pub(crate) fn replace_spent(&mut self) {
+        if let Some(udp) = self.spent.next() {
+            self.close_udp(udp);
+        }
+    }
+
+    /// Closes those that nobody came for.
+    pub(crate) fn close_spent(&mut self) {
+        for _ in 0..CLOSED_MAX {
+            if !self.spent.is_due(self.now) {
+                return;
+            }
+            self.replace_spent();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use isthmus_proto::link::ChannelClock;
+    use isthmus_proto::record::UdpSecret;
+    use isthmus_proto::{ChannelId, ShardId};
+    use isthmus_ring::{Ring, RingConfig, Socket, UdpOptions};
+
+    use super::*;
+    use crate::EngineConfig;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn add(engine: &mut Engine) -> u16 {
+        let socket = Socket::udp(([127, 0, 0, 1], 0).into(), UdpOptions::default()).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let secret = UdpSecret::new([7; 32].into());
+        let clock = ChannelClock::new(SECOND, SECOND);
+        engine.add_caller_channel(Key::control(0), socket, ShardId(0), ChannelId(1), &secret, clock).unwrap();
+        port
+    }
+
+    /// A socket whose receive is still armed would keep its port.
+    fn closed(engine: &mut Engine, ports: &[u16]) -> usize {
+        for _ in 0..10 {
+            engine.ring.enter(Some(Duration::ZERO), || true).unwrap();
+            while engine.ring.next(&mut Vec::new()).is_some() {}
+        }
+        ports.iter().filter(|&&port| std::net::UdpSocket::bind(("127.0.0.1", port)).is_ok()).count()
+    }
+
+    #[test]
+    fn sockets_of_ended_channels_go_when_new_ones_come_or_after_a_while_a_few_a_turn() {
+        let mut engine = Engine::new(Ring::new(RingConfig::small()).unwrap(), EngineConfig::default());
+        let ports: Vec<u16> = (0..CLOSED_MAX + 3).map(|_| add(&mut engine)).collect();
+        let indexes: Vec<u32> = (0..ports.len() as u32).collect();
+        engine.end_channels(&indexes);
+        assert_eq!((engine.sockets.len(), closed(&mut engine, &ports)), (0, 0));
+        add(&mut engine);
+        assert_eq!(closed(&mut engine, &ports), 1);
+        engine.now = engine.now + (SPENT_FOR - Duration::from_nanos(1));
+        engine.close_spent();
+        assert_eq!(closed(&mut engine, &ports), 1);
+        engine.now = engine.now + Duration::from_nanos(1);
+        engine.close_spent();
+        assert!(engine.spent.is_due(engine.now));
+        assert_eq!(closed(&mut engine, &ports), 1 + CLOSED_MAX);
+        engine.close_spent();
+        assert_eq!(closed(&mut engine, &ports), ports.len());
+        assert_eq!(engine.spent.0.capacity(), 0, "what a wave needed is given back");
+        assert_eq!(engine.sockets.len(), 1);
+    }
+}
