@@ -90,6 +90,12 @@ pub(super) struct Share {
     /// Of them, those that carry bulk
     #[arg(long, value_name = "A", default_value_t = 100)]
     active: usize,
+    /// Quiet seconds before each round
+    #[arg(long, value_name = "S", default_value_t = 5, value_parser = value_parser!(u64).range(0..=3600))]
+    settle: u64,
+    /// Maintain UDP channels as mediators do that have learned all of their gateways' bindings, instead of as new ones
+    #[arg(long)]
+    learned: bool,
     #[command(flatten)]
     rounds: Rounds,
     #[command(flatten)]
@@ -175,7 +181,9 @@ pub(super) fn mixed(args: &Mixed) -> anyhow::Result<ExitCode> {
 
 pub(super) fn share(args: &Share) -> anyhow::Result<ExitCode> {
     let Rounds { rounds, seconds } = args.rounds;
-    let settings = share::Settings { count: args.count, active: args.active, rounds, seconds };
+    let settle = Duration::from_secs(args.settle);
+    let Share { count, active, learned, .. } = *args;
+    let settings = share::Settings { count, active, learned, settle, rounds, seconds };
     args.common.finish(&share::run(&settings, &args.common.settings())?)
 }
 

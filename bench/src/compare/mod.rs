@@ -51,7 +51,7 @@ const BEYOND: Duration = Duration::from_secs(120);
 
 /// Time of a look at what others use, and how long to wait for a quiet one.
 const LOOK: Duration = Duration::from_millis(300);
-const SETTLE_MAX: Duration = Duration::from_secs(15);
+pub(crate) const SETTLE_MAX: Duration = Duration::from_secs(15);
 
 /// What others may use of one core before figures are called noisy, in percent.
 pub const NOISY_PERCENT: f64 = 10.0;

@@ -1,5 +1,8 @@
 //! What idle neighbours cost those that are active: the machine's CPU per GB with A active tunnels alone, and among N.
 
+use std::thread;
+use std::time::Duration;
+
 use anyhow::ensure;
 
 use super::lab::{Lab, words};
@@ -15,6 +18,10 @@ pub struct Settings {
     pub count: usize,
     /// Of them, those that carry bulk.
     pub active: usize,
+    /// Whether UDP channels are maintained as after everything was learned of the gateways, or as at first.
+    pub learned: bool,
+    /// Quiet time before each round: tunnels that have just come have their first probes and reports to pass.
+    pub settle: Duration,
     /// Measurements of each case.
     pub rounds: u32,
     /// Seconds of each.
@@ -47,14 +54,17 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
     let to: Vec<String> = (0..active).map(|at| format!("{relay}:{}", PUBLISHED + at)).collect();
     let publish: Vec<String> = to.iter().enumerate().map(|(at, port)| format!("tcp:{port}=m{at}/{ANYWHERE}")).collect();
     let lab = Lab::up(common, &publish)?;
-    let mut mediators = lab.mediators(0, active, "sink")?;
+    let more: &[&str] = if settings.learned { &["--learned"] } else { &[] };
+    let mut mediators = lab.mediators_with(0, active, "sink", more)?;
     let active_processes = mediators.len();
     let to: Vec<String> = to.into_iter().map(|port| format!("--to {port}")).collect();
     for total in [active, count] {
-        mediators.extend(lab.mediators(active, total - active, "sink")?);
+        mediators.extend(lab.mediators_with(active, total - active, "sink", more)?);
         for round in 1..=settings.rounds {
+            thread::sleep(settings.settle);
             lab.look()?;
             for direction in ["up", "down"] {
+                lab.drain()?;
                 let line = format!("tcp --streams {active} --direction {direction} {}", to.join(" "));
                 let mut values = lab.load(&mediators[..active_processes], &words(&line), settings.seconds)?;
                 derive(Work::Tcp, &mut values)?;
@@ -85,7 +95,8 @@ mod tests {
     fn counts_are_checked_before_anything_is_started() {
         let common = Common { shards: 1, congestion: "cubic".into(), channels: 0 };
         for (count, active) in [(10, 0), (10, 10), (2000, ACTIVE_MAX + 1)] {
-            let error = run(&Settings { count, active, rounds: 1, seconds: 1 }, &common).unwrap_err().to_string();
+            let settings = Settings { count, active, learned: false, settle: Duration::ZERO, rounds: 1, seconds: 1 };
+            let error = run(&settings, &common).unwrap_err().to_string();
             assert!(error.starts_with("--"), "{error}");
         }
     }
