@@ -90,8 +90,8 @@ pub(super) struct Share {
     /// Of them, those that carry bulk
     #[arg(long, value_name = "A", default_value_t = 100)]
     active: usize,
-    /// Quiet seconds before each round
-    #[arg(long, value_name = "S", default_value_t = 5, value_parser = value_parser!(u64).range(0..=3600))]
+    /// Quiet seconds once tunnels have come; the default sees each kind of maintain packet once
+    #[arg(long, value_name = "S", default_value_t = 30, value_parser = value_parser!(u64).range(0..=3600))]
     settle: u64,
     /// Maintain UDP channels as mediators do that have learned all of their gateways' bindings, instead of as new ones
     #[arg(long)]

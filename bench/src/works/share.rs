@@ -20,7 +20,7 @@ pub struct Settings {
     pub active: usize,
     /// Whether UDP channels are maintained as after everything was learned of the gateways, or as at first.
     pub learned: bool,
-    /// Quiet time before each round: tunnels that have just come have their first probes and reports to pass.
+    /// Quiet time once tunnels have come: for their first maintain packets both ends take memory.
     pub settle: Duration,
     /// Measurements of each case.
     pub rounds: u32,
@@ -60,8 +60,8 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
     let to: Vec<String> = to.into_iter().map(|port| format!("--to {port}")).collect();
     for total in [active, count] {
         mediators.extend(lab.mediators_with(active, total - active, "sink", more)?);
+        thread::sleep(settings.settle);
         for round in 1..=settings.rounds {
-            thread::sleep(settings.settle);
             lab.look()?;
             for direction in ["up", "down"] {
                 lab.drain()?;
