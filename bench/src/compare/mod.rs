@@ -51,7 +51,7 @@ const BEYOND: Duration = Duration::from_secs(120);
 
 /// Time of a look at what others use, and how long to wait for a quiet one.
 const LOOK: Duration = Duration::from_millis(300);
-pub(crate) const SETTLE_MAX: Duration = Duration::from_secs(15);
+const SETTLE_MAX: Duration = Duration::from_secs(15);
 
 /// What others may use of one core before figures are called noisy, in percent.
 pub const NOISY_PERCENT: f64 = 10.0;
@@ -119,7 +119,7 @@ impl Run {
                 self.progress.pass();
                 continue;
             }
-            self.looks.push(settled()?);
+            self.looks.push(settled(NOISY_PERCENT)?);
             let what = format!("round {round} of {}: {} {}, {system}", settings.rounds, case.work, case.name);
             self.progress.begin(&what);
             match entrant.measure(site, case, settings.seconds) {
@@ -253,12 +253,13 @@ pub(crate) fn background() -> anyhow::Result<f64> {
     Ok((meter::busy_s()? - before).max(0.0) / started.elapsed().as_secs_f64() * 100.0)
 }
 
-/// The same when the last load's rests have gone: what 256 streams have in their buffers takes seconds to drain.
-fn settled() -> anyhow::Result<f64> {
+/// The same when the last load's rests have gone, as far as they are more than `quiet`: what 256 streams have in their buffers
+/// takes seconds to drain, and would be the next load's.
+pub(crate) fn settled(quiet: f64) -> anyhow::Result<f64> {
     let deadline = Instant::now() + SETTLE_MAX;
     loop {
         let percent = background()?;
-        if percent <= NOISY_PERCENT || Instant::now() >= deadline {
+        if percent <= quiet || Instant::now() >= deadline {
             return Ok(percent);
         }
     }

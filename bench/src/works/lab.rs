@@ -11,8 +11,8 @@ use rustix::process::{Resource, getrlimit};
 
 use super::Values;
 use super::handshake::Path;
+use crate::compare::background;
 use crate::compare::cases::parse;
-use crate::compare::{SETTLE_MAX, background};
 use crate::results::{Background, middle};
 use crate::simulate::PER_RING;
 use crate::systems::Tools;
@@ -29,9 +29,6 @@ pub struct Common {
     /// UDP channels of each tunnel.
     pub channels: u8,
 }
-
-/// Percent of a core: rests of bulk use more, and the keep-alives of all tunnels less.
-const RESTS_PERCENT: f64 = 60.0;
 
 /// Service port.
 const SERVICE: u16 = 4470;
@@ -154,17 +151,6 @@ impl Lab {
         let all = background()?;
         let own = (own_s() - before) / started.elapsed().as_secs_f64() * 100.0;
         self.looks.borrow_mut().push((all - own).max(0.0));
-        Ok(())
-    }
-
-    /// Waits until the last load's rests have gone: what a hundred streams have in their sockets takes seconds to pass, and
-    /// would be the next load's.
-    ///
-    /// # Errors
-    /// There is no `/proc`.
-    pub(super) fn drain(&self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + SETTLE_MAX;
-        while background()? > RESTS_PERCENT && Instant::now() < deadline {}
         Ok(())
     }
 

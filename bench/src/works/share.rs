@@ -8,6 +8,7 @@ use anyhow::ensure;
 use super::lab::{Lab, words};
 use super::{Common, at_most, ratio, record};
 use crate::compare::cases::{Work, derive};
+use crate::compare::settled;
 use crate::results::Report;
 use crate::world::Role;
 
@@ -41,6 +42,9 @@ const ANYWHERE: &str = "10.0.0.1:7";
 
 const RATIO_MAX: f64 = 1.15;
 
+/// Percent of a core: rests of bulk use more, and the keep-alives of all tunnels less.
+const RESTS_PERCENT: f64 = 60.0;
+
 /// Measures: all rounds alone, then all among the others, since tunnels do not go and come at will.
 ///
 /// # Errors
@@ -64,7 +68,7 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
         for round in 1..=settings.rounds {
             lab.look()?;
             for direction in ["up", "down"] {
-                lab.drain()?;
+                settled(RESTS_PERCENT)?;
                 let line = format!("tcp --streams {active} --direction {direction} {}", to.join(" "));
                 let mut values = lab.load(&mediators[..active_processes], &words(&line), settings.seconds)?;
                 derive(Work::Tcp, &mut values)?;
