@@ -73,7 +73,7 @@ pub(super) enum Urgency {
 }
 
 /// A relay that runs.
-struct Relay {
+pub(super) struct Relay {
     process: Process,
     args: Vec<String>,
     /// Its name, and the name of its folder of keys in the world's.
@@ -90,7 +90,7 @@ pub(super) struct Beside {
 
 impl Beside {
     pub(super) fn relay_pid(&self) -> u32 {
-        self.relay.process.pid()
+        self.relay.pid()
     }
 
     pub(super) fn agent_pid(&self) -> u32 {
@@ -127,7 +127,12 @@ impl Lab {
     }
 
     pub(super) fn relay_pid(&self) -> u32 {
-        self.relay.process.pid()
+        self.relay.pid()
+    }
+
+    /// The relay that the lab came up with.
+    pub(super) fn relay(&self) -> &Relay {
+        &self.relay
     }
 
     /// Kills the relay as a crash would, and starts it again with the same keys.
@@ -171,7 +176,11 @@ impl Lab {
 
     /// Where the relay's keys are.
     pub(super) fn state(&self) -> PathBuf {
-        self.world.folder().join(self.relay.name)
+        self.state_of(&self.relay)
+    }
+
+    fn state_of(&self, relay: &Relay) -> PathBuf {
+        self.world.folder().join(relay.name)
     }
 
     /// Another relay on the same machine, which publishes one TCP port of the private host, with a mediator.
@@ -188,13 +197,21 @@ impl Lab {
     /// # Errors
     /// One of them does not start.
     pub(super) fn beside(&self, name: &'static str, mediator: &str, more: &[String]) -> anyhow::Result<Beside> {
-        let relay = Relay::start(&self.world, &self.tools, &self.common, name, SERVICE + 1, more, &[])?;
+        let relay = self.relay_beside(name, more)?;
         let agent = self.agent_of(&relay, mediator)?;
         Ok(Beside { relay, agent })
     }
 
+    /// Another relay on the same machine, with a folder of keys of that name and without a mediator.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub(super) fn relay_beside(&self, name: &'static str, more: &[String]) -> anyhow::Result<Relay> {
+        Relay::start(&self.world, &self.tools, &self.common, name, SERVICE + 1, more, &[])
+    }
+
     fn token(&self, relay: &Relay, words: &[&str]) -> anyhow::Result<String> {
-        let state = self.world.folder().join(relay.name).display().to_string();
+        let state = self.state_of(relay).display().to_string();
         let args = ["token", "--state", &state].into_iter().chain(words.iter().copied());
         Ok(self.world.run(Role::Relay, self.tools.own("isthmus-relay")?, args, SOON)?.trim().to_owned())
     }
@@ -250,8 +267,23 @@ impl Lab {
         answer: &str,
         options: &[&str],
     ) -> anyhow::Result<Vec<Process>> {
+        self.mediators_of(&self.relay, first, count, answer, options)
+    }
+
+    /// The same of any relay here.
+    ///
+    /// # Errors
+    /// As [`Lab::mediators`].
+    pub(super) fn mediators_of(
+        &self,
+        relay: &Relay,
+        first: usize,
+        count: usize,
+        answer: &str,
+        options: &[&str],
+    ) -> anyhow::Result<Vec<Process>> {
         let mut processes = Vec::new();
-        let (state, service, pin) = (self.state().display().to_string(), &self.relay.service, &self.relay.pin);
+        let (state, service, pin) = (self.state_of(relay).display().to_string(), &relay.service, &relay.pin);
         let channels = self.common.channels.to_string();
         // A thread for each processor: with fewer, it would be the mediators that a storm waits for.
         let each = self.each_process()?.min(count.div_ceil(cores()).max(1));
@@ -377,6 +409,10 @@ impl Lab {
 }
 
 impl Relay {
+    pub(super) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     fn start(
         world: &World,
         tools: &Tools,
