@@ -69,8 +69,8 @@ pub(crate) struct Args {
     #[arg(long, global = true, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=16))]
     pub(crate) udp_channels: u8,
 
-    /// What to log on the standard error: error, warn, info, debug or trace
-    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn")]
+    /// What to log on the standard error: error, warn, info, debug, trace, or a filter by module
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn,isthmus_terminal::line=info")]
     pub(crate) log: String,
 
     #[command(subcommand)]
