@@ -29,9 +29,10 @@ impl Change {
         if before == after { 0.0 } else { (after - before) / before.abs() * 100.0 }
     }
 
-    /// Whether no round of one run lies within those of the other.
+    /// Whether no round of one run lies within those of the other. One round has no spread, and tells nothing of chance.
     pub fn is_beyond_spread(&self) -> bool {
-        self.after.min > self.before.max || self.after.max < self.before.min
+        let apart = self.after.min > self.before.max || self.after.max < self.before.min;
+        apart && self.before.rounds > 1 && self.after.rounds > 1
     }
 
     /// By how many percent it is worse; negative where it is better, 0 where neither way is.
@@ -43,9 +44,9 @@ impl Change {
         }
     }
 
-    /// Whether it is worse by more than `percent`, and not by the rounds' chance.
+    /// Whether Isthmus is worse by more than `percent`, and not by the rounds' chance. What peers and ceilings do is not ours.
     pub fn is_worse_than(&self, percent: f64) -> bool {
-        self.is_beyond_spread() && self.worse_percent() > percent
+        self.system.starts_with("isthmus") && self.is_beyond_spread() && self.worse_percent() > percent
     }
 }
 
@@ -100,7 +101,7 @@ mod tests {
     use crate::html::tests::report;
 
     fn change(key: &str, before: [f64; 3], after: [f64; 3]) -> Change {
-        let spread = |[min, median, max]: [f64; 3]| Spread { min, median, max };
+        let spread = |[min, median, max]: [f64; 3]| Spread { min, median, max, rounds: 3 };
         let [work, case, system] = ["tcp", "1 stream up", "isthmus"].map(str::to_owned);
         Change { work, case, system, key: key.into(), before: spread(before), after: spread(after) }
     }
@@ -116,6 +117,18 @@ mod tests {
         assert_eq!(change("bytes", [1.0; 3], [2.0; 3]).worse_percent(), 0.0);
         assert!(change("loss_percent", [0.0; 3], [1.0; 3]).is_worse_than(1e9));
         assert_eq!(change("loss_percent", [0.0; 3], [0.0; 3]).percent(), 0.0);
+    }
+
+    #[test]
+    fn single_round_is_no_verdict_and_a_peer_s_change_is_not_ours() {
+        let slower = change("gbit_s", [9.0, 10.0, 11.0], [7.0, 8.0, 8.9]);
+        for (before, after) in [(1, 3), (3, 1)] {
+            let mut once = slower.clone();
+            (once.before.rounds, once.after.rounds) = (before, after);
+            assert!(!once.is_beyond_spread() && !once.is_worse_than(0.0));
+        }
+        let ceiling = Change { system: "direct".into(), ..slower };
+        assert!(ceiling.is_beyond_spread() && !ceiling.is_worse_than(0.0));
     }
 
     #[test]

@@ -117,6 +117,8 @@ pub struct Spread {
     pub median: f64,
     /// The greatest.
     pub max: f64,
+    /// Of so many rounds.
+    pub rounds: usize,
 }
 
 impl Report {
@@ -183,7 +185,7 @@ impl Report {
         let mut values: Vec<f64> = self.values(work, case, system, key).collect();
         values.sort_by(f64::total_cmp);
         let (&min, &max) = (values.first()?, values.last()?);
-        Some(Spread { min, median: middle(&values), max })
+        Some(Spread { min, median: middle(&values), max, rounds: values.len() })
     }
 
     /// The median of the rounds' ratios of one case and system by another, over the rounds that have both; `None` without
@@ -294,7 +296,7 @@ mod tests {
     fn medians_are_of_one_work_case_system_and_key() {
         let report = report();
         let spread = report.spread("tcp", "1 stream up", "isthmus", "gbit_s");
-        assert_eq!(spread, Some(Spread { min: 1.0, median: 3.0, max: 5.0 }));
+        assert_eq!(spread, Some(Spread { min: 1.0, median: 3.0, max: 5.0, rounds: 4 }));
         assert_eq!(report.median("tcp", "1 stream up", "haproxy", "gbit_s"), Some(7.0));
         for missing in [["udp", "1 stream up", "isthmus", "gbit_s"], ["tcp", "1 stream up", "isthmus", "bytes"]] {
             assert_eq!(report.median(missing[0], missing[1], missing[2], missing[3]), None);

@@ -60,6 +60,11 @@ pub fn number(value: f64) -> String {
     }
 }
 
+/// The same as programs read it, without spaces.
+pub fn word(value: f64) -> String {
+    number(value).replace('\u{202f}', "")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,5 +85,6 @@ mod tests {
     fn numbers_have_three_digits_or_all() {
         let written = [0.0, 0.1234, 1.234, 12.34, 123.4, -1_234_567.0, f64::NAN].map(number);
         assert_eq!(written, ["0", "0.123", "1.23", "12.3", "123", "-1\u{202f}234\u{202f}567", "-"]);
+        assert_eq!([-1_234_567.0, 0.5].map(word), ["-1234567", "0.500"]);
     }
 }

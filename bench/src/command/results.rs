@@ -30,7 +30,7 @@ pub(super) struct Diff {
     /// Every value, and not only those that matter first
     #[arg(long)]
     all: bool,
-    /// End with status 1 when a median is worse by more than that, beyond the rounds' spread
+    /// End with status 1 when a median of Isthmus is worse by more than that, beyond the rounds' spread
     #[arg(long, value_name = "PERCENT")]
     fail_on_worse: Option<f64>,
 }

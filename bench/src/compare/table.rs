@@ -95,18 +95,26 @@ pub fn results(report: &Report) -> String {
 /// A table of bars.
 pub fn bars(bars: &[Bar]) -> String {
     let mut rows = vec![["bar", "wanted", "measured", ""].map(String::from).to_vec()];
-    for bar in bars {
+    // Those of other works and systems would hide the others.
+    let (shown, left_out): (Vec<&Bar>, Vec<&Bar>) =
+        bars.iter().partition(|bar| bar.measured.is_some() || bar.met.is_some() || bar.why.is_some());
+    for bar in shown {
         let verdict = match (bar.met, &bar.why) {
             (Some(true), _) => "met".to_owned(),
             (Some(false), None) => "MISSED".to_owned(),
             (Some(false), Some(why)) => format!("MISSED: {why}"),
             (None, Some(why)) => format!("no verdict: {why}"),
-            (None, None) => "not measured".to_owned(),
+            (None, None) => "no verdict".to_owned(),
         };
         let measured = bar.measured.map_or("-".to_owned(), |measured| format!("{measured:.3}"));
         rows.push(vec![bar.name.clone(), bar.bar.clone(), measured, verdict]);
     }
-    align(&rows, 2)
+    let mut text = align(&rows, 2);
+    if !left_out.is_empty() {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{} more bars are about works or systems that were not measured.", left_out.len());
+    }
+    text
 }
 
 /// Columns as wide as their widest cell; the first `left` and the last of texts to the left, figures to the right.
@@ -168,8 +176,8 @@ mod tests {
         let text = bars(&[bar(Some(0.5), Some(true)), bar(Some(2.0), Some(false)), bar(None, None), lost, slow]);
         let lines: Vec<&str> = text.lines().skip(1).collect();
         assert!(lines[0].contains(" 0.500 ") && lines[0].ends_with(" met"), "{text}");
-        assert!(lines[1].ends_with("MISSED") && lines[2].ends_with("not measured"), "{text}");
-        assert!(lines[3].ends_with("no verdict: 2 % lost") && lines[4].ends_with("MISSED: 3 % lost"), "{text}");
+        assert!(lines[1].ends_with("MISSED") && lines[2].ends_with("no verdict: 2 % lost"), "{text}");
+        assert!(lines[3].ends_with("MISSED: 3 % lost") && lines[4].starts_with("1 more bars"), "{text}");
     }
 
     #[test]

@@ -83,7 +83,7 @@ fn draw(svg: &mut String, rows: &[Row<'_>]) -> Result<(), Box<dyn std::error::Er
         .label_style(text.clone())
         .draw()?;
     for (at, row) in rows.iter().rev().enumerate() {
-        let Spread { min, median, max } = row.spread;
+        let Spread { min, median, max, .. } = row.spread;
         let colour = if row.ours { OURS } else { OTHERS };
         let corners = [(0.0, SegmentValue::Exact(at)), (median, SegmentValue::Exact(at + 1))];
         let mut bar = Rectangle::new(corners, colour.filled());
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn every_row_has_its_name_its_number_and_a_whisker() {
-        let spread = |median| Spread { min: median - 1.0, median, max: median + 1.0 };
+        let spread = |median| Spread { min: median - 1.0, median, max: median + 1.0, rounds: 3 };
         let rows = [("isthmus", 20.5), ("haproxy", 10.25), ("a<b", 1.0)].map(|(name, median)| Row {
             name,
             spread: spread(median),
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn nothing_but_zeros_can_be_drawn() {
-        let zero = Spread { min: 0.0, median: 0.0, max: 0.0 };
+        let zero = Spread { min: 0.0, median: 0.0, max: 0.0, rounds: 3 };
         assert!(bars("zeros", &[Row { name: "isthmus", spread: zero, ours: true }]).is_ok());
         assert!(bars("none", &[]).is_ok());
     }

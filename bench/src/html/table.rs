@@ -25,7 +25,7 @@ pub(super) fn medians(page: &mut String, report: &Report, work: &str, keys: &[&s
 
 /// Medians and ends.
 pub(super) fn spreads(page: &mut String, report: &Report, work: &str, keys: &[&str]) {
-    table(page, report, work, keys, |cell, Spread { min, median, max }| {
+    table(page, report, work, keys, |cell, Spread { min, median, max, .. }| {
         let [min, median, max] = [min, median, max].map(values::number);
         let _ = write!(cell, "{median} ({min} to {max})");
     });

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 
 use super::lab::Lab;
-use super::{Common, SYSTEM, Values, at_most, record};
+use super::{Common, SYSTEM, Values, at_most, open, record};
 use crate::results::Report;
 use crate::world::meter;
 
@@ -41,6 +41,12 @@ const BYTES_MAX: f64 = 2048.0;
 /// Most CPU for the maintain packets of [`TUNNELS_AT`] tunnels, in percent of a core.
 const CPU_PERCENT_MAX: f64 = 2.0;
 const TUNNELS_AT: f64 = 16_000.0;
+
+/// Fewer tunnels have no verdict on memory: what else the relay takes meanwhile would be theirs.
+const JUDGED_MIN: usize = 4000;
+
+/// Of CPU time: with less allowed there is no verdict, since it is told in steps of 0.01.
+const CPU_SECONDS_MIN: f64 = 0.1;
 
 /// Measures.
 ///
@@ -86,7 +92,7 @@ pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
     record(&mut report, WORK, "slope", 1, values);
     record(&mut report, WORK, "one operation through each", 1, lab.operate(settings.count)?);
     report.background = lab.background();
-    judge(&mut report, settings.count);
+    judge(&mut report, settings.count, settings.watch);
     Ok(report)
 }
 
@@ -94,14 +100,26 @@ fn tunnels(count: usize) -> String {
     format!("{count} tunnels")
 }
 
-fn judge(report: &mut Report, count: usize) {
+fn judge(report: &mut Report, count: usize, watch: Duration) {
     let bytes = report.median(WORK, "slope", SYSTEM, "rss_bytes_per_tunnel");
-    report.bars.push(at_most("idle tunnel: the relay's memory in bytes", "<= 2048", BYTES_MAX, bytes));
+    let bar = at_most("idle tunnel: the relay's memory in bytes", "<= 2048", BYTES_MAX, bytes);
+    let few = count < JUDGED_MIN;
+    report.bars.push(if few {
+        open(bar, &format!("the slope is of too few; --count {JUDGED_MIN} tells"))
+    } else {
+        bar
+    });
     // In proportion: the maintain packets are what there is to do.
     let limit = CPU_PERCENT_MAX * count as f64 / TUNNELS_AT;
     let cpu = report.median(WORK, &tunnels(count), SYSTEM, "relay_cpu_percent");
     let name = format!("keep-alives of {count} tunnels: percent of a core");
-    report.bars.push(at_most(&name, &format!("<= {limit:.2} (2 at 16,000)"), limit, cpu));
+    let bar = at_most(&name, &format!("<= {limit:.2} (2 at 16,000)"), limit, cpu);
+    let coarse = limit / 100.0 * watch.as_secs_f64() < CPU_SECONDS_MIN;
+    report.bars.push(if coarse {
+        open(bar, "CPU time is told in hundredths of a second; a longer --watch tells")
+    } else {
+        bar
+    });
     let value = |key| report.median(WORK, "one operation through each", SYSTEM, key);
     let missing = value("asked").zip(value("answered")).map(|(asked, answered)| asked - answered);
     report.bars.push(at_most("tunnels that do not answer an operation", "0", 0.0, missing));
@@ -120,8 +138,12 @@ mod tests {
         let mut operations = values("asked", 8000.0);
         operations.insert("answered".into(), 7999.0);
         record(&mut report, WORK, "one operation through each", 1, operations);
-        judge(&mut report, 8000);
+        judge(&mut report, 8000, Duration::from_secs(60));
         let met: Vec<_> = report.bars.iter().map(|bar| (bar.limit, bar.met)).collect();
         assert_eq!(met, [(2048.0, Some(true)), (1.0, Some(false)), (0.0, Some(false))]);
+        report.bars.clear();
+        judge(&mut report, 800, Duration::from_secs(60));
+        let met: Vec<_> = report.bars.iter().map(|bar| (bar.met, bar.why.is_some())).collect();
+        assert_eq!(met, [(None, true), (None, true), (Some(false), false)]);
     }
 }

@@ -38,7 +38,7 @@ fn record(report: &mut Report, work: &str, case: &str, round: u32, values: Value
     let words: Vec<String> = values
         .iter()
         .filter(|(key, _)| !crate::values::is_detail(key))
-        .map(|(key, value)| format!("{key}={}", crate::values::number(*value)))
+        .map(|(key, value)| format!("{key}={}", crate::values::word(*value)))
         .collect();
     let bound =
         if values.get("load_bound").is_some_and(|&bound| bound > 0.0) { " (the load is at its end)" } else { "" };
@@ -51,6 +51,11 @@ fn record(report: &mut Report, work: &str, case: &str, round: u32, values: Value
 fn at_most(name: &str, words: &str, limit: f64, measured: Option<f64>) -> Bar {
     let met = measured.map(|measured| measured <= limit);
     Bar { name: name.to_owned(), bar: words.to_owned(), limit, measured, met, why: None }
+}
+
+/// Without a verdict, for a run that is too small for one.
+fn open(bar: Bar, why: &str) -> Bar {
+    Bar { met: None, why: Some(why.to_owned()), ..bar }
 }
 
 /// The median of the rounds' ratios of two cases.

@@ -16,7 +16,7 @@ use anyhow::{Context, ensure};
 
 use super::handshake::{self, Kind, Pure};
 use super::lab::{Lab, PATIENCE, Urgency, words};
-use super::{Common, SYSTEM, Values, at_most, ratio, record};
+use super::{Common, SYSTEM, Values, at_most, open, ratio, record};
 use crate::compare::cases::parse;
 use crate::results::Report;
 use crate::simulate::AGAIN;
@@ -34,6 +34,9 @@ pub struct Settings {
 
 /// Most of the time until all are back, as a multiple of the handshakes' CPU time over all processors.
 const RATIO_MAX: f64 = 1.3;
+
+/// Fewer mediators have no verdict: they are back before both ends' threads have found their pace.
+const JUDGED_MIN: usize = 2000;
 
 const WORK: &str = "storm";
 const STORM: &str = "relay killed";
@@ -214,7 +217,9 @@ fn judge(report: &mut Report, count: usize, cores: usize) {
     ] {
         let measured = report.median(WORK, STORM, SYSTEM, key);
         let name = format!("{count} mediators back, by {what}, over {cores} cores");
-        report.bars.push(at_most(&name, "<= 1.3", RATIO_MAX, measured));
+        let bar = at_most(&name, "<= 1.3", RATIO_MAX, measured);
+        let few = count < JUDGED_MIN;
+        report.bars.push(if few { open(bar, &format!("too few; --count {JUDGED_MIN} tells")) } else { bar });
     }
     // No bar of the issue's; shown for what it is.
     if let Some(times) = ratio(report, WORK, "p99_us", MEANWHILE, QUIET) {
@@ -251,5 +256,8 @@ mod tests {
         record(&mut report, WORK, STORM, 1, values);
         judge(&mut report, 10_000, 2);
         assert_eq!(report.bars.iter().map(|bar| bar.met).collect::<Vec<_>>(), [Some(false), Some(true), Some(false)]);
+        report.bars.clear();
+        judge(&mut report, JUDGED_MIN - 1, 2);
+        assert!(report.bars.iter().all(|bar| bar.met.is_none() && bar.why.is_some() && bar.measured.is_some()));
     }
 }
