@@ -202,12 +202,13 @@ impl Engine {
         self.bulk_now += usize::from(length >= RECEIVE_STEP / 2);
     }
 
-    fn sleep_for(&self) -> Duration {
-        let until = self
-            .timers
-            .next_deadline()
-            .map_or(SLEEP_MAX, |deadline| deadline.since(Instant(self.start.elapsed().as_nanos() as u64 + 1)));
-        let soon = self.dirty.starves() || self.young.is_due(self.now) || self.spent.is_due(self.now);
+    pub(crate) fn sleep_for(&self) -> Duration {
+        let spent_due = self.spent.is_due(self.now);
+        let deadlines = [self.timers.next_deadline(), self.spent.until().filter(|_| !spent_due)];
+        let now = Instant(self.start.elapsed().as_nanos() as u64 + 1);
+        let until = deadlines.into_iter().flatten().min().map_or(SLEEP_MAX, |deadline| deadline.since(now));
+        // Spent ones that are due go a few at a time.
+        let soon = self.dirty.starves() || self.young.is_due(self.now) || spent_due;
         until.min(if soon { RETRY_INTERVAL } else { SLEEP_MAX })
     }
 

@@ -1,6 +1,6 @@
-//! Sockets of channels that have ended. To close one tells nobody anything, and costs more than most of what a turn does (the
+//! Sockets of channels that have ended. Nobody waits for one to be closed, and it costs more than most of what a turn does (the
 //! receive that is armed on it has to be found among all others), so it waits until a return has passed: when a relay restarts,
-//! all of a process's channels end at once, just as all are on their way back.
+//! all of a process's channels end at once, just as all are on their way back. What comes to one meanwhile is dropped.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -32,7 +32,12 @@ impl Spent {
 
     /// Whether one is to be closed.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.0.front().is_some_and(|&(until, _)| until <= now)
+        self.until().is_some_and(|until| until <= now)
+    }
+
+    /// When the next one is to be closed.
+    pub(crate) fn until(&self) -> Option<Instant> {
+        self.0.front().map(|&(until, _)| until)
     }
 }
 
@@ -44,7 +49,8 @@ impl Engine {
         }
     }
 
-    /// Closes the oldest one, so that there are never more of them and of new ones than there were.
+    /// Closes the oldest one, so that of them and of new ones there are no more than there were, and what one turn opens: the ring
+    /// closes at its next entry.
     pub(crate) fn replace_spent(&mut self) {
         if let Some(udp) = self.spent.next() {
             self.close_udp(udp);
@@ -112,13 +118,17 @@ mod tests {
         let indexes: Vec<u32> = (0..ports.len() as u32).collect();
         engine.end_channels(&indexes);
         assert_eq!((engine.sockets.len(), closed(&mut engine, &ports)), (0, 0));
+        let due = engine.spent.until().unwrap();
+        // By the turns' own clock, it is woken when the first is due, and not only after the longest sleep.
+        engine.start -= SPENT_FOR - 2 * SECOND;
+        let sleep = engine.sleep_for();
+        assert!(sleep <= 2 * SECOND && sleep > SECOND, "{sleep:?}");
         add(&mut engine);
-        assert_eq!(closed(&mut engine, &ports), 1);
+        assert_eq!((closed(&mut engine, &ports), engine.spent.until()), (1, Some(due)));
         engine.now = engine.now + (SPENT_FOR - Duration::from_nanos(1));
         engine.close_spent();
         assert_eq!(closed(&mut engine, &ports), 1);
-        // As long ago as that, by the turns' own clock.
-        engine.start -= SPENT_FOR;
+        engine.start -= 2 * SECOND;
         engine.turn(&mut Nobody).unwrap();
         assert!(engine.spent.is_due(engine.now));
         assert_eq!(closed(&mut engine, &ports), 1 + CLOSED_MAX);

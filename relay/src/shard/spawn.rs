@@ -41,13 +41,14 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
     let mut running = Vec::new();
     let mut wakers = Vec::new();
     let mut peer_lists = Vec::new();
+    let (is_ready, ready) = crossbeam_channel::bounded::<()>(count);
     for ((seat, mail), (tcp, udp)) in seats.into_iter().zip(mail).zip(sockets) {
         let (started, wait_started) = crossbeam_channel::bounded::<Started>(1);
         let (give_peers, peers) = crossbeam_channel::bounded::<Vec<Peer>>(1);
         let mine = std::mem::take(&mut published[usize::from(seat.id.0)]);
         let names = std::mem::take(&mut names[usize::from(seat.id.0)]);
         let clients = std::mem::take(&mut proxies[usize::from(seat.id.0)]);
-        let (shared, id) = (shared.clone(), seat.id);
+        let (shared, id, is_ready) = (shared.clone(), seat.id, is_ready.clone());
         let thread = std::thread::Builder::new()
             .name(format!("shard-{}", id.0))
             .spawn(move || {
@@ -61,9 +62,12 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
                     }
                 };
                 let _ = started.send(Ok(ring.waker()));
-                // A thread's first random bytes take some 20 ms, in which the library gathers entropy for them: no caller shall
-                // wait for that. Where it fails, so does the first handshake, which says so.
+                // A thread's first random bytes take some 20 ms, in which the library gathers entropy for them. All shards do so at
+                // once, while whoever calls already waits in the service port's queue, and no handshake is held up by it.
+                // Where it fails, so does the first handshake, which says so.
                 let _ = aws_lc_rs::rand::fill(&mut [0]);
+                let _ = is_ready.send(());
+                drop(is_ready);
                 let Ok(peers) = peers.recv() else { return Ok(()) };
                 run_shard(seat, shared, mail, peers, ring, tcp, udp, mine, names, clients)
             })
@@ -77,6 +81,9 @@ pub fn spawn(shared: Arc<Shared>, seats: Vec<ShardSeat>) -> anyhow::Result<Shard
         let peers = senders.iter().zip(&wakers).map(|(s, w)| Peer { mail: s.clone(), waker: w.clone() }).collect();
         let _ = give.send(peers);
     }
+    drop(is_ready);
+    // One that ended instead says so when it is joined.
+    ready.iter().take(count).for_each(drop);
     Ok(Shards { listen, running })
 }
 
