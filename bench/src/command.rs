@@ -178,7 +178,7 @@ struct Tcp {
     #[arg(long, value_name = "S", default_value_t = 5, value_parser = value_parser!(u64).range(1..=SECONDS_MAX))]
     seconds: u64,
     /// Milliseconds before, that are not
-    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = value_parser!(u64).range(..=SECONDS_MAX * 1000))]
     warm_up_ms: u64,
     /// up: to the sink
     #[arg(long, value_enum, default_value_t = Direction::Up)]

@@ -1,8 +1,8 @@
 //! Two runs side by side: medians, the change in percent, and whether it is more than the rounds differ among themselves.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 
-use crate::results::{Report, Spread};
+use crate::results::{Measurement, Report, Spread};
 use crate::values::{self, Better};
 
 /// One value in both runs.
@@ -31,8 +31,17 @@ impl Change {
 
     /// Whether no round of one run lies within those of the other. One round has no spread, and tells nothing of chance.
     pub fn is_beyond_spread(&self) -> bool {
-        let apart = self.after.min > self.before.max || self.after.max < self.before.min;
-        apart && self.before.rounds > 1 && self.after.rounds > 1
+        self.has_spread() && (self.after.min > self.before.max || self.after.max < self.before.min)
+    }
+
+    /// Whether both runs have more than one round of it.
+    pub fn has_spread(&self) -> bool {
+        self.before.rounds > 1 && self.after.rounds > 1
+    }
+
+    /// Whether it is Isthmus' own, and not a peer's or a ceiling's.
+    pub fn is_ours(&self) -> bool {
+        is_ours(&self.system)
     }
 
     /// By how many percent it is worse; negative where it is better, 0 where neither way is.
@@ -46,7 +55,7 @@ impl Change {
 
     /// Whether Isthmus is worse by more than `percent`, and not by the rounds' chance. What peers and ceilings do is not ours.
     pub fn is_worse_than(&self, percent: f64) -> bool {
-        self.system.starts_with("isthmus") && self.is_beyond_spread() && self.worse_percent() > percent
+        self.is_ours() && self.is_beyond_spread() && self.worse_percent() > percent
     }
 }
 
@@ -72,10 +81,54 @@ pub fn changes(before: &Report, after: &Report, all: bool) -> Vec<Change> {
     changes
 }
 
+/// A case that only the first run has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    work: String,
+    case: String,
+    system: String,
+}
+
+impl Missing {
+    /// Whether it is Isthmus that was not measured again.
+    pub fn is_ours(&self) -> bool {
+        is_ours(&self.system)
+    }
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", printable(&format!("{}, {}, {}", self.work, self.case, self.system)))
+    }
+}
+
+/// What was measured before and is not in the second run, of the works that it has: a system that ended, or was left out.
+pub fn missing(before: &Report, after: &Report) -> Vec<Missing> {
+    let mut missing: Vec<Missing> = Vec::new();
+    for Measurement { work, case, system, .. } in &before.results {
+        let there = |m: &Measurement| m.work == *work && m.case == *case && m.system == *system;
+        let known = |m: &Missing| m.work == *work && m.case == *case && m.system == *system;
+        let of_work = after.works().contains(&work.as_str());
+        if of_work && !after.results.iter().any(there) && !missing.iter().any(known) {
+            missing.push(Missing { work: work.clone(), case: case.clone(), system: system.clone() });
+        }
+    }
+    missing
+}
+
+fn is_ours(system: &str) -> bool {
+    system.starts_with("isthmus")
+}
+
+/// Names are from a file, which may be anybody's: none of them shall move the terminal's cursor.
+fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 /// A table for the terminal. A `*` marks changes beyond the rounds' spread, with the word for which way they go.
 pub fn table(changes: &[Change]) -> String {
     let mut table = String::new();
-    let name = |change: &Change| format!("{}, {}, {}", change.work, change.case, change.system);
+    let name = |change: &Change| printable(&format!("{}, {}, {}", change.work, change.case, change.system));
     let width = changes.iter().map(|change| name(change).chars().count()).max().unwrap_or(0).max(4);
     let key_width = changes.iter().map(|change| change.key.len()).max().unwrap_or(0).max(3);
     // Writing to a string does not fail.
@@ -89,7 +142,7 @@ pub fn table(changes: &[Change]) -> String {
             (true, _) => " *",
         };
         let (before, after) = (values::number(change.before.median), values::number(change.after.median));
-        let (name, key, percent) = (name(change), &change.key, change.percent());
+        let (name, key, percent) = (name(change), printable(&change.key), change.percent());
         let _ = writeln!(table, "{name:width$}  {key:key_width$}  {before:>12}  {after:>12}  {percent:>+7.1} %{mark}");
     }
     table
@@ -142,6 +195,12 @@ mod tests {
         let found = changes(&before, &after, false);
         assert_eq!(found.len(), 2 * 2, "{found:?}");
         assert_eq!(changes(&before, &after, true).len(), 2 * 3);
+        let peers = missing(&before, &after);
+        assert!(!peers.is_empty() && peers.iter().all(|case| !case.is_ours()), "{peers:?}");
+        let ours = missing(&before, &Report { results: before.results[..1].to_vec(), ..after.clone() });
+        assert!(ours.iter().any(Missing::is_ours), "{ours:?}");
+        assert!(missing(&before, &before).is_empty() && missing(&before, &Report::begin("cubic")).is_empty());
+        assert_eq!(printable("a\u{1b}[31m"), "a?[31m");
         let table = table(&found);
         assert!(table.contains("tcp, 1 stream up, isthmus"), "{table}");
         assert!(table.lines().any(|line| line.contains("gbit_s") && line.ends_with("+100.0 % * better")), "{table}");

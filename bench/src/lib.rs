@@ -11,14 +11,16 @@
 //! | `compare` | the same work on Isthmus, its peers and the ceilings | [`compare`], [`systems`], [`world`] |
 //! | `report`, `diff` | results as a page, and two of them compared | [`html`], [`mod@diff`] |
 //!
-//! Every result is one line of `key=value` words, see [`report::Line`], so that scripts need no parser.
+//! Every load's result is one line of `key=value` words, see [`report::Line`], so that scripts need no parser.
 //!
 //! **Invariant:** every load ends by itself: seconds, counts and rates are bounded by the command line.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod compare;
+pub mod console;
 pub mod diff;
+pub mod file;
 pub mod html;
 pub mod load;
 pub mod names;

@@ -5,6 +5,7 @@ mod command;
 use std::process::ExitCode;
 
 use clap::Parser;
+use isthmus_bench::console;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -17,7 +18,7 @@ fn main() -> ExitCode {
     match command::Cli::parse().run() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("isthmus-bench: {error:#}");
+            console::note(format_args!("isthmus-bench: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -12,6 +12,8 @@ use std::time::SystemTime;
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::file;
+
 /// What this version writes, and the only one that it reads.
 pub const SCHEMA: &str = "isthmus-bench/1";
 
@@ -121,6 +123,12 @@ pub struct Spread {
     pub rounds: usize,
 }
 
+/// What every version of a report has.
+#[derive(Deserialize)]
+struct Version {
+    schema: String,
+}
+
 impl Report {
     /// An empty report of a run that begins now, on this machine, by this process's command line.
     pub fn begin(congestion: &str) -> Self {
@@ -142,15 +150,14 @@ impl Report {
     /// It cannot be read, is no report, or is of another version.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let report: Self = serde_json::from_slice(&text)
-            .with_context(|| format!("{} is no result of isthmus-bench --json", path.display()))?;
+        let none = || format!("{} is no result of isthmus-bench --json", path.display());
+        let Version { schema } = serde_json::from_slice(&text).with_context(none)?;
         ensure!(
-            report.schema == SCHEMA,
-            "{} has the schema '{}', and this program reads '{SCHEMA}': measure again",
-            path.display(),
-            report.schema
+            schema == SCHEMA,
+            "{} has the schema '{schema}', and this program reads '{SCHEMA}': measure again",
+            path.display()
         );
-        Ok(report)
+        serde_json::from_slice(&text).with_context(none)
     }
 
     /// Writes a file.
@@ -160,7 +167,7 @@ impl Report {
     pub fn save(&self, path: &Path) -> anyhow::Result<()> {
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
-        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+        file::write(path, &text)
     }
 
     /// All rounds' values of a key, in the order of time.

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use clap::{Args, value_parser};
 use isthmus_bench::compare::{self, NOISY_PERCENT, cases::Work, table};
+use isthmus_bench::console::{note, put};
 use isthmus_bench::results::{Bar, Report};
 use isthmus_bench::systems::{plain, turn};
 
-use super::results::write_page;
+use super::results::Files;
 
 #[derive(Debug, Args)]
 pub(super) struct Compare {
@@ -92,19 +93,15 @@ pub(super) fn compare(args: Compare) -> anyhow::Result<ExitCode> {
         shards: args.shards,
         rathole: args.rathole,
     };
+    let files = Files { json: args.json.as_deref(), html: args.html.as_deref() };
+    files.check()?;
     let report = compare::run(&settings)?;
-    // Saved before anything is printed: what was measured is not lost with a closed pipe.
-    if let Some(path) = &args.json {
-        report.save(path)?;
-    }
-    if let Some(path) = &args.html {
-        write_page(&report, path)?;
-    }
-    print!("{}", table::results(&report));
-    println!("{}", closing(&report));
+    let saved = files.save(&report);
+    put(format_args!("{}{}\n", table::results(&report), closing(&report)));
     if args.bars || args.check {
-        print!("\n{}", table::bars(&report.bars));
+        put(format_args!("\n{}", table::bars(&report.bars)));
     }
+    saved?;
     Ok(if args.check { verdict(&report) } else { ExitCode::SUCCESS })
 }
 
@@ -126,7 +123,7 @@ pub(super) fn plain_hop(args: &PlainHop) -> anyhow::Result<ExitCode> {
 pub(super) fn verdict(report: &Report) -> ExitCode {
     let open = report.bars.iter().filter(|bar| bar.met.is_none()).count();
     if open > 0 || report.bars.is_empty() {
-        eprintln!("{open} of {} bars have no verdict", report.bars.len());
+        note(format_args!("{open} of {} bars have no verdict", report.bars.len()));
     }
     if holds(&report.bars) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -144,7 +141,7 @@ pub(super) fn closing(report: &Report) -> String {
     );
     if let Some(background) = report.background {
         text += &format!(
-            "\nOthers used {:.0} % of a core (median), {:.0} % at most.",
+            "\nBetween measurements others used {:.0} % of a core (median), {:.0} % at most.",
             background.median_percent, background.max_percent
         );
         if background.median_percent > NOISY_PERCENT {

@@ -1,13 +1,13 @@
 //! `report` and `diff`: what becomes of a run's JSON.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use clap::Args;
+use isthmus_bench::console::{note, put};
 use isthmus_bench::results::Report;
-use isthmus_bench::{diff, html};
+use isthmus_bench::{diff, file, html};
 
 #[derive(Debug, Args)]
 pub(super) struct Render {
@@ -30,9 +30,14 @@ pub(super) struct Diff {
     /// Every value, and not only those that matter first
     #[arg(long)]
     all: bool,
-    /// End with status 1 when a median of Isthmus is worse by more than that, beyond the rounds' spread
-    #[arg(long, value_name = "PERCENT")]
+    /// End with status 1 when a median of Isthmus is worse by more than that, beyond the rounds' spread, or is missing
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
     fail_on_worse: Option<f64>,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let percent = text.parse::<f64>().ok().filter(|percent| percent.is_finite() && *percent >= 0.0);
+    percent.ok_or_else(|| "write a number from 0 on".to_owned())
 }
 
 pub(super) fn render(args: &Render) -> anyhow::Result<ExitCode> {
@@ -40,11 +45,38 @@ pub(super) fn render(args: &Render) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Where a run is written to.
+#[derive(Clone, Copy)]
+pub(super) struct Files<'a> {
+    pub(super) json: Option<&'a Path>,
+    pub(super) html: Option<&'a Path>,
+}
+
+impl Files<'_> {
+    /// Whether they can be written: a run takes minutes, and its end is late for that.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn check(self) -> anyhow::Result<()> {
+        [self.json, self.html].into_iter().flatten().try_for_each(file::check)
+    }
+
+    /// Writes each of them, whatever becomes of the other, and says where it is. Before anything is printed: what was
+    /// measured is not lost with a closed pipe.
+    ///
+    /// # Errors
+    /// The system's, of the first that fails.
+    pub(super) fn save(self, report: &Report) -> anyhow::Result<()> {
+        let json = self.json.map_or(Ok(()), |path| report.save(path));
+        let html = self.html.map_or(Ok(()), |path| write_page(report, path));
+        json.and(html)
+    }
+}
+
 /// Writes a run's page, and says where.
-pub(super) fn write_page(report: &Report, file: &Path) -> anyhow::Result<()> {
-    let page = html::page(report)?;
-    fs::write(file, page).with_context(|| format!("cannot write {}", file.display()))?;
-    eprintln!("the report is in {}", file.display());
+fn write_page(report: &Report, path: &Path) -> anyhow::Result<()> {
+    file::write(path, html::page(report)?.as_bytes())?;
+    note(format_args!("the report is in {}", path.display()));
     Ok(())
 }
 
@@ -52,14 +84,29 @@ pub(super) fn diff(args: &Diff) -> anyhow::Result<ExitCode> {
     let (before, after) = (Report::load(&args.before)?, Report::load(&args.after)?);
     let changes = diff::changes(&before, &after, args.all);
     ensure!(!changes.is_empty(), "the two runs have no case in common: nothing can be compared");
-    print!("{}", diff::table(&changes));
+    put(format_args!("{}", diff::table(&changes)));
     if before.machine != after.machine {
-        eprintln!("the runs are from machines or settings that differ: changes may be theirs");
+        note(format_args!("the runs are from machines or settings that differ: changes may be theirs"));
+    }
+    let missing = diff::missing(&before, &after);
+    for case in &missing {
+        note(format_args!("only in {}: {case}", args.before.display()));
+    }
+    if args.fail_on_worse.is_some() {
+        let ours = changes.iter().filter(|change| change.is_ours());
+        let once = ours.clone().filter(|change| !change.has_spread()).count();
+        ensure!(
+            ours.clone().any(diff::Change::has_spread),
+            "--fail-on-worse: no value of Isthmus has two rounds in both runs, so that none can be judged; give --rounds 3"
+        );
+        if once > 0 {
+            note(format_args!("{once} values have one round only, and are not judged"));
+        }
     }
     let worse = args.fail_on_worse.map_or(0, |percent| changes.iter().filter(|c| c.is_worse_than(percent)).count());
     if worse > 0 {
-        eprintln!("{worse} values are worse by more than {} %", args.fail_on_worse.unwrap_or_default());
-        return Ok(ExitCode::FAILURE);
+        note(format_args!("{worse} values are worse by more than {} %", args.fail_on_worse.unwrap_or_default()));
     }
-    Ok(ExitCode::SUCCESS)
+    let gone = args.fail_on_worse.is_some() && missing.iter().any(|case| case.is_ours());
+    Ok(if worse > 0 || gone { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

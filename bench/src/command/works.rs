@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, value_parser};
+use isthmus_bench::console::put;
 use isthmus_bench::results::Report;
 use isthmus_bench::works::{self, doors, flows, idle, mixed, share, storm};
 use isthmus_proto::limits::CHANNELS_MAX;
 
 use super::compare::{closing, verdict};
-use super::results::write_page;
+use super::results::Files;
 
 #[derive(Debug, Args)]
 pub(super) struct Common {
@@ -96,8 +97,12 @@ pub(super) struct Share {
     /// Maintain UDP channels as mediators do that have learned all of their gateways' bindings, instead of as new ones
     #[arg(long)]
     learned: bool,
-    #[command(flatten)]
-    rounds: Rounds,
+    /// Rounds, whose medians are shown
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Seconds of each measurement
+    #[arg(long, value_name = "S", default_value_t = 3, value_parser = value_parser!(u64).range(1..=3600))]
+    seconds: u64,
     #[command(flatten)]
     common: Common,
 }
@@ -147,55 +152,55 @@ impl Common {
         }
     }
 
-    fn finish(&self, report: &Report) -> anyhow::Result<ExitCode> {
-        // Saved before anything is printed: what was measured is not lost with a closed pipe.
-        if let Some(path) = &self.json {
-            report.save(path)?;
-        }
-        if let Some(path) = &self.html {
-            write_page(report, path)?;
-        }
-        print!("{}", works::table::text(report));
-        println!("{}", closing(report));
-        Ok(if self.check { verdict(report) } else { ExitCode::SUCCESS })
+    fn files(&self) -> Files<'_> {
+        Files { json: self.json.as_deref(), html: self.html.as_deref() }
+    }
+
+    /// Measures, once what it is told to write can be written.
+    fn finish(&self, measure: impl FnOnce() -> anyhow::Result<Report>) -> anyhow::Result<ExitCode> {
+        self.files().check()?;
+        let report = measure()?;
+        let saved = self.files().save(&report);
+        put(format_args!("{}{}\n", works::table::text(&report), closing(&report)));
+        saved?;
+        Ok(if self.check { verdict(&report) } else { ExitCode::SUCCESS })
     }
 }
 
 pub(super) fn idle(args: &Idle) -> anyhow::Result<ExitCode> {
     let (settle, watch) = (Duration::from_secs(args.settle), Duration::from_secs(args.watch));
     let settings = idle::Settings { count: args.count, learned: args.learned, settle, watch };
-    args.common.finish(&idle::run(&settings, &args.common.settings())?)
+    args.common.finish(|| idle::run(&settings, &args.common.settings()))
 }
 
 pub(super) fn storm(args: &Storm) -> anyhow::Result<ExitCode> {
     let settings = storm::Settings { count: args.count, rounds: args.rounds };
     // As many as a relay has by itself, at most as may be given.
     let cores = std::thread::available_parallelism().map_or(1, usize::from).min(64);
-    args.common.finish(&storm::run(&settings, &args.common.settings_with(cores as u16))?)
+    args.common.finish(|| storm::run(&settings, &args.common.settings_with(cores as u16)))
 }
 
 pub(super) fn mixed(args: &Mixed) -> anyhow::Result<ExitCode> {
     let settings = mixed::Settings { rounds: args.rounds.rounds, seconds: args.rounds.seconds };
-    args.common.finish(&mixed::run(&settings, &args.common.settings())?)
+    args.common.finish(|| mixed::run(&settings, &args.common.settings()))
 }
 
 pub(super) fn share(args: &Share) -> anyhow::Result<ExitCode> {
-    let Rounds { rounds, seconds } = args.rounds;
     let settle = Duration::from_secs(args.settle);
-    let Share { count, active, learned, .. } = *args;
+    let Share { count, active, learned, rounds, seconds, .. } = *args;
     let settings = share::Settings { count, active, learned, settle, rounds, seconds };
-    args.common.finish(&share::run(&settings, &args.common.settings())?)
+    args.common.finish(|| share::run(&settings, &args.common.settings()))
 }
 
 pub(super) fn flows(args: &Flows) -> anyhow::Result<ExitCode> {
     let (flows, mediators, rate) = (args.flows, args.mediators, args.rate);
     let Rounds { rounds, seconds } = args.rounds;
     let settings = flows::Settings { flows, mediators, rate, rounds, seconds };
-    args.common.finish(&flows::run(&settings, &args.common.settings())?)
+    args.common.finish(|| flows::run(&settings, &args.common.settings()))
 }
 
 pub(super) fn doors(args: &Doors) -> anyhow::Result<ExitCode> {
     let Rounds { rounds, seconds } = args.rounds;
     let settings = doors::Settings { names: args.names, loads: args.loads.clone(), rounds, seconds };
-    args.common.finish(&doors::run(&settings, &args.common.settings())?)
+    args.common.finish(|| doors::run(&settings, &args.common.settings()))
 }

@@ -76,7 +76,7 @@ impl Rule {
                 AtLeast(limit) => measured >= limit,
             }),
         };
-        let why = lost.map(|lost| lost.why);
+        let why = lost.map(|lost| lost.why).or_else(|| measured.is_none().then(|| self.missing(report)).flatten());
         Bar { name: self.name.to_owned(), bar, limit, measured, met, why }
     }
 
@@ -109,6 +109,26 @@ impl Rule {
         }
         // What the judged one does not carry counts, whatever others lost.
         ours.or(others)
+    }
+
+    /// What is missing although it was to be measured: the case was, and both systems took part.
+    fn missing(&self, report: &Report) -> Option<String> {
+        let took_part = |system: &str| {
+            report.results.iter().any(|m| m.system == system)
+                || report.skipped.iter().any(|s| s.system == system && s.work != "all")
+        };
+        let systems: Vec<&str> = match &self.against {
+            System(other) => vec![self.system, other],
+            Case(_) | Figure(_) => vec![self.system],
+        };
+        if !systems.iter().all(|system| took_part(system)) {
+            return None;
+        }
+        let run = report.cases(self.work);
+        let cases = self.cases.iter().filter(|case| run.contains(&case.as_str()));
+        let mut pairs = cases.flat_map(|case| systems.iter().map(move |system| (case, *system)));
+        let (case, system) = pairs.find(|(case, system)| report.median(self.work, case, system, self.key).is_none())?;
+        Some(format!("{system} has no figure of '{case}'"))
     }
 
     /// The worst case's; `None` where one is missing, since that might be the worst.

@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
+use crate::console::note;
 use crate::results::{Background, Measurement, Report, Skipped, middle};
 use crate::systems::{Running, SINK_PORT, Site, System, Tools, all};
 use crate::usage::FAR;
-use crate::world::{Process, Role, SOON, World, meter};
+use crate::world::{self, Process, Role, SOON, World, meter};
 use cases::{Case, Work, derive, parse};
 use progress::Progress;
 
@@ -206,7 +207,8 @@ fn start(
         match system.start(site) {
             Ok(running) => entrants.push(Entrant { system, running }),
             Err(error) => {
-                eprintln!("{} is skipped: {error:#}", system.name());
+                world::wait_if_ending();
+                note(format_args!("{} is skipped: {error:#}", system.name()));
                 skipped.push(Skipped { system: system.name().into(), work: "all".into(), why: format!("{error:#}") });
             }
         }
@@ -259,7 +261,14 @@ pub(crate) fn settled(quiet: f64) -> anyhow::Result<f64> {
     let deadline = Instant::now() + SETTLE_MAX;
     loop {
         let percent = background()?;
-        if percent <= quiet || Instant::now() >= deadline {
+        if percent <= quiet {
+            return Ok(percent);
+        }
+        if Instant::now() >= deadline {
+            note(format_args!(
+                "the machine does not come to rest: {percent:.0} % of a core are used, {:.0} s after the last load",
+                SETTLE_MAX.as_secs_f64()
+            ));
             return Ok(percent);
         }
     }

@@ -3,6 +3,9 @@
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
+use crate::console::note;
+use crate::world;
+
 /// The steps of a run.
 pub(super) struct Progress {
     steps: usize,
@@ -33,15 +36,16 @@ impl Progress {
     /// It has ended, with this result.
     pub(super) fn end(&mut self, what: &str, result: &str) {
         if !self.terminal {
-            eprintln!("{} {what}: {result}", self.place());
+            note(format_args!("{} {what}: {result}", self.place()));
         }
         self.done += 1;
     }
 
     /// It has failed; that stays on the screen.
     pub(super) fn fail(&mut self, what: &str, why: &str) {
+        world::wait_if_ending();
         self.clear();
-        eprintln!("{} {what}: {why}", self.place());
+        note(format_args!("{} {what}: {why}", self.place()));
         self.done += 1;
     }
 

@@ -85,11 +85,13 @@ impl Simulator {
     }
 
     pub(super) fn open_later_channels(&mut self, engine: &mut Engine) {
+        let mut opened = 0;
         while let Some((at, link)) = self.unopened.first() {
-            if at > engine.now() {
+            if at > engine.now() || opened == self.settings.at_once {
                 return engine.set_timer(self.timers.channels, at);
             }
             self.open_channels(engine, link);
+            opened += 1;
         }
     }
 

@@ -144,7 +144,9 @@ const TIMER_CHANNELS: u32 = 2;
 pub fn run(settings: Settings, mut told: impl FnMut(&mut Figures)) -> anyhow::Result<Figures> {
     // The tunnels' own sockets are in the rings' tables, but the sockets of UDP channels are not.
     let channels = settings.names.len() as u64 * u64::from(settings.udp_channels);
-    usage::raise_descriptors(channels + settings.at_once as u64 + DESCRIPTORS_BESIDE)?;
+    // Former ones are closed after the turn that opens new ones in their place.
+    let former = settings.at_once as u64 * u64::from(settings.udp_channels);
+    usage::raise_descriptors(channels + former + settings.at_once as u64 + DESCRIPTORS_BESIDE)?;
     let mut services = echo::spawn().context("cannot start the echo service")?;
     if settings.answer == Answer::Sink {
         services.tcp = crate::peer::stream::spawn((Ipv4Addr::LOCALHOST, 0).into())?;
@@ -284,6 +286,8 @@ struct Simulator {
     dialled: Vec<Instant>,
     /// Of each, the token, which a mediator has in a file: made when it is needed first.
     tokens: Vec<Option<Box<str>>>,
+    /// When the oldest of them can have been signed, in seconds of the system's clock.
+    signed_since_s: u64,
     /// Of each, the last ticket; none where they keep none.
     tickets: Vec<Arc<Tickets>>,
     links: HashMap<Key, Tunnel>,

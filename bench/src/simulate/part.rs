@@ -57,6 +57,7 @@ impl<T: Fn(Told)> Part<T> {
             first: number * count,
             dialled: vec![Instant::ZERO; count],
             tokens: vec![None; count],
+            signed_since_s: 0,
             tickets: (0..if settings.tickets { count } else { 0 }).map(|_| Arc::default()).collect(),
             links: Default::default(),
             ports: ports::Ports::default(),

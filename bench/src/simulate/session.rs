@@ -15,7 +15,7 @@ use rustls::pki_types::ServerName;
 
 use super::{Simulator, Tunnel};
 
-/// Life of a token: longer than any run.
+/// Life of a token: longer than any measurement. Who stays for longer gets a new one.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A report of the usual size.
@@ -77,10 +77,14 @@ impl Simulator {
     }
 
     fn token(&mut self, index: usize) -> anyhow::Result<&str> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        if now.saturating_sub(self.signed_since_s) >= TOKEN_TTL.as_secs() / 2 {
+            self.tokens.fill(None);
+            self.signed_since_s = now;
+        }
         Ok(match &mut self.tokens[index] {
             Some(token) => token,
             none => {
-                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
                 none.insert(self.settings.tokens.issue_mediator(&self.settings.names[index], TOKEN_TTL, now)?.into())
             }
         })

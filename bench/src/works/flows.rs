@@ -8,6 +8,7 @@ use super::lab::{Lab, words};
 use super::{Common, SYSTEM, at_most, ratio, record};
 use crate::compare::bars::LOSS_PERCENT_MAX;
 use crate::compare::cases::{Work, derive};
+use crate::load::udp::FLOWS_MAX;
 use crate::results::Report;
 use crate::world::{Process, Role};
 
@@ -53,6 +54,7 @@ const RATIO_MAX: f64 = 1.5;
 pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
     let Settings { flows, mediators, .. } = *settings;
     ensure!(flows > FEW, "--flows is more than {FEW}, to which it is compared");
+    ensure!(flows <= FLOWS_MAX, "--flows is at most {FLOWS_MAX}");
     ensure!((1..=MEDIATORS_MAX).contains(&mediators), "--mediators is from 1 to {MEDIATORS_MAX}");
     ensure!(common.channels > 0, "--udp-channels is at least 1: this is about redirected datagrams");
     let mut report = Report::begin(&common.congestion);
@@ -147,6 +149,7 @@ mod tests {
         let good = Settings { flows: 1000, mediators: 10, rate: Some(1000), rounds: 1, seconds: 1 };
         for (bad, common) in [
             (Settings { flows: FEW, ..good.clone() }, &common),
+            (Settings { flows: FLOWS_MAX + 1, ..good.clone() }, &common),
             (Settings { mediators: 0, ..good.clone() }, &common),
             (Settings { mediators: MEDIATORS_MAX + 1, ..good.clone() }, &common),
             (good, &Common { channels: 0, ..common.clone() }),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 
 use super::lab::Lab;
-use super::{Common, SYSTEM, Values, at_most, open, record};
+use super::{COUNT_MAX, Common, SYSTEM, Values, at_most, open, record};
 use crate::results::Report;
 use crate::world::meter;
 
@@ -53,7 +53,7 @@ const CPU_SECONDS_MIN: f64 = 0.1;
 /// # Errors
 /// Too few tunnels, no world, or not all come up.
 pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
-    ensure!(settings.count >= COUNT_MIN, "--count is at least {COUNT_MIN}");
+    ensure!((COUNT_MIN..=COUNT_MAX).contains(&settings.count), "--count is from {COUNT_MIN} to {COUNT_MAX}");
     let mut report = Report::begin(&common.congestion);
     let lab = Lab::up_with(common, &[], &[SMALL_PAGES])?;
     lab.look()?;

@@ -11,8 +11,8 @@ use rustix::process::{Resource, getrlimit};
 
 use super::Values;
 use super::handshake::Path;
-use crate::compare::background;
 use crate::compare::cases::parse;
+use crate::compare::{background, settled};
 use crate::results::{Background, middle};
 use crate::simulate::PER_RING;
 use crate::systems::Tools;
@@ -50,6 +50,9 @@ const PORT_RANGE: &str = "net.ipv4.ip_local_port_range=10000 65535";
 /// behind a gateway of its own, and none of these costs the relay anything.
 const FIELD: &str = "203.0.113.0/24";
 
+/// Percent of a core: rests of bulk use more, and the keep-alives of thousands of tunnels less.
+pub(super) const RESTS_PERCENT: f64 = 60.0;
+
 /// How long mediators may take to be up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -73,7 +76,7 @@ pub(super) enum Urgency {
 }
 
 /// A relay that runs.
-pub(super) struct Relay {
+struct Relay {
     process: Process,
     args: Vec<String>,
     /// Its name, and the name of its folder of keys in the world's.
@@ -90,7 +93,7 @@ pub(super) struct Beside {
 
 impl Beside {
     pub(super) fn relay_pid(&self) -> u32 {
-        self.relay.pid()
+        self.relay.process.pid()
     }
 
     pub(super) fn agent_pid(&self) -> u32 {
@@ -127,12 +130,7 @@ impl Lab {
     }
 
     pub(super) fn relay_pid(&self) -> u32 {
-        self.relay.pid()
-    }
-
-    /// The relay that the lab came up with.
-    pub(super) fn relay(&self) -> &Relay {
-        &self.relay
+        self.relay.process.pid()
     }
 
     /// Kills the relay as a crash would, and starts it again with the same keys.
@@ -145,11 +143,13 @@ impl Lab {
         self.relay.process.wait_for("relay runs", SOON).map(drop)
     }
 
-    /// Looks at what others use of the machine, while nothing is measured: what our own use is the keeping of idle tunnels.
+    /// Looks at what others use of the machine, while nothing is measured, once the last load's rests have passed: what our own
+    /// use then is the keeping of idle tunnels.
     ///
     /// # Errors
     /// There is no `/proc`.
     pub(super) fn look(&self) -> anyhow::Result<()> {
+        settled(RESTS_PERCENT)?;
         let own_s =
             || meter::family(std::process::id()).into_iter().filter_map(|pid| meter::cpu_s(pid).ok()).sum::<f64>();
         let (before, started) = (own_s(), Instant::now());
@@ -176,11 +176,7 @@ impl Lab {
 
     /// Where the relay's keys are.
     pub(super) fn state(&self) -> PathBuf {
-        self.state_of(&self.relay)
-    }
-
-    fn state_of(&self, relay: &Relay) -> PathBuf {
-        self.world.folder().join(relay.name)
+        self.world.folder().join(self.relay.name)
     }
 
     /// Another relay on the same machine, which publishes one TCP port of the private host, with a mediator.
@@ -197,21 +193,13 @@ impl Lab {
     /// # Errors
     /// One of them does not start.
     pub(super) fn beside(&self, name: &'static str, mediator: &str, more: &[String]) -> anyhow::Result<Beside> {
-        let relay = self.relay_beside(name, more)?;
+        let relay = Relay::start(&self.world, &self.tools, &self.common, name, SERVICE + 1, more, &[])?;
         let agent = self.agent_of(&relay, mediator)?;
         Ok(Beside { relay, agent })
     }
 
-    /// Another relay on the same machine, with a folder of keys of that name and without a mediator.
-    ///
-    /// # Errors
-    /// It does not start.
-    pub(super) fn relay_beside(&self, name: &'static str, more: &[String]) -> anyhow::Result<Relay> {
-        Relay::start(&self.world, &self.tools, &self.common, name, SERVICE + 1, more, &[])
-    }
-
     fn token(&self, relay: &Relay, words: &[&str]) -> anyhow::Result<String> {
-        let state = self.state_of(relay).display().to_string();
+        let state = self.world.folder().join(relay.name).display().to_string();
         let args = ["token", "--state", &state].into_iter().chain(words.iter().copied());
         Ok(self.world.run(Role::Relay, self.tools.own("isthmus-relay")?, args, SOON)?.trim().to_owned())
     }
@@ -267,23 +255,8 @@ impl Lab {
         answer: &str,
         options: &[&str],
     ) -> anyhow::Result<Vec<Process>> {
-        self.mediators_of(&self.relay, first, count, answer, options)
-    }
-
-    /// The same of any relay here.
-    ///
-    /// # Errors
-    /// As [`Lab::mediators`].
-    pub(super) fn mediators_of(
-        &self,
-        relay: &Relay,
-        first: usize,
-        count: usize,
-        answer: &str,
-        options: &[&str],
-    ) -> anyhow::Result<Vec<Process>> {
         let mut processes = Vec::new();
-        let (state, service, pin) = (self.state_of(relay).display().to_string(), &relay.service, &relay.pin);
+        let (state, service, pin) = (self.state().display().to_string(), &self.relay.service, &self.relay.pin);
         let channels = self.common.channels.to_string();
         // A thread for each processor: with fewer, it would be the mediators that a storm waits for.
         let each = self.each_process()?.min(count.div_ceil(cores()).max(1));
@@ -409,10 +382,6 @@ impl Lab {
 }
 
 impl Relay {
-    pub(super) fn pid(&self) -> u32 {
-        self.process.pid()
-    }
-
     fn start(
         world: &World,
         tools: &Tools,

@@ -24,12 +24,16 @@ pub mod table;
 
 use std::collections::BTreeMap;
 
+use crate::console::note;
 use crate::results::{Bar, Measurement, Report};
 
 pub use lab::Common;
 
 /// What is measured, in results.
 const SYSTEM: &str = "isthmus";
+
+/// Most mediators of a work: more than any machine has memory for.
+pub const COUNT_MAX: usize = 10_000_000;
 
 type Values = BTreeMap<String, f64>;
 
@@ -42,7 +46,7 @@ fn record(report: &mut Report, work: &str, case: &str, round: u32, values: Value
         .collect();
     let bound =
         if values.get("load_bound").is_some_and(|&bound| bound > 0.0) { " (the load is at its end)" } else { "" };
-    eprintln!("{work}, {case}: {}{bound}", words.join(" "));
+    note(format_args!("{work}, {case}: {}{bound}", words.join(" ")));
     let (work, case, system) = (work.to_owned(), case.to_owned(), SYSTEM.to_owned());
     report.results.push(Measurement { work, case, system, round, values });
 }

@@ -16,7 +16,7 @@ use anyhow::{Context, ensure};
 
 use super::handshake::{self, Kind, Pure};
 use super::lab::{Lab, PATIENCE, Urgency, words};
-use super::{Common, SYSTEM, Values, at_most, open, ratio, record};
+use super::{COUNT_MAX, Common, SYSTEM, Values, at_most, open, ratio, record};
 use crate::compare::cases::parse;
 use crate::results::Report;
 use crate::simulate::AGAIN;
@@ -88,7 +88,7 @@ struct Storm {
 /// # Errors
 /// No mediators, no world, or not all come back.
 pub fn run(settings: &Settings, common: &Common) -> anyhow::Result<Report> {
-    ensure!(settings.count > 0, "--count is at least 1");
+    ensure!((1..=COUNT_MAX).contains(&settings.count), "--count is from 1 to {COUNT_MAX}");
     let mut report = Report::begin(&common.congestion);
     let mut lab = Lab::up(common, &[])?;
     let (_sink, _survivor) = (lab.sink(Role::Host, SINK, Urgency::First)?, lab.survivor(PUBLISHED, SINK)?);

@@ -16,6 +16,7 @@ use std::fmt;
 use std::fs;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
+pub use cleanup::wait_if_ending;
 pub use process::Process;
 
 /// How long a program may take to listen, or to say that it is ready.
@@ -99,7 +101,9 @@ impl World {
         remove_dead_worlds();
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("{PREFIX}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let folder = tempfile::Builder::new().prefix("isthmus-bench-").tempdir()?.keep();
+        // Its keys and tokens are nobody else's, whatever the system's mask says.
+        let owner = fs::Permissions::from_mode(0o700);
+        let folder = tempfile::Builder::new().prefix(&format!("{FOLDER}{name}-")).permissions(owner).tempdir()?.keep();
         cleanup::guard(&name, &folder, || nat(&["up", &name, "--congestion", congestion]))?;
         Ok(Self { name, folder })
     }
@@ -220,6 +224,9 @@ impl Drop for World {
 /// How a world's name begins; the rest is the process's identifier and a counter.
 const PREFIX: &str = "isb";
 
+/// How its folder's name begins, before the world's.
+const FOLDER: &str = "isthmus-bench-";
+
 fn nat(args: &[&str]) -> anyhow::Result<()> {
     let output = Command::new("bash").args(["-c", SCRIPT, "nat"]).args(args).stdin(Stdio::null()).output();
     let output = output.context("cannot start bash")?;
@@ -245,17 +252,29 @@ fn listens(pid: u32, proto: Proto, port: u16) -> bool {
 
 /// A process that was killed cannot clean up.
 fn remove_dead_worlds() {
-    let Ok(entries) = fs::read_dir("/run/netns") else { return };
+    let names = |folder: &Path| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
+    };
+    // What cannot be removed is in nobody's way.
     let suffix = format!("-{}", Role::Public);
-    for entry in entries.flatten() {
-        let file = entry.file_name();
-        let Some(world) = file.to_str().and_then(|name| name.strip_suffix(&suffix)) else { continue };
-        let pid = world.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')).map(|(pid, _)| pid);
-        if pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()) {
-            // What cannot be removed is in nobody's way.
+    for namespace in names(Path::new("/run/netns")) {
+        if let Some(world) = namespace.strip_suffix(&suffix).filter(|world| is_dead(world)) {
             let _ = nat(&["down", world]);
         }
     }
+    let folders = std::env::temp_dir();
+    for folder in names(&folders) {
+        if folder.strip_prefix(FOLDER).is_some_and(is_dead) {
+            let _ = fs::remove_dir_all(folders.join(folder));
+        }
+    }
+}
+
+/// Whether the process is gone whose world's name this begins with.
+fn is_dead(name: &str) -> bool {
+    let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')).map(|(pid, _)| pid);
+    pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists())
 }
 
 /// The end of what a program said, on one line; `otherwise` where it said nothing.
@@ -298,6 +317,19 @@ mod tests {
     }
 
     #[test]
+    fn worlds_are_dead_whose_process_is() {
+        let me = std::process::id();
+        for (name, dead) in [
+            (format!("isb{me}-0"), false),
+            ("isb4294967295-0-x".into(), true),
+            ("isb1".into(), false),
+            ("x".into(), false),
+        ] {
+            assert_eq!(is_dead(&name), dead, "{name}");
+        }
+    }
+
+    #[test]
     fn programs_are_found_or_not() {
         assert!(find("sh").is_some());
         assert!(find("no-such-program-here").is_none());
@@ -310,11 +342,15 @@ mod tests {
             eprintln!("skipped: needs root, and ip, nft and conntrack");
             return;
         }
+        let left = std::env::temp_dir().join(format!("{FOLDER}isb4294967295-0-test"));
+        fs::create_dir_all(&left).unwrap();
         let world = World::up("cubic").unwrap();
+        assert!(!left.exists(), "what a killed process left goes");
         let roles = [Role::Public, Role::Relay, Role::Gateway, Role::Private, Role::Host];
         let namespaces = roles.map(|role| Path::new("/run/netns").join(world.namespace(role)));
         assert!(namespaces.iter().all(|file| file.exists()));
         let folder = world.folder().to_owned();
+        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
         world.write("file", "text").unwrap();
         let addresses = world.run(Role::Host, "ip", ["-4", "addr", "show", "eth0"], SOON).unwrap();
         assert!(addresses.contains(&Role::Host.address().to_string()), "{addresses}");
