@@ -358,6 +358,9 @@ mod tests {
         report.schema = "isthmus-bench/0".into();
         report.save(&path).unwrap();
         assert!(format!("{:#}", Report::load(&path).unwrap_err()).contains("measure again"));
+        // Whatever else an older one lacks.
+        fs::write(&path, r#"{"schema":"isthmus-bench/0"}"#).unwrap();
+        assert!(format!("{:#}", Report::load(&path).unwrap_err()).contains("measure again"));
         fs::write(&path, "{}").unwrap();
         assert!(format!("{:#}", Report::load(&path).unwrap_err()).contains("is no result"));
     }

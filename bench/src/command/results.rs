@@ -92,7 +92,8 @@ pub(super) fn diff(args: &Diff) -> anyhow::Result<ExitCode> {
     for case in &missing {
         note(format_args!("only in {}: {case}", args.before.display()));
     }
-    if args.fail_on_worse.is_some() {
+    let gone = args.fail_on_worse.is_some() && missing.iter().any(diff::Missing::is_ours);
+    if args.fail_on_worse.is_some() && !gone {
         let ours = changes.iter().filter(|change| change.is_ours());
         let once = ours.clone().filter(|change| !change.has_spread()).count();
         ensure!(
@@ -100,13 +101,12 @@ pub(super) fn diff(args: &Diff) -> anyhow::Result<ExitCode> {
             "--fail-on-worse: no value of Isthmus has two rounds in both runs, so that none can be judged; give --rounds 3"
         );
         if once > 0 {
-            note(format_args!("{once} values have one round only, and are not judged"));
+            note(format_args!("{once} values of Isthmus have one round only, and are not judged"));
         }
     }
     let worse = args.fail_on_worse.map_or(0, |percent| changes.iter().filter(|c| c.is_worse_than(percent)).count());
     if worse > 0 {
         note(format_args!("{worse} values are worse by more than {} %", args.fail_on_worse.unwrap_or_default()));
     }
-    let gone = args.fail_on_worse.is_some() && missing.iter().any(|case| case.is_ours());
     Ok(if worse > 0 || gone { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

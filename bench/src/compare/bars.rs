@@ -334,6 +334,17 @@ mod tests {
     }
 
     #[test]
+    fn case_that_failed_is_named_and_an_absent_system_is_not() {
+        let mut report = report("cubic", &EVERYBODY, &[]);
+        report.results.retain(|m| (m.system.as_str(), m.case.as_str()) != ("isthmus", "1 stream up"));
+        let bar = |report: &Report| find(&judge(report), "bulk TCP: W", "<= 0.36 x rathole-tls").clone();
+        let why = bar(&report).why;
+        assert!(why.as_ref().is_some_and(|why| why.contains("isthmus has no figure of '1 stream up'")), "{why:?}");
+        report.results.retain(|m| m.system != "isthmus");
+        assert_eq!(bar(&report).why, None);
+    }
+
+    #[test]
     fn other_congestion_control_has_its_own_bar() {
         let bars = judge(&report("bbr", &EVERYBODY, &[]));
         assert_eq!(bars.len(), 1);
